@@ -1,0 +1,313 @@
+"""The table of denoisers: which modules of a class are its blocks, and which module reads the last feature.
+
+On a step that is skipped the blocks are left out and the tail is fed the forecast feature; all else of the
+model (embeddings, modulation, final norm and projection) runs as always. A class of diffusers is one row
+here, a class of one's own is one call of `register_denoiser`. A row without blocks has the output site only,
+and says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from .errors import UnsupportedModelError
+
+_WAY_OUT = 'use site="output", or register_denoiser with the right names.'
+_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\.\*|\?)?")
+
+
+@dataclass(frozen=True)
+class DenoiserRow:
+    """Where the last block's feature of a denoiser class is read and replaced.
+
+    Paths are attribute names, dotted where a module lies deeper; one that ends in `?` may be absent.
+
+    Args:
+        cls: name of the class.
+        blocks: paths of what a skipped step leaves out, in the order in which it runs. A `ModuleList` or
+            `ModuleDict`, nested ones too, stands for its members. Empty: the output site only.
+        tail: paths of the modules whose first input is the feature; `"name.*"` is every member of a
+            container. Several, where a denoiser has several outputs.
+        reason: why there is the output site only.
+
+    Raises:
+        UnsupportedModelError: blocks without a tail or a tail without blocks, neither and no reason, or a
+            path that is none.
+    """
+
+    cls: str
+    blocks: tuple[str, ...]
+    tail: tuple[str, ...]
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        for path in (*self.blocks, *self.tail):
+            if not _PATH.fullmatch(path):
+                raise UnsupportedModelError(
+                    f"The row of {self.cls} has the path {path!r}, which names no module: write an attribute "
+                    'name such as "transformer_blocks", a dotted one, or "all_final_layer.*" for all members.'
+                )
+        if bool(self.blocks) != bool(self.tail):
+            given, missing = ("blocks", "tail") if self.blocks else ("tail", "blocks")
+            raise UnsupportedModelError(
+                f"The row of {self.cls} has {given} but no {missing}: name both for the last-block site, "
+                "or neither, with a reason, for the output site only."
+            )
+        if not self.blocks and not self.reason:
+            raise UnsupportedModelError(
+                f"The row of {self.cls} has no blocks and no reason: say why only the output site can be had."
+            )
+
+
+# The columns: blocks in the order they run, tail, classes.
+# fmt: off
+_LAST_BLOCK = (
+    ("transformer_blocks single_transformer_blocks", "norm_out",
+     "BriaFiboTransformer2DModel BriaTransformer2DModel ChromaTransformer2DModel Flux2Transformer2DModel "
+     "FluxTransformer2DModel HunyuanImageTransformer2DModel HunyuanVideoFramepackTransformer3DModel "
+     "HunyuanVideoTransformer3DModel LongCatImageTransformer2DModel MotifVideoTransformer3DModel "
+     "OvisImageTransformer2DModel"),
+    ("transformer_blocks", "norm_out",
+     "AllegroTransformer3DModel CogView3PlusTransformer2DModel CogView4Transformer2DModel "
+     "CosmosTransformer3DModel DiTTransformer2DModel GlmImageTransformer2DModel "
+     "HunyuanVideo15Transformer3DModel LTXVideoTransformer3DModel MiniMaxH3Transformer3DModel "
+     "MochiTransformer3DModel NucleusMoEImageTransformer2DModel PixArtTransformer2DModel PriorTransformer "
+     "QwenImage21Transformer2DModel QwenImageTransformer2DModel SD3Transformer2DModel "
+     "SanaTransformer2DModel SanaVideoTransformer3DModel SanaWMLTX2RefinerTransformer3DModel"),
+    ("transformer_blocks", "norm_final", "CogVideoXTransformer3DModel EasyAnimateTransformer3DModel"),
+    ("transformer_blocks", "final_layer", "Krea2Transformer2DModel"),
+    ("transformer_blocks", "proj_out",
+     "DreamLiteTransformer2DModel MiniMaxMusic3Transformer1DModel StableAudio3DiTModel StableAudioDiTModel "
+     "TransformerTemporalModel"),
+    ("transformer_blocks", "norm_out audio_norm_out", "LTX2VideoTransformer3DModel"),
+    ("transformer_blocks perceiver_cross_attention?", "norm_final", "ConsisIDTransformer3DModel"),
+    ("transformer_blocks temporal_transformer_blocks", "norm_out", "LatteTransformer3DModel"),
+    ("joint_transformer_blocks single_transformer_blocks", "norm_out", "AuraFlowTransformer2DModel"),
+    ("txt_mode_blocks mode_blocks single_transformer_blocks", "norm_out", "Flux3Transformer2DModel"),
+    ("double_stream_blocks single_stream_blocks", "final_layer", "HiDreamImageTransformer2DModel"),
+    ("double_blocks", "norm_out", "JoyImageEditPlusTransformer3DModel JoyImageEditTransformer3DModel"),
+    ("text_transformer_blocks visual_transformer_blocks", "out_layer", "Kandinsky5Transformer3DModel"),
+    ("video_text_transformer_blocks audio_text_transformer_blocks visual_transformer_blocks",
+     "out_layer audio_out_layer", "Kandinsky6Transformer3DModel"),
+    ("visual_transformer_blocks", "out_layer", "Kandinsky6SRTransformer3DModel"),
+    ("blocks", "norm_out",
+     "AnyFlowFARTransformer3DModel AnyFlowTransformer3DModel ChronoEditTransformer3DModel "
+     "HeliosTransformer3DModel HunyuanDiT2DModel LongCatAudioDiTTransformer SkyReelsV2Transformer3DModel "
+     "WanTransformer3DModel"),
+    ("blocks", "final_layer", "PRXTransformer2DModel SanaWMTransformer3DModel"),
+    ("blocks", "head", "WanAnimate2Transformer3DModel"),
+    ("blocks face_adapter", "norm_out", "WanAnimateTransformer3DModel"),
+    ("vace_blocks blocks", "norm_out", "WanVACETransformer3DModel"),
+    ("layers", "norm_out", "AceStepTransformer1DModel LuminaNextDiT2DModel"),
+    ("layers", "norm", "OmniGenTransformer2DModel"),
+    ("layers", "norm_moe_gen", "Cosmos3OmniTransformer"),
+    ("layers", "final_norm", "ErnieImageTransformer2DModel"),
+    ("layers", "final_layer", "Ideogram4Transformer2DModel"),
+    ("noise_refiner perceiver layers", "final_layer", "BriaFibo2Transformer2DModel"),
+    ("context_refiner noise_refiner layers", "norm_out", "Lumina2Transformer2DModel"),
+    ("noise_refiner context_refiner siglip_refiner? layers", "all_final_layer.*", "ZImageTransformer2DModel"),
+    ("decoders", "decoder_norm", "T5FilmDecoder"),
+    ("transformer_layers pair_update_layers",
+     "ca_linear local_latents_linear sequence_readout insertion_q_proj insertion_k_proj",
+     "RFD4ProteinaTransformer"),
+    ("transformer.transformer_in_blocks transformer.transformer_mid_block transformer.transformer_out_blocks",
+     "transformer.norm_out", "UniDiffuserModel"),
+    ("down_block transformer_layers up_block", "mlm_layer", "UVit2DModel"),
+    ("down_blocks mid_block up_blocks", "conv_norm_out",
+     "AudioLDM2UNet2DConditionModel DreamLiteUNetModel UNet2DConditionModel UNet2DModel UNetMotionModel "
+     "UNetSpatioTemporalConditionModel"),
+    ("transformer_in down_blocks mid_block up_blocks", "conv_norm_out", "I2VGenXLUNet UNet3DConditionModel"),
+    ("down_blocks up_blocks", "conv_norm_out", "Kandinsky3UNet"),
+    ("down_blocks mid_block up_blocks", "base_conv_norm_out", "UNetControlNetXSModel"),
+    ("down_blocks mid_block up_blocks", "out_block", "UNet1DModel"),
+    ("down_downscalers down_blocks down_repeat_mappers up_blocks up_repeat_mappers up_upscalers", "clf",
+     "StableCascadeUNet"),
+)
+# fmt: on
+
+DENOISERS: dict[str, DenoiserRow] = {
+    cls: DenoiserRow(cls, tuple(blocks.split()), tuple(tail.split()))
+    for blocks, tail, classes in _LAST_BLOCK
+    for cls in classes.split()
+}
+
+# Configurations of a class that its row does not hold for: a test of the model, and the reason if it is true.
+_EXCEPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "UNet2DModel": (
+        lambda model: any(hasattr(block, "skip_conv") for block in model.up_blocks),
+        "its skip blocks add a second sample to the output, after the tail",
+    ),
+}
+
+_registered: dict[str, DenoiserRow] = {}
+
+
+def register_denoiser(
+    cls: type | str, *, blocks: str | Iterable[str] = (), tail: str | Iterable[str] = (), reason: str = ""
+) -> DenoiserRow:
+    """Add a row for a denoiser class, or replace the one it has.
+
+    Args:
+        cls: the class, or its name; subclasses use the row too.
+        blocks, tail, reason: as in `DenoiserRow`; a single path may be given as it is.
+
+    Raises:
+        UnsupportedModelError: the row can't be, see `DenoiserRow`, or `cls` is neither a class nor a name.
+    """
+    name = cls.__name__ if isinstance(cls, type) else cls
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UnsupportedModelError(
+            f"register_denoiser was given {cls!r}: give the denoiser's class or its name, not an instance."
+        )
+    row = DenoiserRow(name, _paths(name, "blocks", blocks), _paths(name, "tail", tail), reason)
+    _registered[name] = row
+    return row
+
+
+def _paths(cls: str, what: str, value: Any) -> tuple[str, ...]:
+    paths = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    for path in paths:
+        if not isinstance(path, str):
+            raise UnsupportedModelError(
+                f"The row of {cls} has {path!r} in its {what}: give attribute names, not modules."
+            )
+    return paths
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside a `torch.compile`d one."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
+
+
+def row_for(model: nn.Module) -> DenoiserRow | None:
+    """The row of a model, by the name of its class or the nearest base class that has one; None if none has.
+
+    A registered row wins over the built-in one of the same name. Where this model's configuration lacks what
+    a built-in row needs, the row that comes back has the output site only, and the reason.
+    """
+    model = unwrap(model)
+    for cls in type(model).__mro__:
+        if cls.__name__ in _registered:
+            return _registered[cls.__name__]
+        if cls.__name__ in DENOISERS:
+            return _fitted(DENOISERS[cls.__name__], model)
+    return None
+
+
+def _fitted(row: DenoiserRow, model: nn.Module) -> DenoiserRow:
+    absent = [path for path in row.tail if _attribute(model, path.removesuffix(".*")) is None]
+    is_exception, reason = _EXCEPTIONS.get(row.cls, (lambda _: False, ""))
+    if len(absent) == len(row.tail):
+        reason = f"this configuration has no {' and no '.join(absent)} after its blocks"
+    elif not is_exception(model):
+        return row
+    return DenoiserRow(row.cls, (), (), reason)
+
+
+def resolve(model: nn.Module, row: DenoiserRow) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The blocks, in the order of the row, and the tails of a model; both empty for the output site only.
+
+    Raises:
+        UnsupportedModelError: the model lacks a module that the row names.
+    """
+    model = unwrap(model)
+    blocks = [block for path in row.blocks for block in _members(_module(model, row, path))]
+    tails = [tail for path in row.tail for tail in _tails(model, row, path)]
+    for what, found in (("blocks", blocks), ("tail", tails)):
+        if row.blocks and not found:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no module under the {what} of its row, "
+                f"{', '.join(getattr(row, what))}: {_WAY_OUT}"
+            )
+    return blocks, tails
+
+
+def _tails(model: nn.Module, row: DenoiserRow, path: str) -> list[nn.Module]:
+    module = _module(model, row, path.removesuffix(".*"))
+    members = list(_members(module))
+    if not path.endswith(".*") and members not in ([], [module]):
+        raise UnsupportedModelError(
+            f'The tail {path!r} of {row.cls} is a container: write "{path}.*" for every member of it.'
+        )
+    return members
+
+
+def _members(module: nn.Module | None) -> Iterator[nn.Module]:
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        for child in module.children():
+            yield from _members(child)
+    elif module is not None:
+        yield module
+
+
+def _module(model: nn.Module, row: DenoiserRow, path: str) -> nn.Module | None:
+    """The module at a path; None where the model has set it so, or lacks what may be absent."""
+    missing = object()
+    module = _attribute(model, path.removesuffix("?"), missing)
+    if module is missing and path.endswith("?"):
+        return None
+    if module is not None and not isinstance(module, nn.Module):
+        has = ", ".join(name for name, _ in model.named_children())
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no module {path!r}, which the row of {row.cls} names. "
+            f"It has: {has}. The way out: {_WAY_OUT}"
+        )
+    return module
+
+
+def _attribute(model: nn.Module, path: str, default: Any = None) -> Any:
+    value: Any = model
+    for name in path.split("."):
+        value = getattr(value, name, default)
+        if value is default:
+            break
+    return value
+
+
+# What the rule of find_denoiser_classes would take for a denoiser, and why it is none.
+_NOT_DENOISERS = {
+    "ControlNetUnionModel": "a ControlNet",
+    "MiniMaxMusic3RVQDepthDecoder": "predicts codes one after another, before the sampling loop",
+    "MotionAdapter": "holds weights for UNetMotionModel and has no forward",
+    "Transformer2DModel": "a block of U-Nets",
+}
+_PACKAGES = ("diffusers.models.transformers.", "diffusers.models.unets.")
+_NO_MODELS = ("Pipeline", "Scheduler", "Blocks", "Loader", "Config", "Guidance", "Output", "Processor")
+
+
+def find_denoiser_classes() -> list[str]:
+    """Names of the public denoiser classes in the installed diffusers, sorted.
+
+    The rule: a public `ModelMixin` that is a transformer or a U-Net by the package it lies in, or whose
+    forward takes a time; not a ControlNet, nor one of a short list of exceptions.
+    """
+    import diffusers
+
+    names = [name for name in dir(diffusers) if name[0].isupper() and not name.endswith(_NO_MODELS)]
+    return sorted(name for name in names if _is_denoiser(_public(diffusers, name)))
+
+
+def _public(module: Any, name: str) -> Any:
+    try:
+        return getattr(module, name)
+    except (ImportError, RuntimeError):  # it needs a package that is not installed
+        return None
+
+
+def _is_denoiser(cls: Any) -> bool:
+    from diffusers import ModelMixin
+
+    if not isinstance(cls, type) or not issubclass(cls, ModelMixin) or cls is ModelMixin:
+        return False
+    if cls.__name__ in _NOT_DENOISERS or cls.__name__.endswith("ControlNetModel"):
+        return False
+    parameters = inspect.signature(cast(Any, cls).forward).parameters
+    return cls.__module__.startswith(_PACKAGES) or any(name == "t" or "time" in name for name in parameters)

@@ -121,4 +121,19 @@ VARIANTS = [
           dict(sample=noisy(4, 9, 7), timestep=whole_step(), encoder_hidden_states=cond(4, 8),
                added_cond_kwargs=lambda draw: {"text_embeds": cond(8)(draw), "time_ids": cond(6)(draw)}),
           variant="odd size, text and size embedding"),
+    # An adapter's residuals are added in place to what a down block returns.
+    Entry("UNet2DConditionModel",
+          dict(**_CROSS, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+               up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
+          dict(sample=noisy(4, 8, 8), timestep=whole_step(), encoder_hidden_states=cond(4, 8),
+               down_intrablock_additional_residuals=lambda draw: [cond(4, 8, 8)(draw), cond(8, 4, 4)(draw)]),
+          variant="adapter"),
+    Entry("UNet2DConditionModel",
+          dict(**_CROSS, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+               up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
+          dict(sample=noisy(4, 8, 8), timestep=whole_step(), encoder_hidden_states=cond(4, 8),
+               mid_block_additional_residual=cond(8, 4, 4),
+               down_block_additional_residuals=lambda draw: tuple(
+                   cond(*shape)(draw) for shape in ((4, 8, 8), (4, 8, 8), (4, 4, 4), (8, 4, 4)))),
+          variant="controlnet"),
 ]

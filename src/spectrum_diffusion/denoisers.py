@@ -30,8 +30,9 @@ class DenoiserRow:
 
     Args:
         cls: name of the class.
-        blocks: paths of what a skipped step leaves out, in the order in which it runs. A `ModuleList` or
-            `ModuleDict`, nested ones too, stands for its members. Empty: the output site only.
+        blocks: paths of what a skipped step leaves out, in the order in which it runs; refiners of the text
+            too, as only blocks read what they make. A `ModuleList` or `ModuleDict`, nested ones too, stands
+            for its members. Empty: the output site only.
         tail: paths of the modules whose first input is the feature; `"name.*"` is every member of a
             container. Several, where a denoiser has several outputs.
         reason: why there is the output site only.
@@ -70,23 +71,27 @@ class DenoiserRow:
 _LAST_BLOCK = (
     ("transformer_blocks single_transformer_blocks", "norm_out",
      "BriaFiboTransformer2DModel BriaTransformer2DModel ChromaTransformer2DModel Flux2Transformer2DModel "
-     "FluxTransformer2DModel HunyuanImageTransformer2DModel HunyuanVideoFramepackTransformer3DModel "
-     "HunyuanVideoTransformer3DModel LongCatImageTransformer2DModel MotifVideoTransformer3DModel "
+     "FluxTransformer2DModel LongCatImageTransformer2DModel MotifVideoTransformer3DModel "
      "OvisImageTransformer2DModel"),
+    ("context_embedder transformer_blocks single_transformer_blocks", "norm_out",
+     "HunyuanImageTransformer2DModel HunyuanVideoFramepackTransformer3DModel HunyuanVideoTransformer3DModel"),
+    ("context_embedder transformer_blocks", "norm_out", "HunyuanVideo15Transformer3DModel"),
+    ("token_refiner transformer_blocks", "norm_out", "MiniMaxH3Transformer3DModel"),
+    ("text_fusion txt_in transformer_blocks", "final_layer", "Krea2Transformer2DModel"),
     ("transformer_blocks", "norm_out",
      "AllegroTransformer3DModel CogView3PlusTransformer2DModel CogView4Transformer2DModel "
      "CosmosTransformer3DModel DiTTransformer2DModel GlmImageTransformer2DModel "
-     "HunyuanVideo15Transformer3DModel LTXVideoTransformer3DModel MiniMaxH3Transformer3DModel "
-     "MochiTransformer3DModel NucleusMoEImageTransformer2DModel PixArtTransformer2DModel PriorTransformer "
+     "LTXVideoTransformer3DModel MochiTransformer3DModel NucleusMoEImageTransformer2DModel "
+     "PixArtTransformer2DModel PriorTransformer "
      "QwenImage21Transformer2DModel QwenImageTransformer2DModel SD3Transformer2DModel "
      "SanaTransformer2DModel SanaVideoTransformer3DModel SanaWMLTX2RefinerTransformer3DModel"),
     ("transformer_blocks", "norm_final", "CogVideoXTransformer3DModel EasyAnimateTransformer3DModel"),
-    ("transformer_blocks", "final_layer", "Krea2Transformer2DModel"),
     ("transformer_blocks", "proj_out",
      "DreamLiteTransformer2DModel MiniMaxMusic3Transformer1DModel StableAudio3DiTModel StableAudioDiTModel "
      "TransformerTemporalModel"),
     ("transformer_blocks", "norm_out audio_norm_out", "LTX2VideoTransformer3DModel"),
-    ("transformer_blocks perceiver_cross_attention?", "norm_final", "ConsisIDTransformer3DModel"),
+    ("local_facial_extractor? transformer_blocks perceiver_cross_attention?", "norm_final",
+     "ConsisIDTransformer3DModel"),
     ("transformer_blocks temporal_transformer_blocks", "norm_out", "LatteTransformer3DModel"),
     ("joint_transformer_blocks single_transformer_blocks", "norm_out", "AuraFlowTransformer2DModel"),
     ("txt_mode_blocks mode_blocks single_transformer_blocks", "norm_out", "Flux3Transformer2DModel"),

@@ -1,0 +1,1 @@
+"""Scripts that make the small models that ship with the package, from a public package of pictures."""

@@ -1,0 +1,49 @@
+"""A contact sheet that somebody who has not read the prompts can judge."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from PIL import Image, ImageDraw
+
+from training.export import CALL_DEFAULTS
+
+logger = logging.getLogger(__name__)
+PROMPTS_FILE = Path(__file__).with_name("contact_sheet_prompts.txt")
+SEEDS = (0, 1)
+COLUMNS = 10
+CELL = 128
+LABEL = 14
+
+
+def draw_sheet(model: Path, folder: Path) -> None:
+    """Draw every prompt with every seed, shuffled and numbered, to sheet.png, the key to sheet-key.txt."""
+    prompts = PROMPTS_FILE.read_text(encoding="utf-8").splitlines()
+    jobs = [(prompt, seed) for prompt in prompts for seed in SEEDS]
+    order = np.random.default_rng(0).permutation(len(jobs))
+    jobs = [jobs[index] for index in order]
+    pictures = _generate(model, jobs)
+    rows = -(-len(jobs) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (CELL + 4), rows * (CELL + LABEL)), "gray")
+    pen = ImageDraw.Draw(sheet)
+    for number, picture in enumerate(pictures):
+        x, y = number % COLUMNS * (CELL + 4), number // COLUMNS * (CELL + LABEL)
+        pen.text((x + 2, y + 1), str(number + 1), fill="white")
+        sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
+    sheet.save(folder / "sheet.png")
+    key = "".join(f"{number}\t{prompt}\tseed {seed}\n" for number, (prompt, seed) in enumerate(jobs, 1))
+    (folder / "sheet-key.txt").write_text(key, encoding="utf-8")
+    logger.info("%d pictures in %s", len(jobs), folder / "sheet.png")
+
+
+def _generate(model: Path, jobs: list[tuple[str, int]], batch: int = 20) -> list[Image.Image]:
+    pipeline = FluxPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed) for _, seed in part]
+        pictures += pipeline([prompt for prompt, _ in part], generator=generators, **CALL_DEFAULTS).images
+    return pictures

@@ -1,0 +1,100 @@
+"""Tokenizers with a vocabulary of the prompts' own words, and untrained text encoders of fitting size."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+PRINTABLE = [chr(code) for code in range(33, 127)]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the two encoders; both read prompts of `tokens` tokens, padding included."""
+
+    tokens: int = 16
+    clip_width: int = 64
+    clip_heads: int = 2
+    t5_width: int = 128
+    t5_heads: int = 4
+    t5_hidden: int = 192
+    layers: int = 2
+
+
+def make_clip_tokenizer(words: list[str], tokens: int) -> CLIPTokenizer:
+    """Byte pairs merged until every word of `words` is one token; all else falls to pieces, never unknown."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=0,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe.train_from_iterator([" ".join(words)], trainer)
+    merges = [tuple(pair) for pair in _state(bpe)["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = alphabet + [f"{letter}</w>" for letter in alphabet]
+    pieces += [piece for left, right in merges if (piece := left + right) not in pieces]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+
+
+def _state(tokenizer: Tokenizer) -> dict[str, Any]:
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def make_t5_tokenizer(words: list[str], tokens: int) -> T5TokenizerFast:
+    """Whole words, small and capitalised, since a normaliser would be lost on loading; then characters."""
+    whole = [f"▁{form}" for word in words for form in (word, word.capitalize())]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
+    pieces += [(piece, -5.0) for piece in dict.fromkeys(whole)]
+    known = {piece for piece, _ in pieces}
+    pieces += [(piece, -10.0) for piece in ["▁", *PRINTABLE] if piece not in known]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=tokens)
+
+
+def make_clip(tokenizer: CLIPTokenizer, config: TextConfig) -> CLIPTextModel:
+    """The encoder whose pooled output modulates every block."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.clip_width,
+            intermediate_size=4 * config.clip_width,
+            projection_dim=config.clip_width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.clip_heads,
+            max_position_embeddings=config.tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def make_t5(tokenizer: T5TokenizerFast, config: TextConfig) -> T5EncoderModel:
+    """The encoder whose tokens stand beside the picture's in every block."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=config.t5_width,
+            d_kv=config.t5_width // config.t5_heads,
+            d_ff=config.t5_hidden,
+            num_layers=config.layers,
+            num_heads=config.t5_heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            use_cache=False,
+        )
+    )

@@ -1,0 +1,113 @@
+"""Load pipelines with the call defaults they were trained for; one small trained pipeline ships."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, FluxPipeline
+
+DEFAULT_MODEL = "tiny-flux"
+CALL_DEFAULTS_FILE = "call_defaults.json"
+ASSETS = Path(__file__).with_name("assets")
+
+
+def load_default_pipeline(torch_dtype: torch.dtype = torch.float32) -> FluxPipeline:
+    """The tiny FLUX that ships with this package, ready to be called with a prompt alone.
+
+    It draws the things named in its model card at 64×64 pixels. Nothing is downloaded.
+
+    Args:
+        torch_dtype: type of the weights; they are stored in float16.
+    """
+    return load_pipeline(DEFAULT_MODEL, torch_dtype=torch_dtype)
+
+
+def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
+    """Load a pipeline with ``DiffusionPipeline.from_pretrained``.
+
+    A folder that holds a ``call_defaults.json`` gives a pipeline whose call takes its defaults from there;
+    what is passed to the call wins.
+
+    Args:
+        name_or_dir: the name of a model that ships ("tiny-flux"), a folder, or an id that diffusers knows.
+        kwargs: passed on to ``from_pretrained``.
+    """
+    from diffusers import DiffusionPipeline
+
+    folder = _shipped(name_or_dir) or Path(name_or_dir)
+    defaults = folder / CALL_DEFAULTS_FILE
+    if not defaults.is_file():
+        return DiffusionPipeline.from_pretrained(name_or_dir, **kwargs)
+    values = json.loads(defaults.read_text(encoding="utf-8"))
+    with _quiet():
+        pipeline = DiffusionPipeline.from_pretrained(folder, **kwargs)
+    pipeline.__class__ = _with_call_defaults(type(pipeline), tuple(values.items()))  # type: ignore[arg-type]
+    return pipeline
+
+
+def _shipped(name: str | Path) -> Path | None:
+    """The folder of the shipped model called `name`, unless a folder of that name lies in the current one."""
+    folder = ASSETS / str(name)
+    known = isinstance(name, str) and Path(name).name == name and (folder / "model_index.json").is_file()
+    return folder if known and not Path(name).is_dir() else None
+
+
+@functools.cache
+def _with_call_defaults(base: type, defaults: tuple[tuple[str, Any], ...]) -> type:
+    """A subclass of the pipeline class `base` in which only the defaults of its call differ.
+
+    It bears its base's name: diffusers writes the class's name into ``model_index.json``, and the saved
+    pipeline must load without this package.
+    """
+    values = dict(defaults)
+    signature = inspect.signature(base.__call__)
+    unknown = values.keys() - signature.parameters.keys()
+    if unknown:
+        raise ValueError(
+            f"{CALL_DEFAULTS_FILE} names {', '.join(sorted(unknown))}, "
+            f"which {base.__name__} does not take: remove it"
+        )
+
+    @functools.wraps(base.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind_partial(self, *args, **kwargs)
+        missing = {name: value for name, value in values.items() if bound.arguments.get(name) is None}
+        bound.arguments.update(missing)
+        return base.__call__(*bound.args, **bound.kwargs)
+
+    parameters = [p.replace(default=values.get(p.name, p.default)) for p in signature.parameters.values()]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    namespace = {"__call__": call, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), namespace)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back progress bars, and notices of parts that a text-to-image pipeline does not use."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for library, (verbosity, shows_progress) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if shows_progress:
+                library.enable_progress_bar()

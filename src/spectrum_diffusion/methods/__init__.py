@@ -1,0 +1,66 @@
+"""The methods by name. A new method is one short file and one line in :data:`METHODS`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from ..errors import InvalidOptionError
+from .base import SITES, Method
+from .fewer_steps import FewerSteps
+from .spectrum import Paper, Spectrum
+from .taylor import Reuse, Taylor
+
+METHODS: dict[str, type[Method]] = {
+    "spectrum": Spectrum,
+    "paper": Paper,
+    "reuse": Reuse,
+    "taylor": Taylor,
+    "fewer-steps": FewerSteps,
+}
+
+
+def register_method(name: str, method: type[Method]) -> type[Method]:
+    """Make ``enable(…, method=name)`` know a method of your own: a frozen dataclass derived from :class:`Method`.
+
+    Raises:
+        InvalidOptionError: the name is taken by another class, or ``method`` is no subclass of Method.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise InvalidOptionError(f"method={method!r} is no subclass of spectrum_diffusion.Method: derive one from it")
+    if not isinstance(name, str) or not name:
+        raise InvalidOptionError(f"name={name!r} is no name for a method: give a non-empty string")
+    if METHODS.get(name, method) is not method:
+        raise InvalidOptionError(f"the name {name!r} is taken by {METHODS[name].__name__}: choose another")
+    METHODS[name] = method
+    return method
+
+
+def make_method(name: str, **options: Any) -> Method:
+    """The method of that name with its options checked.
+
+    Raises:
+        InvalidOptionError: an unknown name or option (the nearest one is suggested), or a wrong value.
+    """
+    if name not in METHODS:
+        raise InvalidOptionError(f"method={name!r} is unknown{_nearest(name, METHODS)}: choose one of {_list(METHODS)}")
+    known = [field.name for field in fields(METHODS[name])]
+    for option in options:
+        if option not in known:
+            raise InvalidOptionError(
+                f"{name} has no option {option!r}{_nearest(option, known)}: its options are {_list(known)}"
+            )
+    return METHODS[name](**options)
+
+
+def _nearest(word: object, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _list(names: Any) -> str:
+    return ", ".join(names)
+
+
+__all__ = ["METHODS", "SITES", "Method", "make_method", "register_method"]

@@ -1,0 +1,96 @@
+"""What a method is: schedule × forecaster × site, under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from .. import schedule
+from ..errors import InvalidOptionError
+from ..forecast import Weights
+
+SITES = ("last_block", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method on a fixed schedule. A variant sets its defaults and writes :meth:`weights`.
+
+    Attributes:
+        interval: first distance N between evaluated steps.
+        warmup: number W of steps evaluated at the start.
+        slope: growth α of the distance; 0 is uniform.
+        evaluated: the evaluated steps written out, in place of the three above.
+        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known.
+        site: where features are read and replaced, "last_block" or "output".
+    """
+
+    interval: int = 2
+    warmup: int = 5
+    slope: float = 0.75
+    evaluated: Iterable[int] | None = None
+    speedup: float | None = None
+    site: str = "last_block"
+
+    min_points: ClassVar[int] = 1
+    """Evaluated features that a branch needs before its first forecast."""
+
+    def __post_init__(self) -> None:
+        schedule.check_spacing(self.interval, self.warmup, self.slope)
+        if self.site not in SITES:
+            raise InvalidOptionError(f"site={self.site!r} is unknown: choose one of {', '.join(SITES)}")
+        if self.evaluated is not None and self.speedup is not None:
+            raise InvalidOptionError("evaluated and speedup both say which steps are evaluated: give one of them")
+        if self.evaluated is not None:
+            object.__setattr__(self, "evaluated", schedule.check_evaluated(self.evaluated))
+        if self.speedup is not None:
+            # The upper end of the range is known when the run begins: it depends on its steps.
+            object.__setattr__(self, "speedup", schedule.check_number("speedup", self.speedup, least=1.0))
+
+    @property
+    def window(self) -> int | None:
+        """How many of the latest features the forecaster uses; None is all of them."""
+        return None
+
+    def schedule(self, total: int) -> tuple[int, ...]:
+        """The evaluated steps of a run of ``total`` steps."""
+        return _schedule(self, total)
+
+    def evaluates(self, step: int, total: int) -> bool:
+        """Whether the method wants ``step`` evaluated."""
+        return step in _schedule(self, total)
+
+    def needs_feature(self, step: int, total: int) -> bool:
+        """Whether a later step is forecast, so that the feature of ``step`` is worth keeping."""
+        return step < _last_forecast(self, total)
+
+    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+        """K float64 weights of the features of the ``evaluated`` steps in the forecast of step ``target``."""
+        raise NotImplementedError
+
+    def sampler_steps(self, steps: int) -> int:
+        """How many steps the sampler is to take when ``steps`` are asked for."""
+        return steps
+
+    def options(self) -> dict[str, Any]:
+        """The options that are set, for provenance: JSON-ready."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.evaluated is not None or self.speedup is not None:
+            values = {k: v for k, v in values.items() if k not in ("interval", "warmup", "slope")}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+
+
+@lru_cache(maxsize=256)
+def _schedule(method: Method, total: int) -> tuple[int, ...]:
+    if method.evaluated is not None:
+        return tuple(schedule.explicit(total, method.evaluated))
+    if method.speedup is not None:
+        return tuple(schedule.for_speedup(total, method.speedup))
+    return tuple(schedule.adaptive(total, method.interval, method.warmup, method.slope))
+
+
+@lru_cache(maxsize=256)
+def _last_forecast(method: Method, total: int) -> int:
+    return max(set(range(total)) - set(_schedule(method, total)), default=-1)

@@ -1,0 +1,40 @@
+"""Fewer steps of the same sampler: the rival that every user already has. Nothing is forecast."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import InvalidOptionError
+from ..forecast import Weights
+from .base import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewerSteps(Method):
+    """The sampler itself takes as many steps as the schedule would have evaluated (14 of 50 by default).
+
+    With ``speedup`` it takes the wanted steps over it, rounded down.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluated is not None:
+            raise InvalidOptionError("fewer-steps evaluates all of its steps: give speedup, or interval and slope")
+
+    def sampler_steps(self, steps: int) -> int:
+        if self.speedup is not None:
+            return max(1, math.floor(steps / self.speedup))
+        return len(super().schedule(steps))
+
+    def schedule(self, total: int) -> tuple[int, ...]:
+        return tuple(range(total))
+
+    def evaluates(self, step: int, total: int) -> bool:
+        return True
+
+    def needs_feature(self, step: int, total: int) -> bool:
+        return False
+
+    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+        raise AssertionError("fewer-steps forecasts nothing")

@@ -1,0 +1,59 @@
+"""Spectrum: adaptive spectral feature forecasting for diffusion sampling acceleration.
+
+Each channel of the feature is a function of time, fitted by Chebyshev polynomials of degree M with ridge regression on
+all evaluated steps: ``C = (ΦᵀΦ + λI)⁻¹ΦᵀH``, forecast ``ĥ(τ*) = φ(τ*)C`` (§ 3.2); steps by the adaptive schedule of
+§ 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..forecast import Weights, blend_weights, chebyshev_weights
+from ..schedule import check_integer, check_number
+from .base import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(Method):
+    """Spectrum to the letter of the paper: N 2, W 5, α 0.75, M 4, λ 0.1, at the last block.
+
+    Attributes:
+        degree: highest Chebyshev degree M.
+        ridge: λ on all M+1 coefficients.
+    """
+
+    degree: int = 4
+    ridge: float = 0.1
+
+    min_points: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("degree", self.degree, least=0)
+        check_number("ridge", self.ridge, least=0.0)
+
+    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+        return chebyshev_weights(evaluated, target, total, self.degree, self.ridge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum(Paper):
+    """The default: the paper's forecast blended with the line through the last two features.
+
+    The ridge pulls a forecast towards zero, the line overshoots; half of each has the smaller error (docs/methods.md
+    has the table by which it was chosen).
+
+    Attributes:
+        blend: share of the spectral forecast, 1 is the paper's method.
+    """
+
+    blend: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("blend", self.blend, least=0.0, most=1.0)
+
+    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+        return blend_weights(evaluated, target, total, self.degree, self.ridge, self.blend)

@@ -1,0 +1,276 @@
+"""One sampling loop: which step, which branch, evaluate or forecast, and the trace of it.
+
+A run is made anew for every generation and dropped at its end or failure. It knows neither diffusers nor how a model
+is skipped: a clock tells it the step, a site evaluates or forecasts the call.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from .errors import InvalidOptionError, SpectrumError
+from .history import Feature, History
+from .schedule import check_integer
+from .summary import Action, Call, Trace
+
+if TYPE_CHECKING:
+    from .methods.base import Method
+
+Proceed = Callable[..., Any]
+OnStep = Callable[[int, str, Action, str], None]
+
+MAX_BRANCHES = 8
+"""More calls than this within one step are no guidance branches: the step is not known (nothing is forecast)."""
+
+
+@dataclass
+class Arguments:
+    """A denoiser's call as it was made: what to proceed with and its tensors by name."""
+
+    proceed: Proceed
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    tensors: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        named = [(str(i), value) for i, value in enumerate(self.args)] + list(self.kwargs.items())
+        self.tensors = {}
+        for name, value in named:
+            items = value if isinstance(value, (list, tuple)) else (value,)
+            self.tensors.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+class Site(Protocol):
+    """Where in a denoiser features are read and replaced. ``structure`` is what a skip needs to know of a call."""
+
+    name: str
+
+    def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
+        """Run the whole denoiser: its output, the feature (empty if not reached) and the structure."""
+
+    def forecast(self, call: Arguments, feature: Feature, structure: Any) -> Any:
+        """Skip the denoiser up to the site and go on from the forecast feature; the output."""
+
+    def audit(self, call: Arguments, feature: Feature) -> tuple[Any, Feature]:
+        """Run everything but go on from the forecast; the output and the true feature."""
+
+
+class Clock(Protocol):
+    """Tells the step of a call within the run."""
+
+    @property
+    def total(self) -> int:
+        """Number of steps T of the run."""
+
+    def locate(self, call: Arguments) -> int | None:
+        """The step of this call, 0 … T−1, or None where it can't be known."""
+
+
+@dataclass
+class ManualClock:
+    """The clock of a sampling loop that tells its steps itself (:meth:`ManualRun.step`)."""
+
+    total: int
+    now: int | None = None
+
+    def locate(self, call: Arguments) -> int | None:
+        return self.now
+
+
+@dataclass
+class Branch:
+    """One guidance branch of one denoiser: its history and how its calls are told from those of others."""
+
+    label: str
+    history: History
+    shapes: dict[str, torch.Size]
+    name: str | None = None
+    structure: Any = None
+    step: int = -1
+    restarted: str = ""
+    seen: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
+    lasting: set[str] = field(default_factory=set)
+
+    def matches(self, call: Arguments) -> bool:
+        """Whether every argument that lasted over the branch's steps (its conditioning) is this call's too."""
+        return self.shapes == call.shapes and all(self._same(call, name) for name in self.lasting)
+
+    def observe(self, call: Arguments, step: int) -> None:
+        """Remember the call: arguments that are the same tensor at two steps in a row last."""
+        if self.seen:
+            self.lasting = {name for name in call.tensors if self._same(call, name)}
+        self.seen = {name: weakref.ref(tensor) for name, tensor in call.tensors.items()}
+        self.shapes, self.step = call.shapes, step
+
+    def restart(self, reason: str) -> Branch:
+        """Begin the history anew; ``reason`` explains the fallbacks until it suffices again."""
+        self.history.clear()
+        self.restarted = reason
+        return self
+
+    def _same(self, call: Arguments, name: str) -> bool:
+        return name in self.seen and self.seen[name]() is call.tensors.get(name)
+
+
+class Run:
+    """One sampling loop under a method: decides for each call of a denoiser, and keeps its features.
+
+    Args:
+        method: schedule, forecaster and site.
+        clock: where the step of a call is read.
+        trace: where the calls are noted.
+        on_step: called after each denoiser call with (step, branch, action, reason).
+        audit: evaluate every step, but sample as if the method had skipped, and note the forecasts' errors.
+    """
+
+    def __init__(
+        self, method: Method, clock: Clock, trace: Trace, *, on_step: OnStep | None = None, audit: bool = False
+    ) -> None:
+        self.method, self.clock, self.trace = method, clock, trace
+        self.on_step, self.audit = on_step, audit
+        self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
+        self._branches: dict[str, list[Branch]] = {}
+        self._step, self._calls_in_step = -1, 0
+
+    @property
+    def step(self) -> int:
+        """The last step at which a denoiser was called, −1 before."""
+        return self._step
+
+    def call(self, denoiser: str, site: Site, call: Arguments) -> Any:
+        """Evaluate or forecast one call of the denoiser of that name; its output."""
+        step, known = self._locate(call)
+        branch = self._branch(denoiser, step, call)
+        action, reason = self._decide(branch, step, known)
+        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser)
+        with self.trace.timed() as record.milliseconds:
+            if action == "forecast":
+                output = self._forecast(branch, site, call, record)
+            else:
+                output = self._evaluate(branch, site, call, record)
+        branch.observe(call, step)
+        self._note(record, branch)
+        return output
+
+    def close(self) -> None:
+        """Let go of every feature; the trace stays."""
+        self._branches.clear()
+
+    def _locate(self, call: Arguments) -> tuple[int, bool]:
+        step = self.clock.locate(call)
+        known = step is not None
+        if step is None:
+            step = max(self._step, 0)
+        elif step == self._step and self._calls_in_step >= MAX_BRANCHES:
+            known = False
+        self._calls_in_step = self._calls_in_step + 1 if step == self._step else 1
+        self._step = step
+        return step, known
+
+    def _branch(self, denoiser: str, step: int, call: Arguments) -> Branch:
+        """The branch of a call: by the pipeline's name, else by its lasting arguments, else by its place in the step.
+
+        A branch that stops or starts midway shifts the places, so a branch whose conditioning tensors stay the same
+        takes no call with others; a call that fits none begins a branch of its own.
+        """
+        known = [b for b in self._branches.setdefault(denoiser, []) if b.name == self.context]
+        for branch in known:
+            if branch.step != step and branch.matches(call):
+                return branch
+        place = sum(b.step == step for b in known)
+        if place < len(known) and known[place].step != step and known[place].shapes != call.shapes:
+            return known[place].restart("shape changed")
+        return self._new_branch(denoiser, call)
+
+    def _new_branch(self, denoiser: str, call: Arguments) -> Branch:
+        branches = self._branches[denoiser]
+        branch = Branch(self.context or str(len(branches)), History(self.method.window), call.shapes, self.context)
+        if len(branches) < MAX_BRANCHES:
+            branches.append(branch)
+        return branch
+
+    def _decide(self, branch: Branch, step: int, known: bool) -> tuple[Action, str]:
+        if not known:
+            return "fallback", "step unknown"
+        if self.method.evaluates(step, self.clock.total):
+            return "evaluated", ""
+        if (have := len(branch.history)) < (need := self.method.min_points):
+            return "fallback", branch.restarted or f"history too short ({have} of {need})"
+        return "forecast", ""
+
+    def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        if record.reason == "step unknown" or not self.method.needs_feature(record.step, self.clock.total):
+            return call.proceed(*call.args, **call.kwargs)
+        output, feature, branch.structure = site.evaluate(call)
+        if not feature:
+            branch.restart(f"{site.name} not reached")
+        elif branch.history.fits(feature):
+            branch.history.append(record.step, feature)
+        else:
+            branch.restart("shape changed").history.append(record.step, feature)
+        return output
+
+    def _forecast(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        weights = self.method.weights(tuple(branch.history.steps), record.step, self.clock.total)
+        feature = branch.history.forecast(weights)
+        if not self.audit:
+            return site.forecast(call, feature, branch.structure)
+        output, true = site.audit(call, feature)
+        record.error = relative_error(feature, true)
+        return output
+
+    def _note(self, record: Call, branch: Branch) -> None:
+        self.trace.calls.append(record)
+        held = sum(b.history.nbytes for branches in self._branches.values() for b in branches)
+        self.trace.history_bytes = max(self.trace.history_bytes, held)
+        if record.step >= self.clock.total - 1:
+            branch.history.clear()  # before the decoder runs, which may need the memory
+        if self.on_step is not None:
+            self.on_step(record.step, record.branch, record.action, record.reason)
+
+
+class ManualRun:
+    """A run of the user's own sampling loop over a bare denoiser, from :meth:`Handle.run`.
+
+    >>> with handle.run(total_steps=50) as run:      # doctest: +SKIP
+    ...     for i, t in enumerate(timesteps):
+    ...         run.step(i)
+    ...         noise = model(latents, t)
+    """
+
+    def __init__(self, run: Run, clock: ManualClock) -> None:
+        self._run, self._clock = run, clock
+
+    def step(self, index: int) -> None:
+        """Say that the next calls of the denoiser belong to step ``index`` (0 … total_steps−1, never back)."""
+        index = check_integer("step", index, least=0, most=self._clock.total - 1)
+        if self._clock.now is not None and index < self._clock.now:
+            raise InvalidOptionError(
+                f"step({index}) goes back from step {self._clock.now}: begin a new handle.run(...) for another image"
+            )
+        self._clock.now = index
+
+    def branch(self, name: str) -> None:
+        """Name the guidance branch of the next calls, e.g. "cond"; unnamed ones are told apart by their order."""
+        self._run.context = name
+
+    def call(self, denoiser: str, site: Site, call: Arguments) -> Any:
+        if self._clock.now is None:
+            raise SpectrumError("the denoiser was called before run.step(i): say the step before each call")
+        return self._run.call(denoiser, site, call)
+
+
+def relative_error(forecast: Feature, true: Feature) -> float:
+    """``‖ĥ − h‖₂ / ‖h‖₂`` over all tensors of a feature, in float32."""
+    difference = sum(torch.sum((f.float() - t.float()) ** 2) for f, t in zip(forecast, true, strict=True))
+    norm = sum(torch.sum(t.float() ** 2) for t in true)
+    return float(torch.sqrt(torch.as_tensor(difference) / torch.as_tensor(norm).clamp_min(1e-30)))

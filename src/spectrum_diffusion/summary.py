@@ -1,0 +1,231 @@
+"""What a generation did: the trace of its denoiser calls, and the summary read from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Action = Literal["evaluated", "forecast", "partial", "fallback"]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a denoiser within a run.
+
+    ``action``: the whole denoiser ran as planned ("evaluated") or since no forecast could be made ("fallback", with
+    the ``reason``), its blocks were skipped ("forecast"), or a part of it ran ("partial"). ``first``: the first call
+    of its step. ``error``: relative L2 error of the forecast, with ``audit=True``.
+    """
+
+    step: int
+    branch: str
+    action: Action
+    reason: str = ""
+    first: bool = True
+    denoiser: str = ""
+    error: float | None = None
+    milliseconds: Callable[[], float] | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Whether the whole denoiser ran; a fallback is among the evaluated."""
+        return self.action in ("evaluated", "fallback")
+
+
+@dataclass
+class Trace:
+    """The calls of one run in order, and what the run cost beside them."""
+
+    method: str
+    site: str
+    device: torch.device | None = None
+    timing: bool = False
+    calls: list[Call] = field(default_factory=list)
+    history_bytes: int = 0
+    wall_seconds: float | None = None
+    earlier_loops: int = 0
+
+    @contextmanager
+    def timed(self) -> Iterator[Callable[[], float] | None]:
+        """Time a block; yields a function to ask for its milliseconds afterwards, or None without ``timing``.
+
+        On CUDA two events are recorded and read only when asked for, so that timing adds no synchronisation.
+        """
+        if not self.timing:
+            yield None
+        elif self.device is not None and self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield lambda: _elapsed(begin, end)
+            end.record()
+        else:
+            span = [time.perf_counter()] * 2
+            yield lambda: 1e3 * (span[1] - span[0])
+            span[1] = time.perf_counter()
+
+
+def _elapsed(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+@dataclass(frozen=True)
+class BranchSummary:
+    """Counts of one guidance branch: ``evaluated + forecast + partial`` = its steps; fallbacks are evaluated."""
+
+    evaluated: int
+    forecast: int
+    partial: int
+    fallback: int
+
+    @property
+    def steps(self) -> int:
+        return self.evaluated + self.forecast + self.partial
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the last generation did.
+
+    Attributes:
+        steps: steps at which a denoiser was called.
+        evaluated: the steps whose first call ran the whole denoiser, fallbacks included.
+        nfe: ``len(evaluated)``.
+        speedup: ``steps / nfe``, counted in evaluations, not in time.
+        branches: counts by guidance branch ("0", "1", … in order of the calls, or the pipeline's own name).
+        fallbacks: step → reason, for steps evaluated since they could not be forecast (first such call).
+        calls: denoiser calls over all branches, whatever was done.
+        history_bytes: memory of the kept features at its peak.
+        milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser; None without ``timing=True``.
+        errors: step → relative error of the forecast; empty without ``audit=True``.
+        loops: sampling loops in the generation (1 but for pipelines that sample in sections); the last is described.
+    """
+
+    method: str
+    site: str
+    steps: int
+    evaluated: list[int]
+    branches: dict[str, BranchSummary]
+    fallbacks: dict[int, str]
+    calls: int
+    history_bytes: int
+    milliseconds: dict[str, float] | None
+    errors: dict[int, float]
+    loops: int = 1
+
+    @property
+    def nfe(self) -> int:
+        return len(self.evaluated)
+
+    @property
+    def speedup(self) -> float:
+        return self.steps / self.nfe if self.nfe else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON-ready values; step numbers that are keys become strings in JSON."""
+        return {
+            "method": self.method,
+            "site": self.site,
+            "steps": self.steps,
+            "evaluated": self.evaluated,
+            "nfe": self.nfe,
+            "speedup": self.speedup,
+            "calls": self.calls,
+            "branches": {name: _branch_dict(branch) for name, branch in self.branches.items()},
+            "fallbacks": {str(step): reason for step, reason in self.fallbacks.items()},
+            "history_bytes": self.history_bytes,
+            "milliseconds": self.milliseconds,
+            "errors": {str(step): error for step, error in self.errors.items()},
+            "loops": self.loops,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method} at {self.site}: {self.steps} steps, {self.nfe} evaluated, {self.speedup:.2f}x fewer",
+            f"  evaluated  {_ranges(self.evaluated)}",
+            f"  {'branch':<10} {'evaluated':>9} {'forecast':>9} {'partial':>8} {'fallback':>9} {'steps':>6}",
+        ]
+        for name, b in self.branches.items():
+            lines.append(
+                f"  {name:<10} {b.evaluated:>9} {b.forecast:>9} {b.partial:>8} {b.fallback:>9} {b.steps:>6}"
+            )
+        lines += [f"  fallback   step {step}: {reason}" for step, reason in self.fallbacks.items()]
+        lines.append(f"  history    {self.history_bytes / 2**20:.1f} MiB at peak, {self.calls} denoiser calls")
+        if self.milliseconds:
+            lines.append("  time       " + ", ".join(f"{k} {v:.0f} ms" for k, v in self.milliseconds.items()))
+        if self.errors:
+            worst = max(self.errors, key=lambda step: self.errors[step])
+            lines.append(f"  forecast   relative error up to {self.errors[worst]:.3g}, at step {worst}")
+        return "\n".join(lines)
+
+
+def _branch_dict(branch: BranchSummary) -> dict[str, int]:
+    return {
+        "evaluated": branch.evaluated,
+        "forecast": branch.forecast,
+        "partial": branch.partial,
+        "fallback": branch.fallback,
+        "steps": branch.steps,
+    }
+
+
+def _ranges(steps: list[int]) -> str:
+    """``[0, 1, 2, 4]`` → ``0-2, 4``."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][1] + 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def summarize(trace: Trace) -> Summary:
+    """Count the calls of a trace."""
+    first = [call for call in trace.calls if call.first]
+    fallbacks: dict[int, str] = {}
+    for call in trace.calls:
+        if call.action == "fallback":
+            fallbacks.setdefault(call.step, call.reason)
+    return Summary(
+        method=trace.method,
+        site=trace.site,
+        steps=len({call.step for call in first}),
+        evaluated=sorted({call.step for call in first if call.ran}),
+        branches=_by_branch(trace.calls),
+        fallbacks=fallbacks,
+        calls=len(trace.calls),
+        history_bytes=trace.history_bytes,
+        milliseconds=_milliseconds(trace),
+        errors={call.step: call.error for call in first if call.error is not None},
+        loops=trace.earlier_loops + 1,
+    )
+
+
+def _by_branch(calls: list[Call]) -> dict[str, BranchSummary]:
+    counts: dict[str, dict[str, int]] = {}
+    for call in calls:
+        of = counts.setdefault(call.branch, {"evaluated": 0, "forecast": 0, "partial": 0, "fallback": 0})
+        of["fallback"] += call.action == "fallback"
+        of["evaluated" if call.ran else call.action] += 1
+    return {name: BranchSummary(**of) for name, of in counts.items()}
+
+
+def _milliseconds(trace: Trace) -> dict[str, float] | None:
+    if not trace.timing:
+        return None
+    spent = {"evaluating": 0.0, "forecasting": 0.0}
+    for call in trace.calls:
+        if call.milliseconds is not None:
+            spent["forecasting" if call.action == "forecast" else "evaluating"] += call.milliseconds()
+    if trace.wall_seconds is not None:
+        spent["outside"] = max(0.0, 1e3 * trace.wall_seconds - sum(spent.values()))
+    return spent

@@ -1,0 +1,62 @@
+# `make demo` and `make test` work in an empty clone: they make the environment first.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_OUT ?= out/demo
+DEMO_PROMPTS ?= "red apple" "panda" "sunflower" "airplane"
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint types bench train wheel clean
+
+help:
+	@echo "make demo       pictures made with 14 of 50 evaluations beside the 50-step ones"
+	@echo "make test       the tests; make test-slow: the exhaustive ones too"
+	@echo "make lint       ruff, format and rules; make types: mypy"
+	@echo "make bench      cost of a skipped step, and the forecasts' table of the README"
+	@echo "make train      make the model that ships, from nothing"
+	@echo "make wheel      a wheel under dist/"
+
+venv: $(STAMP)
+
+# Made again when what is to be installed changes.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/spectrum compare $(DEMO_PROMPTS) --methods spectrum -o $(DEMO_OUT)
+	@echo "The pictures are in $(DEMO_OUT):"
+	@ls $(DEMO_OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.skip_cost
+	$(BIN)/python -m benchmarks.forecastability
+
+train: $(STAMP)
+	$(BIN)/python -m training.tiny_flux all
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c constraints.txt -w dist .
+	@ls dist
+
+clean:
+	rm -rf build dist out .pytest_cache .hypothesis .mypy_cache .ruff_cache $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

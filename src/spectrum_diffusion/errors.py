@@ -17,3 +17,7 @@ class UnsupportedModelError(SpectrumError, ValueError):
 
 class ConflictError(SpectrumError, RuntimeError):
     """Something else already caches, patches or uses the model; the message names it and how to remove it."""
+
+
+class SpectrumWarning(UserWarning):
+    """Said once: the result is right, but not what was hoped for (nothing to skip, a stochastic scheduler …)."""

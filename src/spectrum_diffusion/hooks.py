@@ -8,7 +8,7 @@ module's ``forward`` and its hooks stay as they are; pickle and deepcopy leave i
 
 from __future__ import annotations
 
-import logging
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +20,9 @@ from torch.utils import _pytree as pytree
 
 from . import denoisers
 from .denoisers import DenoiserRow
-from .errors import ConflictError, SpectrumError, UnsupportedModelError
+from .errors import ConflictError, SpectrumError, SpectrumWarning, UnsupportedModelError
 from .history import Feature
 from .run import Arguments
-
-log = logging.getLogger(__name__)
 
 SLOT = "_compiled_call_impl"
 Around = Callable[[Arguments], Any]
@@ -42,6 +40,11 @@ class Interceptor:
     @property
     def module(self) -> nn.Module | None:
         return self._module()
+
+    @property
+    def compiled_inside(self) -> Callable[..., Any] | None:
+        """The compiled call that the interceptor stands around, if the module was compiled."""
+        return self._inner
 
     def attach(self) -> None:
         """Stand outermost, also when the module was compiled since; does nothing where it stands already."""
@@ -63,8 +66,9 @@ class Interceptor:
             module.__dict__[SLOT] = self._inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        proceed = self._inner or self.module._call_impl  # type: ignore[union-attr]
-        return self._around(Arguments(proceed, args, kwargs))
+        module = self.module
+        assert module is not None  # it is being called
+        return self._around(Arguments(self._inner or module._call_impl, args, kwargs, module.forward))
 
 
 class Session(Protocol):
@@ -92,11 +96,16 @@ class Denoiser:
         self._warned = False
 
     @classmethod
-    def of(cls, model: nn.Module, name: str) -> Denoiser:
-        """The one that stands on the model already, or a new one."""
+    def on(cls, model: nn.Module) -> Denoiser | None:
+        """The one that stands on the model already."""
         slot = model.__dict__.get(SLOT)
         owner = getattr(slot._around, "__self__", None) if isinstance(slot, Interceptor) else None
-        return owner if isinstance(owner, cls) else cls(model, name)
+        return owner if isinstance(owner, cls) else None
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str) -> Denoiser:
+        """The one that stands on the model already, or a new one."""
+        return cls.on(model) or cls(model, name)
 
     @property
     def model(self) -> nn.Module | None:
@@ -155,10 +164,11 @@ class Denoiser:
     def _warn_outside(self) -> None:
         if not self._warned:
             self._warned = True
-            log.warning(
-                "%s was called outside an enabled pipeline's generation and ran untouched: enable(…) the pipeline "
-                "that calls it, or use `with handle.run(total_steps=T) as run` around your own loop",
-                self.name,
+            warnings.warn(
+                f"{self.name} was called outside an enabled pipeline's generation and ran untouched: enable(…) the "
+                "pipeline that calls it, or use `with handle.run(total_steps=T) as run` around your own loop",
+                SpectrumWarning,
+                stacklevel=4,
             )
 
 
@@ -269,9 +279,12 @@ class Skipping:
     def __init__(self, feature: Feature, structures: list[Any]) -> None:
         self._feature = iter(feature)
         self._structures = iter(structures)
+        self._last: Any = None
 
     def block(self, call: Arguments) -> Any:
-        leaves, spec = next(self._structures)
+        # A block that runs more often than when it was recorded answers as it did last (recycling).
+        self._last = next(self._structures, self._last)
+        leaves, spec = self._last
         return pytree.tree_unflatten([_stand_in(leaf, call) for leaf in leaves], spec)
 
     def tail(self, call: Arguments) -> Any:

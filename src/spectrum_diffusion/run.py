@@ -6,6 +6,7 @@ is skipped: a clock tells it the step, a site evaluates or forecasts the call.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Arguments:
     proceed: Proceed
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    forward: Callable[..., Any]
     tensors: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,6 +45,14 @@ class Arguments:
         for name, value in named:
             items = value if isinstance(value, (list, tuple)) else (value,)
             self.tensors.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
+
+    def named(self, name: str) -> Any:
+        """The argument of that name, by keyword or by the place in the forward's signature; None where it was not given."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        names = list(inspect.signature(self.forward).parameters) if self.args else []
+        place = names.index(name) if name in names else len(self.args)
+        return self.args[place] if place < len(self.args) else None
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -170,11 +180,19 @@ class Run:
         known = step is not None
         if step is None:
             step = max(self._step, 0)
+        elif step < self._step:  # the same timesteps once more: another loop
+            self._begin_again()
         elif step == self._step and self._calls_in_step >= MAX_BRANCHES:
             known = False
         self._calls_in_step = self._calls_in_step + 1 if step == self._step else 1
         self._step = step
         return step, known
+
+    def _begin_again(self) -> None:
+        self.close()
+        self.trace.calls.clear()
+        self.trace.earlier_loops += 1
+        self._step = -1
 
     def _branch(self, denoiser: str, step: int, call: Arguments) -> Branch:
         """The branch of a call: by the pipeline's name, else by its lasting arguments, else by its place in the step.

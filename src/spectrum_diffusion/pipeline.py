@@ -1,0 +1,456 @@
+"""``enable`` and ``disable`` for a diffusers pipeline or a bare denoiser, and the handle that comes of it.
+
+While a pipeline is enabled its class is a thin subclass that opens a generation around ``__call__``: begin, end, failure
+and thread are known exactly. The step of a denoiser's call is read from the scheduler of that running call.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import denoisers
+from .errors import ConflictError, InvalidOptionError, SpectrumError, SpectrumWarning, UnsupportedModelError
+from .hooks import Denoiser, last_block_row, refuse_conflicts
+from .methods import Method, make_method
+from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
+from .schedule import check_integer
+from .summary import Summary, Trace, summarize
+
+DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
+"""Component names under which pipelines keep a denoiser, for classes that the table doesn't know."""
+
+
+class Handle:
+    """An enabled pipeline or denoiser: its method, and what the last generation did. A context manager.
+
+    Leaving the ``with`` block disables. The handle does not keep the pipeline alive.
+
+    Attributes:
+        method: the method with its options, a frozen dataclass.
+    """
+
+    def __init__(
+        self, target: Any, method: Method, *, timing: bool, audit: bool, on_step: OnStep | None
+    ) -> None:
+        self.method = method
+        self._timing, self._audit, self._on_step = timing, audit, on_step
+        self._target = weakref.ref(target)
+        self._denoisers: dict[str, Denoiser] = {}
+        self._trace: Trace | None = None
+        self._thread: int | None = None
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if (target := self._target()) is not None and _handle_of(target) is self:
+            disable(target)
+
+    def summary(self) -> Summary:
+        """What the last generation did.
+
+        Raises:
+            SpectrumError: nothing has been generated since ``enable``.
+        """
+        if self._trace is None:
+            raise SpectrumError("nothing was generated since enable(…): call the pipeline first, then ask")
+        return summarize(self._trace)
+
+    @contextmanager
+    def run(self, total_steps: int) -> Iterator[ManualRun]:
+        """A run of your own sampling loop: say ``run.step(i)`` before the denoiser's calls of each step.
+
+        Args:
+            total_steps: number of steps T of the loop, which scales time and fixes the schedule.
+
+        Raises:
+            InvalidOptionError: ``total_steps`` below 1, or too few for the wanted speedup or evaluated steps.
+            ConflictError: another generation is under way.
+        """
+        clock = ManualClock(check_integer("total_steps", total_steps, least=1))
+        self.method.schedule(clock.total)  # refuses before anything runs
+        with self._generating(), ExitStack() as stack:
+            run = self._new_run(clock)
+            stack.callback(run.close)
+            session = ManualRun(run, clock)
+            for denoiser in self._denoisers.values():
+                stack.enter_context(denoiser.serving(session))
+            yield session
+
+    def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
+        self._trace = Trace(_name(self.method), self.method.site, timing=self._timing, earlier_loops=earlier_loops)
+        return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
+
+    @contextmanager
+    def _generating(self) -> Iterator[None]:
+        """Mark a generation as under way: attach anew what was compiled since, refuse what can't be now."""
+        with self._lock:
+            if self._thread is not None:
+                raise ConflictError(
+                    "this pipeline is already generating, and neither diffusers' schedulers nor a history can serve "
+                    "two calls at once: give each thread a pipeline of its own, or run them one after the other"
+                )
+            self._thread = threading.get_ident()
+        begin = time.perf_counter()
+        try:
+            self._attach()
+            yield
+        finally:
+            self._thread = None
+            if self._trace is not None:
+                self._trace.wall_seconds = time.perf_counter() - begin
+
+    def _attach(self) -> None:
+        """Stand on the target's denoisers as they are now; components may have been swapped or compiled."""
+        target = self._target()
+        found = _denoisers_of(target, self.method.site)
+        for name, model in found.items():
+            _refuse(model, name, self.method.site)
+        for name, denoiser in list(self._denoisers.items()):
+            if denoiser.model is not found.get(name):
+                self._denoisers.pop(name).detach(self)
+        for name, model in found.items():
+            denoiser = self._denoisers.setdefault(name, Denoiser.of(model, name))
+            denoiser.site(self.method.site)
+            denoiser.attach(self)
+
+    def _detach(self) -> None:
+        for denoiser in self._denoisers.values():
+            denoiser.detach(self)
+        self._denoisers.clear()
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, SpectrumWarning, stacklevel=5)
+
+
+class Generation:
+    """One call of an enabled pipeline: answers its denoisers' calls, with a run for each sampling loop in it."""
+
+    def __init__(self, handle: Handle, pipe: Any) -> None:
+        self._handle, self._pipe = handle, pipe
+        self._thread = threading.get_ident()
+        self._clock: SchedulerClock | None = None
+        self._run: Run | None = None
+        self._loops = 0
+        self.context: str | None = None
+
+    def call(self, denoiser: Denoiser, call: Arguments) -> Any:
+        if threading.get_ident() != self._thread:
+            raise ConflictError(
+                f"{denoiser.name} was called from a second thread during a generation: give each thread a pipeline "
+                "and a denoiser of its own"
+            )
+        run = self._current_run()
+        run.context = self.context
+        return run.call(denoiser.name, denoiser.site(self._handle.method.site), call)
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+        self._warn_if_untouched()
+
+    def _current_run(self) -> Run:
+        """The run of the loop under way; a new tensor of timesteps is a new loop."""
+        if self._run is None or self._clock is None or not self._clock.is_current():
+            if self._run is not None:
+                self._run.close()
+            self._clock = SchedulerClock(self._pipe)
+            self._run = self._handle._new_run(self._clock, self._loops)
+            self._loops += 1
+            self._warn_if_stochastic()
+        return self._run
+
+    def _warn_if_stochastic(self) -> None:
+        scheduler = self._pipe.scheduler
+        if is_stochastic(scheduler):
+            self._handle._warn_once(
+                f"{type(scheduler).__name__} adds noise at each step, which no forecast can foresee: expect lower "
+                "quality than with a deterministic scheduler at the same number of evaluations"
+            )
+
+    def _warn_if_untouched(self) -> None:
+        method, trace = self._handle.method, self._handle._trace
+        if trace is None or not trace.calls or self._clock is None or method.evaluated is not None:
+            return
+        total = self._clock.total
+        if total <= method.warmup and method.sampler_steps(total) == total and method.speedup is None:
+            self._handle._warn_once(
+                f"a run of {total} steps is evaluated whole (warm-up is {method.warmup}): there is nothing to skip and "
+                "the result is untouched. Few-step models gain nothing; else give more steps or a smaller warmup"
+            )
+
+    @contextmanager
+    def naming_branches(self, model: nn.Module) -> Iterator[None]:
+        """Learn the name that a pipeline gives to its guidance branch through ``model.cache_context(name)``."""
+        original = getattr(model, "cache_context", None)
+        if original is None or "cache_context" in model.__dict__:
+            yield
+            return
+
+        @contextmanager
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            previous, self.context = self.context, name
+            try:
+                with original(name, *args, **kwargs):
+                    yield
+            finally:
+                self.context = previous
+
+        model.__dict__["cache_context"] = cache_context
+        try:
+            yield
+        finally:
+            del model.__dict__["cache_context"]
+
+
+class SchedulerClock:
+    """Reads the step from the scheduler of the running call.
+
+    In order: the scheduler's own count (``step_index``; ``counter`` of PNDM), else the place of the call's timestep in
+    ``scheduler.timesteps``. Steps are counted from where the run begins, which is later in image-to-image.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe, self._scheduler = pipe, pipe.scheduler
+        self._timesteps = self._scheduler.timesteps
+        self._start: int | None = getattr(self._scheduler, "begin_index", None)
+        self._uncounted = False  # calls were made before the scheduler had an index
+        self._values: list[float] | None = None
+        self._place = 0
+
+    def is_current(self) -> bool:
+        """Whether the scheduler's timesteps are still those of this loop."""
+        return self._pipe.scheduler is self._scheduler and self._scheduler.timesteps is self._timesteps
+
+    @property
+    def total(self) -> int:
+        left = len(self._timesteps) - (self._start or 0)
+        set_by_call = getattr(self._pipe, "num_timesteps", None)  # SDXL's denoising_end cuts the loop short
+        return min(left, set_by_call) if isinstance(set_by_call, int) and set_by_call > 0 else left
+
+    def locate(self, call: Arguments) -> int | None:
+        if hasattr(self._scheduler, "step_index"):
+            return self._from_index(self._scheduler.step_index)
+        if hasattr(self._scheduler, "counter"):
+            return int(self._scheduler.counter)
+        return self._from_timestep(call)
+
+    def _from_index(self, index: int | None) -> int:
+        if index is None:  # the first step: many schedulers find their index only in step()
+            self._uncounted = True
+            return 0
+        if self._start is None:
+            self._start = index - 1 if self._uncounted else index
+        return index - self._start
+
+    def _from_timestep(self, call: Arguments) -> int | None:
+        timestep = call.named("timestep")
+        if timestep is None:
+            return None
+        if self._values is None:
+            self._values = torch.as_tensor(self._timesteps).double().tolist()
+        value = float(torch.as_tensor(timestep).flatten()[0])
+        rest = self._values[self._place :]
+        nearest = min(range(len(rest)), key=lambda i: abs(rest[i] - value))
+        if abs(rest[nearest] - value) > 0.004 * max(1.0, abs(value)):  # bfloat16 keeps 8 bits
+            return None
+        self._place += nearest
+        if self._start is None:
+            self._start = self._place
+        return self._place - self._start
+
+
+def enable(
+    pipe_or_model: Any,
+    method: str = "spectrum",
+    *,
+    speedup: float | None = None,
+    timing: bool = False,
+    audit: bool = False,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Handle:
+    """Make a diffusers pipeline, or a bare denoiser, skip most of its evaluations. Enabling again replaces.
+
+    Args:
+        pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop under ``handle.run(total_steps=T)``.
+        method: a name of ``METHODS``: "spectrum" (the default), "paper", "taylor", "reuse", "fewer-steps", …
+        speedup: wanted ratio of steps to evaluations, within 1 … T/(W+1); else the method's own schedule.
+        timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
+        audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.
+        on_step: called after each denoiser call with (step, branch, action, reason); the action is "evaluated",
+            "forecast", "partial" or "fallback".
+        options: the method's options, e.g. ``interval``, ``warmup``, ``slope``, ``evaluated``, ``degree``, ``ridge``,
+            ``order``, ``site`` ("last_block" or "output").
+
+    Returns:
+        A handle with ``summary()``, ``run(total_steps)``; a context manager that disables at its end.
+
+    Raises:
+        InvalidOptionError: an unknown method or option, or a wrong value; nothing is changed.
+        UnsupportedModelError: no row for the denoiser's class, or no last block; the message names the way out.
+        ConflictError: another cache is active on the denoiser, or its forward was replaced.
+        SpectrumError: the denoiser is in training mode.
+    """
+    if on_step is not None and not callable(on_step):
+        raise InvalidOptionError(f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)")
+    if speedup is not None:
+        options["speedup"] = speedup
+    made = make_method(method, **options)
+    is_pipe = _is_pipeline(pipe_or_model)
+    if not is_pipe and not isinstance(pipe_or_model, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: give one of them"
+        )
+    for name, model in _denoisers_of(pipe_or_model, made.site).items():
+        _refuse(model, name, made.site)
+    disable(pipe_or_model)
+    handle = Handle(pipe_or_model, made, timing=timing, audit=audit, on_step=on_step)
+    handle._attach()
+    if is_pipe:
+        pipe_or_model.__class__ = _scoped(type(pipe_or_model), handle)
+    return handle
+
+
+def disable(pipe_or_model: Any) -> None:
+    """Undo :func:`enable`: exactly the pipeline or model it was. Harmless where nothing is enabled.
+
+    Raises:
+        ConflictError: a generation is under way.
+    """
+    handle = _handle_of(pipe_or_model)
+    if handle is None:
+        return
+    if handle._thread is not None:
+        raise ConflictError("a generation is under way: disable(…) after it has ended")
+    handle._detach()
+    if _is_pipeline(pipe_or_model):
+        pipe_or_model.__class__ = type(pipe_or_model).__dict__["_spectrum_original"]
+
+
+def _handle_of(target: Any) -> Handle | None:
+    if not isinstance(target, nn.Module):
+        return type(target).__dict__.get("_spectrum_handle")
+    denoiser = Denoiser.on(target)
+    users = denoiser.users if denoiser is not None else ()
+    return next((user for user in users if user._target() is target), None)
+
+
+def _scoped(cls: type, handle: Handle) -> type:
+    """A subclass of a pipeline's class, of the same name, whose call is a generation of ``handle``."""
+
+    @functools.wraps(cls.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(cls.__call__, self)
+        if handle._thread == threading.get_ident():  # the pipeline calls itself: part of the same generation
+            return call(*args, **kwargs)
+        kwargs = _with_sampler_steps(handle.method, cls.__call__, (self, *args), kwargs)
+        with _generation(handle, self):
+            return call(*args, **kwargs)
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        # A copy, pickled or deep, is the plain pipeline: what is enabled is this one.
+        make, args, *rest = cls.__reduce_ex__(self, protocol)
+        return (make, tuple(cls if arg is scoped else arg for arg in args), *rest)
+
+    names = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "_spectrum_handle": handle}
+    inherited = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    scoped = type(cls)(cls.__name__, (cls,), {**inherited, **names, "_spectrum_original": cls})
+    return scoped
+
+
+@contextmanager
+def _generation(handle: Handle, pipe: Any) -> Iterator[None]:
+    with handle._generating(), ExitStack() as stack:
+        handle._trace = None
+        generation = Generation(handle, pipe)
+        stack.callback(generation.close)
+        for denoiser in handle._denoisers.values():
+            stack.enter_context(denoiser.serving(generation))
+            assert denoiser.model is not None
+            stack.enter_context(generation.naming_branches(denoisers.unwrap(denoiser.model)))
+        yield
+
+
+def _with_sampler_steps(
+    method: Method, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The call's keywords with the number of steps that the method wants of the sampler."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    steps = bound.arguments.get("num_inference_steps")
+    if not isinstance(steps, int) or (wanted := method.sampler_steps(steps)) == steps:
+        return kwargs
+    if "num_inference_steps" not in kwargs and "num_inference_steps" in inspect.signature(function).bind(*args).arguments:
+        raise InvalidOptionError(f"{_name(method)} sets num_inference_steps: give it by keyword, not by position")
+    return {**kwargs, "num_inference_steps": wanted}
+
+
+def _is_pipeline(target: Any) -> bool:
+    return not isinstance(target, nn.Module) and hasattr(target, "components") and callable(target)
+
+
+def _denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by component name, or the bare model itself."""
+    if isinstance(target, nn.Module):
+        return {"model": target}
+    modules = {name: value for name, value in target.components.items() if isinstance(value, nn.Module)}
+    found = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
+    if site == "output" and not found:
+        found = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
+    if not found:
+        classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"
+        raise UnsupportedModelError(
+            f"{type(target).__name__} has no denoiser that the table knows (its modules: {classes}): use "
+            'site="output", or add a row with register_denoiser(…)'
+        )
+    if getattr(target, "scheduler", None) is None:
+        raise UnsupportedModelError(
+            f"{type(target).__name__} has no component named scheduler, so its steps can't be read: enable the "
+            "pipelines it is made of, or the bare denoiser with handle.run(total_steps=T)"
+        )
+    return found
+
+
+def _refuse(model: nn.Module, name: str, site: str) -> None:
+    refuse_conflicts(model, name)
+    if site != "last_block":
+        return
+    last_block_row(model)
+    slot = denoisers.unwrap(model).__dict__.get("_compiled_call_impl")
+    if denoisers.unwrap(model) is not model or getattr(slot, "compiled_inside", slot) is not None:
+        raise UnsupportedModelError(
+            f"{name} is compiled as a whole, and no block can be skipped inside one graph: use "
+            'site="output", or compile its blocks with compile_repeated_blocks(fullgraph=True)'
+        )
+
+
+STOCHASTIC = ("Ancestral", "SDE", "LCM", "TCD", "DDPM", "CogVideoXDPM")
+
+
+def is_stochastic(scheduler: Any) -> bool:
+    """Whether the scheduler adds noise at each step, by its class or configuration."""
+    config = getattr(scheduler, "config", {})
+    by_config = "sde" in str(config.get("algorithm_type", "")) or config.get("stochastic_sampling", False)
+    return bool(by_config) or any(part in type(scheduler).__name__ for part in STOCHASTIC)
+
+
+def _name(method: Method) -> str:
+    from .methods import METHODS
+
+    return next(name for name, cls in METHODS.items() if cls is type(method))

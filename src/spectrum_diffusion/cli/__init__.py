@@ -1,0 +1,5 @@
+"""The command ``spectrum``. Heavy libraries are imported inside the commands, so that ``--help`` is quick."""
+
+from .app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,376 @@
+"""The commands: options in, checks, work, one result on stdout; all else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from . import catalog, doctor, outputs
+from .guard import FAILURE, GuardedGroup, MistakeError, errors_console, set_up_logging
+from .request import (
+    DEFAULT_MODEL,
+    MethodSpec,
+    Request,
+    parse_methods,
+    parse_options,
+    parse_seeds,
+    parse_size,
+    read_prompts,
+)
+
+if TYPE_CHECKING:
+    from .drawing import Drawing
+
+app = typer.Typer(
+    cls=GuardedGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Sample from diffusion models several times faster, by forecasting most of the denoiser's features.",
+)
+
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw; one or more.")]
+PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
+Model = Annotated[
+    str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")
+]
+Speedup = Annotated[
+    float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")
+]
+Site = Annotated[str | None, typer.Option(help="Where features are forecast: last_block or output.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; the pipeline's default without.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise, the same for every prompt.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's default without.")]
+Size = Annotated[
+    str | None, typer.Option(metavar="N|WxH", help="Size in pixels; the pipeline's default without.")
+]
+Frames = Annotated[int | None, typer.Option(help="Frames of a video; the pipeline's default without.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu …; the best of this machine without.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, float16 or bfloat16; bfloat16 on an accelerator, else float32.")
+]
+Offload = Annotated[
+    str, typer.Option(help="Keep weights off the accelerator: none, model, sequential or group.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+
+
+def main() -> None:
+    """Entry point of the command ``spectrum``."""
+    app(prog_name="spectrum")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .._version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; -vv all.")
+    ] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    set_up_logging(verbose)
+
+
+@app.command()
+def generate(
+    prompts: Prompts = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="File to write; several prompts give -0, -1 … or fill in {index}."
+        ),
+    ] = ...,  # type: ignore[assignment]
+    model: Model = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help="Name of the method, see `spectrum methods`.")] = "spectrum",
+    speedup: Speedup = None,
+    site: Site = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = 16,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    prompt_file: PromptFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures or videos."""
+    request = Request(
+        prompts=read_prompts(prompts or (), prompt_file),
+        seeds=(seed,),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    spec = MethodSpec(method, {**_shared_options(speedup, site), **parse_options(option or ())})
+    spec.check(steps)
+    outputs.check_output(output)
+    results = _generate(request, spec, output, fps)
+    if as_json:
+        _echo_json(results[-1] | ({"outputs": results} if len(results) > 1 else {}))
+        return
+    for result in results:
+        counts = f"{result['steps']} steps, {result['nfe']} evaluated, {result['speedup']:.2f}x fewer"
+        typer.echo(f"{result['output']}  {counts}, {result['seconds']:.1f} s")
+
+
+@app.command()
+def compare(
+    prompts: Prompts = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper.")
+    ] = ("fewer-steps,reuse,taylor,paper,spectrum"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")
+    ] = ...,  # type: ignore[assignment]
+    model: Model = DEFAULT_MODEL,
+    speedup: Speedup = None,
+    site: Site = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")
+    ] = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    prompt_file: PromptFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw with the untouched pipeline and with several methods, side by side."""
+    request = Request(
+        prompts=read_prompts(prompts or (), prompt_file),
+        seeds=parse_seeds(seeds, seed),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    specs = parse_methods(methods, {**_shared_options(speedup, site), **parse_options(option or ())})
+    for spec in specs:
+        spec.check(None)
+    outputs.check_folder(output)
+    if failures := _compare(request, specs, output, as_json):
+        for label, reason in failures.items():
+            typer.echo(f"{label} failed: {reason}", err=True)
+        raise typer.Exit(FAILURE)
+
+
+@app.command("methods")
+def list_methods(as_json: AsJson = False) -> None:
+    """List the methods with their options."""
+    found = catalog.methods()
+    if as_json:
+        _echo_json({"methods": found})
+        return
+    table = Table("method", "idea", "options and defaults", title="Methods")
+    for method in found:
+        options = ", ".join(
+            f"{name}={'–' if value is None else value}" for name, value in method["options"].items()
+        )
+        table.add_row(method["name"], escape(method["idea"].replace("``", "")), escape(options))
+    Console().print(table)
+
+
+@app.command("models")
+def list_models(as_json: AsJson = False) -> None:
+    """List the denoiser classes of the installed diffusers, and the models that ship."""
+    shipped, found = catalog.shipped_models(), catalog.denoisers()
+    if as_json:
+        _echo_json({"shipped": shipped, "denoisers": found})
+        return
+    table = Table(
+        "denoiser",
+        "site",
+        "blocks → tail, or why there is none",
+        title="Denoisers of the installed diffusers",
+    )
+    for row in found:
+        way = f"{', '.join(row['blocks'])} → {', '.join(row['tail'])}" if row["blocks"] else row["reason"]
+        table.add_row(row["class"], row["site"], escape(way))
+    console = Console()
+    console.print(table)
+    console.print(
+        f'Any other denoiser: site="output", or register_denoiser. Shipped models: {", ".join(shipped)}'
+    )
+
+
+@app.command("doctor")
+def examine(as_json: AsJson = False) -> None:
+    """Say what is installed, what is missing for what, and what this machine can do."""
+    report = doctor.examine()
+    if as_json:
+        _echo_json(report)
+    else:
+        _print_report(report)
+    if not report["healthy"]:
+        raise typer.Exit(FAILURE)
+
+
+def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
+    from .drawing import draw, load, makes_videos, steps_of
+
+    pipe = load(request)
+    _check_kind(output, makes_videos(pipe))
+    spec.check(steps_of(pipe, request))
+    results = []
+    with _progress() as progress:
+        for prompt, path in zip(request.prompts, outputs.numbered(output, len(request.prompts)), strict=True):
+            task = progress.add_task(escape(prompt), total=None)
+
+            def show(done: int, total: int, task: Any = task) -> None:
+                progress.update(task, completed=done, total=total)
+
+            drawing = draw(pipe, request, prompt, request.seeds[0], spec, show)
+            outputs.save(path, drawing.frames, _provenance(request, spec, prompt, drawing), fps)
+            results.append(_result(request, spec, prompt, path, drawing))
+    return results
+
+
+def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:
+    """Draw, write and show; the reasons of the methods that failed."""
+    from . import comparison
+    from .drawing import load
+
+    pipe = load(request)
+    pictures = len(request.prompts) * len(request.seeds) * (1 + len(specs))
+    with _progress() as progress:
+        task = progress.add_task("reference", total=pictures)
+        result = comparison.compare(
+            pipe, request, specs, lambda label: progress.update(task, advance=1, description=escape(label))
+        )
+    grid, results = folder / "grid.png", comparison.to_dict(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs.save_json(folder / "results.json", {**results, "versions": _versions()})
+    outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": _versions()})
+    if as_json:
+        _echo_json({"output": str(folder), "grid": str(grid), **results})
+    else:
+        console = Console()
+        console.print(comparison.table_of(result))
+        console.print(f"pictures: {grid}", highlight=False, soft_wrap=True)
+    if all(row.ssim is None for row in result.rows):
+        typer.echo("SSIM needs torchmetrics: pip install 'spectrum-diffusion[metrics]'", err=True)
+    return result.failures
+
+
+def _shared_options(speedup: float | None, site: str | None) -> dict[str, Any]:
+    return {name: value for name, value in (("speedup", speedup), ("site", site)) if value is not None}
+
+
+def _check_kind(output: Path, makes_videos: bool) -> None:
+    if makes_videos != (output.suffix.lower() in outputs.VIDEOS):
+        makes, wanted = ("videos", outputs.VIDEOS) if makes_videos else ("pictures", outputs.PICTURES)
+        raise MistakeError(
+            f"--output {output}: this model makes {makes}: end the name with one of {', '.join(wanted)}"
+        )
+
+
+def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawing) -> dict[str, Any]:
+    """What it takes to draw the same picture again. No time in it: the same call gives the same bytes."""
+    summary = drawing.summary
+    assert summary is not None
+    return {
+        "prompt": prompt,
+        "seed": request.seeds[0],
+        "model": request.model,
+        "method": spec.name,
+        "options": spec.options,
+        "call": request.call_options(),
+        "steps": summary.steps,
+        "evaluated": summary.evaluated,
+        "versions": _versions(),
+    }
+
+
+def _result(request: Request, spec: MethodSpec, prompt: str, path: Path, drawing: Drawing) -> dict[str, Any]:
+    summary = drawing.summary
+    assert summary is not None
+    return {
+        "output": str(path),
+        "steps": summary.steps,
+        "nfe": summary.nfe,
+        "evaluated": summary.evaluated,
+        "speedup": summary.speedup,
+        "seed": request.seeds[0],
+        "prompt": prompt,
+        "model": request.model,
+        "method": spec.name,
+        "options": spec.options,
+        "fallbacks": summary.to_dict()["fallbacks"],
+        "seconds": drawing.seconds,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        name: metadata.version(name) for name in ("spectrum-diffusion", "torch", "diffusers", "transformers")
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"spectrum-diffusion {report['version']}, Python {report['python']}, {report['platform']}")
+    table = Table("package", "version", "state", "for", "how to get it")
+    for package in report["packages"]:
+        state = package["state"] + (f": {package['problem']}" if package["problem"] else "")
+        install = "" if package["state"] == "ok" else package["install"]
+        cells = (package["name"], package["version"] or "–", state, package["purpose"], install)
+        table.add_row(*(escape(cell) for cell in cells))
+    console.print(table)
+    for device in report["devices"]:
+        memory = f", {device['memory_gib']} GiB" if device["memory_gib"] else ""
+        console.print(f"{device['device']}: {device['name']}{memory}")
+    console.print(f"bfloat16 on the CPU: {report['cpu_bfloat16'] or 'unknown'}")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on stderr, only if that is a terminal."""
+    console = errors_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+def _echo_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,47 @@
+"""What there is: methods with their options, denoisers with their sites, models that ship."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+
+def methods() -> list[dict[str, Any]]:
+    """Name, idea and options with defaults of every method."""
+    from ..methods import METHODS
+
+    return [
+        {
+            "name": name,
+            "idea": (cls.__doc__ or "").strip().partition("\n")[0],
+            "options": {field.name: field.default for field in fields(cls)},
+        }
+        for name, cls in METHODS.items()
+    ]
+
+
+def denoisers() -> list[dict[str, Any]]:
+    """Every denoiser class of the installed diffusers: its site, and blocks and tail or why it has none."""
+    from ..denoisers import DENOISERS, find_denoiser_classes
+
+    found = []
+    for name in find_denoiser_classes():
+        row = DENOISERS.get(name)
+        last_block = row is not None and bool(row.blocks)
+        found.append(
+            {
+                "class": name,
+                "site": "last_block" if last_block else "output",
+                "blocks": list(row.blocks) if row else [],
+                "tail": list(row.tail) if row else [],
+                "reason": row.reason if row else "no row in the table: add one with register_denoiser",
+            }
+        )
+    return found
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    from ..default_model import ASSETS
+
+    return sorted(file.parent.name for file in ASSETS.glob("*/model_index.json"))

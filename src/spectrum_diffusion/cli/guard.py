@@ -1,0 +1,69 @@
+"""What a user sees when something goes wrong: one message on stderr and an exit code, never a traceback.
+
+Exit codes: 0 fine, 1 a failure, 2 a mistake in what was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from typer.core import TyperGroup
+
+from ..errors import SpectrumError
+
+log = logging.getLogger("spectrum_diffusion")
+
+FAILURE, MISTAKE = 1, 2
+
+
+class MistakeError(SpectrumError):
+    """What was asked for cannot be; the message says what was given, why not, and what to do."""
+
+
+class FailureError(Exception):
+    """What was asked for is right, and yet it could not be done."""
+
+
+class GuardedGroup(TyperGroup):
+    """A group of commands whose exceptions end as messages."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # they are RuntimeErrors
+            raise
+        except SpectrumError as error:
+            raise _exit(error, MISTAKE) from None
+        except (FailureError, OSError, ImportError, ValueError, RuntimeError) as error:
+            raise _exit(error, FAILURE) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an exception on one line; libraries write paragraphs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def errors_console() -> Console:
+    """Where all goes that is not the result. Made anew, as stderr may be replaced between two commands."""
+    return Console(stderr=True)
+
+
+def set_up_logging(verbose: int) -> None:
+    """Log to stderr: warnings, with -v what is done, with -vv everything."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = RichHandler(console=errors_console(), show_path=False, show_time=False)
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(level)
+
+
+def _exit(error: BaseException, code: int) -> typer.Exit:
+    log.debug("traceback of the error", exc_info=error)
+    message = str(error) if isinstance(error, SpectrumError | FailureError) else first_line(error)
+    typer.echo(f"Error: {message}", err=True)
+    return typer.Exit(code)

@@ -1,0 +1,193 @@
+"""What a command was asked for, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .guard import MistakeError
+
+DEFAULT_MODEL = "tiny-flux"
+OFFLOADS = ("none", "model", "sequential", "group")
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_SEED = 2**63 - 1
+_SIZE = re.compile(r"(\d+)(?:[x×](\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to draw and with which model; None is the pipeline's own default.
+
+    Raises:
+        MistakeError: a value that no pipeline can take.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    model: str = DEFAULT_MODEL
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None  # (width, height)
+    frames: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    offload: str = "none"
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise MistakeError("there is no prompt: give one or more, or a file of them with --prompts")
+        if any(not prompt.strip() for prompt in self.prompts):
+            raise MistakeError("a prompt is empty: say what to draw")
+        _check_positive("--steps", self.steps)
+        _check_positive("--frames", self.frames)
+        for seed in self.seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise MistakeError(f"--seed {seed} is out of range: give a whole number within 0 … 2⁶³−1")
+        if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise MistakeError(f"--guidance {self.guidance} is out of range: give a finite number ≥ 0")
+        _check_choice("--offload", self.offload, OFFLOADS)
+        if self.dtype is not None:
+            _check_choice("--dtype", self.dtype, DTYPES)
+        _check_model(self.model)
+
+    def call_options(self) -> dict[str, Any]:
+        """What was asked for by the names that pipelines give it, without what was left open."""
+        width, height = self.size or (None, None)
+        asked = {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "width": width,
+            "height": height,
+            "num_frames": self.frames,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method with its options, as written on the command line: ``taylor:order=2,speedup=5``."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        options = ",".join(f"{key}={_shown(value)}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+    def check(self, steps: int | None) -> None:
+        """Raise :class:`SpectrumError` for an unknown method or option, or a value wrong for ``steps``."""
+        from ..methods import make_method
+
+        method = make_method(self.name, **self.options)
+        if steps is not None:
+            method.schedule(steps)
+
+
+def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]:
+    """``a,b:x=1,y=2,c`` → three methods: an item ``key=value`` is one more option of the one before it."""
+    found: list[tuple[str, list[str]]] = []
+    for item in (part.strip() for part in re.split(r",(?![^\[]*\])", text)):
+        name, colon, first = item.partition(":")
+        if "=" not in name and name:
+            found.append((name, [first] if colon else []))
+        elif "=" in item and found:
+            found[-1][1].append(item)
+        else:
+            raise MistakeError(
+                f"--methods {text!r} has {item!r} where a method's name belongs: write a,b:option=1,c"
+            )
+    specs = tuple(MethodSpec(name, {**defaults, **parse_options(options)}) for name, options in found)
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise MistakeError(
+                f"--methods {text!r} has {label!r} twice: name each once, or give them other options"
+            )
+    return specs
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["order=2", "evaluated=[0,1,5]"]`` → values as in JSON; what is no JSON is a string."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise MistakeError(f"--option {pair!r} is no option: write name=value, such as interval=3")
+        options[key.strip().replace("-", "_")] = _value(value.strip())
+    return options
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``64`` or ``96x64`` (width x height) → (width, height)."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or 0 in (size := (int(match[1]), int(match[2] or match[1]))):
+        raise MistakeError(f"--size {text!r} is no size: write 512, or WIDTHxHEIGHT such as 768x512")
+    return size
+
+
+def parse_seeds(text: str | None, seed: int) -> tuple[int, ...]:
+    """``0,1,2`` → seeds; without a list the one seed."""
+    if text is None:
+        return (seed,)
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise MistakeError(f"--seeds {text!r} is no list of whole numbers: write 0,1,2") from None
+
+
+def read_prompts(given: Iterable[str], file: Path | None) -> tuple[str, ...]:
+    """The prompts of the command line, then those of a file, one a line; its empty lines are left out."""
+    if file is None:
+        return tuple(given)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MistakeError(
+            f"--prompts {file} can't be read ({error}): give a text file with one prompt a line"
+        ) from None
+    return (*given, *(line.strip() for line in lines if line.strip()))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise MistakeError(f"{name} {value} is out of range: give a whole number ≥ 1")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise MistakeError(f"{name} {value} is unknown: choose one of {', '.join(choices)}")
+
+
+def _check_model(model: str) -> None:
+    """Tell a wrong folder at once; whether an id exists is known when it is loaded."""
+    if model == DEFAULT_MODEL:
+        return
+    folder = Path(model)
+    looks_like_path = folder.is_absolute() or model.startswith(".") or model.count("/") > 1
+    if not model.strip() or (looks_like_path and not folder.exists()):
+        raise MistakeError(
+            f"--model {model!r} does not exist: give a folder of a diffusers pipeline or an id on the Hub"
+        )
+    if folder.is_file() or (folder.is_dir() and not (folder / "model_index.json").is_file()):
+        raise MistakeError(
+            f"--model {model!r} is no folder of a diffusers pipeline: it holds no model_index.json"
+        )

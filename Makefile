@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= out/demo
-DEMO_PROMPTS ?= "red apple" "panda" "sunflower" "airplane"
+DEMO_PROMPTS ?= "red apple" "green apple" "panda" "sunflower" "pumpkin" "blue car"
+DEMO_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -28,9 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/spectrum compare $(DEMO_PROMPTS) --methods spectrum -o $(DEMO_OUT)
-	@echo "The pictures are in $(DEMO_OUT):"
-	@ls $(DEMO_OUT)
+	$(BIN)/spectrum compare $(DEMO_PROMPTS) --seed $(DEMO_SEED) --methods spectrum -o $(DEMO_OUT)
+	@echo "50 evaluations beside 14: $(DEMO_OUT)/grid.png"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

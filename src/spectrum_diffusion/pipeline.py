@@ -157,7 +157,7 @@ class Generation:
             )
         run = self._current_run()
         run.context = self.context
-        return run.call(denoiser.name, denoiser.site(self._handle.method.site), call)
+        return run.call(denoiser, call)
 
     def close(self) -> None:
         if self._run is not None:

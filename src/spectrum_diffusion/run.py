@@ -74,6 +74,15 @@ class Site(Protocol):
         """Run everything but go on from the forecast; the output and the true feature."""
 
 
+class Sited(Protocol):
+    """A denoiser, as a run sees it."""
+
+    name: str
+
+    def site(self, name: str) -> Site:
+        """Its site of that name."""
+
+
 class Clock(Protocol):
     """Tells the step of a call within the run."""
 
@@ -156,12 +165,13 @@ class Run:
         """The last step at which a denoiser was called, −1 before."""
         return self._step
 
-    def call(self, denoiser: str, site: Site, call: Arguments) -> Any:
-        """Evaluate or forecast one call of the denoiser of that name; its output."""
+    def call(self, denoiser: Sited, call: Arguments) -> Any:
+        """Evaluate or forecast one call of the denoiser; its output."""
+        site = denoiser.site(self.method.site)
         step, known = self._locate(call)
-        branch = self._branch(denoiser, step, call)
+        branch = self._branch(denoiser.name, step, call)
         action, reason = self._decide(branch, step, known)
-        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser)
+        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name)
         with self.trace.timed() as record.milliseconds:
             if action == "forecast":
                 output = self._forecast(branch, site, call, record)
@@ -281,10 +291,11 @@ class ManualRun:
         """Name the guidance branch of the next calls, e.g. "cond"; unnamed ones are told apart by their order."""
         self._run.context = name
 
-    def call(self, denoiser: str, site: Site, call: Arguments) -> Any:
+    def call(self, denoiser: Sited, call: Arguments) -> Any:
+        """Answer one call of the denoiser."""
         if self._clock.now is None:
             raise SpectrumError("the denoiser was called before run.step(i): say the step before each call")
-        return self._run.call(denoiser, site, call)
+        return self._run.call(denoiser, call)
 
 
 def relative_error(forecast: Feature, true: Feature) -> float:

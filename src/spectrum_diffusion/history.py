@@ -63,14 +63,17 @@ def weighted_sum(weights: Iterable[float], tensors: Sequence[torch.Tensor]) -> t
     One accumulator, no temporary of K features: on a CPU chunk by chunk, so that each feature is read once.
 
     Returns:
-        A tensor of the shape, dtype and device of the first one.
+        A tensor of the shape, memory order, dtype and device of the first one: with another order of its channels the
+        kernels that follow may sum in another order, and no longer agree bit for bit.
     """
-    terms = [(float(w), x.reshape(-1)) for w, x in zip(weights, tensors, strict=True) if w != 0.0]  # K × (F,)
     like = tensors[0]
+    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))  # outermost in memory first
+    terms = [(float(w), x.permute(order).reshape(-1)) for w, x in zip(weights, tensors, strict=True) if w]  # (F,)
     total = torch.zeros(like.numel(), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     chunk = CPU_CHUNK if like.device.type == "cpu" else max(1, like.numel())
     for start in range(0, like.numel(), chunk):
         part = total[start : start + chunk]  # a view, (C,)
         for w, x in terms:
             part.add_(x[start : start + chunk], alpha=w)
-    return total.to(like.dtype).view(like.shape)  # (F,) -> shape of a feature
+    ordered = total.to(like.dtype).view([like.shape[axis] for axis in order])  # (F,) -> axes in memory order
+    return ordered.permute([order.index(axis) for axis in range(like.dim())])  # -> shape of a feature

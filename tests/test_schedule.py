@@ -1,0 +1,276 @@
+"""Schedules: the paper's rows to the letter, what holds for every schedule, and the search for a speed-up."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum_diffusion import schedule
+from spectrum_diffusion.errors import InvalidOptionError, SpectrumError
+from spectrum_diffusion.schedule import adaptive, explicit, for_speedup, speedup_warmup, uniform
+
+PAPER_14 = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
+PAPER_10 = [0, 1, 2, 3, 4, 6, 11, 19, 30, 44]
+
+# Lower edges of the slopes at N = 2, W = 5, T = 50, rounded up to two decimals, and the evaluations there.
+EDGES = [
+    (0.0, 27), (0.05, 26), (0.06, 25), (0.08, 24), (0.10, 23), (0.12, 22), (0.15, 21), (0.17, 20), (0.22, 19),
+    (0.25, 18), (0.34, 17), (0.40, 16), (0.50, 15), (0.67, 14), (0.88, 13), (1.17, 12), (1.67, 11), (2.4, 10),
+    (3.75, 9), (6.5, 8),
+]  # fmt: skip
+
+SETTINGS = settings(max_examples=100, deadline=None, derandomize=True)
+totals = st.integers(1, 300)
+intervals = st.integers(1, 40)
+warmups = st.integers(1, 40)
+slopes = st.floats(0, 50, allow_nan=False)
+
+
+@pytest.mark.parametrize(("slope", "steps"), [(0.75, PAPER_14), (3, PAPER_10), (3.0, PAPER_10)])
+def test_papers_adaptive_rows(slope, steps):
+    assert adaptive(50, interval=2, warmup=5, slope=slope) == steps
+
+
+def test_defaults_are_the_papers():
+    assert adaptive(50) == PAPER_14
+
+
+@pytest.mark.parametrize(
+    ("interval", "warmup", "nfe"),
+    [(4, 1, 13), (4, 3, 14), (4, 5, 16), (6, 1, 9), (6, 3, 10), (6, 5, 12), (8, 5, 10)],
+)
+def test_papers_uniform_rows(interval, warmup, nfe):
+    steps = uniform(50, interval, warmup)
+    assert steps == [*range(warmup), *range(warmup - 1 + interval, 50, interval)]
+    assert len(steps) == nfe
+    assert steps == adaptive(50, interval, warmup, slope=0)
+
+
+@pytest.mark.parametrize(("slope", "nfe"), EDGES)
+def test_evaluations_by_slope(slope, nfe):
+    assert len(adaptive(50, 2, 5, slope)) == nfe
+
+
+@pytest.mark.parametrize(("before", "edge"), list(pairwise(EDGES)))
+def test_a_hundredth_below_an_edge_has_the_evaluations_before_it(before, edge):
+    assert len(adaptive(50, 2, 5, edge[0] - 0.01)) == before[1]
+
+
+@pytest.mark.parametrize("total", range(1, 9))
+def test_no_more_steps_than_warmup_evaluates_all(total):
+    assert adaptive(total, interval=3, warmup=8, slope=2.0) == list(range(total))
+
+
+def test_one_step_beyond_the_warmup():
+    assert adaptive(9, interval=1, warmup=8) == list(range(9))
+    assert adaptive(9, interval=2, warmup=8) == list(range(8))
+
+
+@SETTINGS
+@given(totals, intervals, warmups, slopes)
+def test_a_schedule_is_sorted_unique_in_range_and_starts_with_0(total, interval, warmup, slope):
+    steps = adaptive(total, interval, warmup, slope)
+    assert steps == sorted(set(steps))
+    assert steps[0] == 0
+    assert steps[-1] < total
+    assert steps[: min(warmup, total)] == list(range(min(warmup, total)))
+    assert all(type(step) is int for step in steps)
+
+
+@SETTINGS
+@given(totals, intervals, warmups, slopes)
+def test_distances_follow_the_formula_up_to_the_end(total, interval, warmup, slope):
+    steps = adaptive(total, interval, warmup, slope)
+    later = [warmup - 1, *(step for step in steps if step >= warmup)]
+    gaps = [math.floor(interval + j * slope) for j in range(len(later))]
+    assert [b - a for a, b in pairwise(later)] == gaps[:-1]
+    assert later[-1] + gaps[-1] >= total
+
+
+@SETTINGS
+@given(totals, intervals, warmups, slopes, slopes)
+def test_evaluations_fall_as_slope_grows(total, interval, warmup, one, other):
+    low, high = sorted((one, other))
+    assert len(adaptive(total, interval, warmup, low)) >= len(adaptive(total, interval, warmup, high))
+
+
+@SETTINGS
+@given(totals, intervals, warmups, slopes)
+def test_evaluations_fall_as_interval_grows(total, interval, warmup, slope):
+    shorter = adaptive(total, interval, warmup, slope)
+    assert len(shorter) >= len(adaptive(total, interval + 1, warmup, slope))
+
+
+def test_huge_slopes_end():
+    assert adaptive(50, 2, 5, 1e300) == [0, 1, 2, 3, 4, 6]
+
+
+@SETTINGS
+@given(st.sets(st.integers(1, 60)))
+def test_explicit_gives_the_steps_back(later):
+    steps = [0, *sorted(later)]
+    assert explicit(61, steps) == steps
+    assert explicit(61, iter(steps)) == steps
+    assert explicit(61, np.array(steps)) == steps
+    if later:
+        with pytest.raises(InvalidOptionError, match=f"names step {steps[-1]}"):
+            explicit(steps[-1], steps)
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "message"),
+    [
+        ([], "must start with step 0"),
+        ([1, 2], "must start with step 0"),
+        ([0, 2, 1], "step 1 follows 2; sort it"),
+        ([0, 3, 3], "step 3 follows 3; sort it and drop repeats"),
+        ([0, 1.5], "evaluated step=1.5 is no integer"),
+        ([0, True], "evaluated step=True is no integer"),
+        ([0, -1], "evaluated step=-1 is out of range"),
+        ("0,1", "evaluated='0,1' is no list of steps"),
+        (7, "evaluated=7 is no list of steps"),
+        ([0, 10], "names step 10, but the run has 10 steps (0 … 9)"),
+    ],
+)
+def test_wrong_explicit_schedules(evaluated, message):
+    with pytest.raises(InvalidOptionError) as caught:
+        explicit(10, evaluated)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"total": 0}, "total=0 is out of range: give a whole number ≥ 1"),
+        ({"total": 50.0}, "total=50.0 is no integer"),
+        ({"total": "50"}, "total='50' is no integer"),
+        ({"total": 50, "interval": 0}, "interval=0 is out of range"),
+        ({"total": 50, "interval": True}, "interval=True is no integer"),
+        ({"total": 50, "warmup": 0}, "warmup=0 is out of range"),
+        ({"total": 50, "slope": -0.1}, "slope=-0.1 is out of range: give a finite number within 0 … ∞"),
+        ({"total": 50, "slope": math.inf}, "slope=inf is out of range"),
+        ({"total": 50, "slope": math.nan}, "slope=nan is out of range"),
+        ({"total": 50, "slope": "fast"}, "slope='fast' is no number"),
+    ],
+)
+def test_wrong_spacing(arguments, message):
+    with pytest.raises(InvalidOptionError) as caught:
+        adaptive(**arguments)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, SpectrumError)
+
+
+def test_warmup_of_the_speedup_search():
+    assert [speedup_warmup(total) for total in (1, 2, 3, 29, 30, 50, 1000)] == [1, 2, 2, 2, 3, 5, 100]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "steps"), [(50 / 14, PAPER_14), (5, PAPER_10), (5.0, PAPER_10), (3.55, PAPER_14)]
+)
+def test_speedup_finds_the_papers_schedules(speedup, steps):
+    assert for_speedup(50, speedup) == steps
+
+
+def reachable(total: int) -> set[int]:
+    """Every number of evaluations of a run, over all intervals and a grid with a slope between any two edges.
+
+    ``floor(N + jα)`` changes at fractions k/j with j < T only, and two of them lie at least 1/T² apart.
+    """
+    edges = sorted({k / j for j in range(1, total) for k in range(total + 1)} | {0.0})
+    grid = [edge + 0.3 / total**2 for edge in edges] + [0.0]
+    warmup = min(total, max(2, total // 10))
+    return {len(adaptive(total, n, warmup, slope)) for n in range(1, total + 1) for slope in grid}
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 10, 13, 20])
+def test_speedup_is_the_smallest_reachable(total):
+    counts = reachable(total)
+    highest = max(1.0, total / (speedup_warmup(total) + 1))
+    wanted = {total / n for n in range(1, total + 1)} | set(np.linspace(1, highest, 37))
+    for speedup in sorted(x for x in wanted if 1 <= x <= highest):
+        best = min(total / n for n in counts if total / n >= speedup - 1e-9)
+        steps = for_speedup(total, speedup)
+        assert total / len(steps) == best, (total, speedup)
+        assert steps[: speedup_warmup(total)] == list(range(speedup_warmup(total)))
+
+
+def test_speedup_for_every_length_of_run():
+    for total in range(1, 1001):
+        highest = max(1.0, total / (speedup_warmup(total) + 1))
+        assert for_speedup(total, 1) == list(range(total))
+        for speedup in (highest, (1 + highest) / 2):
+            steps = for_speedup(total, speedup)
+            assert steps == sorted(set(steps))
+            assert steps[0] == 0
+            assert steps[-1] < total
+            assert total / len(steps) >= speedup * (1 - 1e-9)
+
+
+def test_speedup_keeps_to_the_interval_nearest_to_the_papers():
+    for nfe in range(8, 27):
+        steps = for_speedup(50, 50 / nfe)
+        assert len(steps) == nfe
+        assert steps[5] - steps[4] == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "speedup", "span"),
+    [(50, 0.99, "1 … 8.333"), (50, 8.34, "1 … 8.333"), (50, -3, "1 … 8.333"), (50, 1e9, "1 … 8.333"),
+     (1, 1.01, "1 … 1 "), (20, 10, "1 … 6.66"), (1000, 10, "1 … 9.90")],
+)  # fmt: skip
+def test_speedup_out_of_range_names_the_range(total, speedup, span):
+    with pytest.raises(InvalidOptionError) as caught:
+        for_speedup(total, speedup)
+    assert f"speedup={speedup!r}" in str(caught.value)
+    assert f"{total} steps" in str(caught.value)
+    assert span in str(caught.value)
+
+
+@pytest.mark.parametrize("speedup", [math.nan, math.inf, -math.inf])
+def test_speedup_that_is_not_finite_names_the_range(speedup):
+    with pytest.raises(InvalidOptionError) as caught:
+        for_speedup(50, speedup)
+    assert f"speedup={speedup}" in str(caught.value)
+    assert "1 … 8.33" in str(caught.value)
+
+
+@pytest.mark.parametrize("total", [20, 23, 50, 200, 1000])
+def test_upper_end_that_the_message_names_can_be_given(total):
+    with pytest.raises(InvalidOptionError) as caught:
+        for_speedup(total, 1e6)
+    highest = float(str(caught.value).split("1 … ")[1].split()[0])
+    assert len(for_speedup(total, highest)) == speedup_warmup(total) + 1
+
+
+@pytest.mark.parametrize("speedup", ["4", None, True, 1j])
+def test_speedup_that_is_no_number(speedup):
+    with pytest.raises(InvalidOptionError, match="is no number"):
+        for_speedup(50, speedup)
+
+
+@pytest.mark.parametrize("total", [0, 1001])
+def test_length_of_run_out_of_range(total):
+    with pytest.raises(InvalidOptionError, match=f"total={total} is out of range"):
+        for_speedup(total, 1)
+
+
+def test_check_number_and_integer_take_numpy_scalars():
+    assert schedule.check_integer("n", np.int64(3), least=1) == 3
+    assert schedule.check_number("x", np.float32(0.5), least=0.0, most=1.0) == 0.5
+
+
+@pytest.mark.parametrize("slope", [10**400, np.array([1.0, 2.0])], ids=["huge", "two"])
+def test_numbers_that_no_float_holds_are_refused(slope):
+    with pytest.raises(InvalidOptionError, match="slope="):
+        adaptive(50, slope=slope)
+
+
+def test_rows_in_a_list_of_steps_are_refused():
+    with pytest.raises(InvalidOptionError, match="evaluated"):
+        explicit(50, np.array([[0, 1], [2, 3]]))

@@ -22,10 +22,13 @@ def methods() -> list[dict[str, Any]]:
 
 def denoisers() -> list[dict[str, Any]]:
     """Every denoiser class of the installed diffusers: its site, and blocks and tail or why it has none."""
+    from ..default_model import _quiet
     from ..denoisers import DENOISERS, find_denoiser_classes
 
     found = []
-    for name in find_denoiser_classes():
+    with _quiet():  # importing all of diffusers makes transformers speak of every optional package
+        names = find_denoiser_classes()
+    for name in names:
         row = DENOISERS.get(name)
         last_block = row is not None and bool(row.blocks)
         found.append(

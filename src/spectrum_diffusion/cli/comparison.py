@@ -163,7 +163,7 @@ def table_of(comparison: Comparison) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=f"{comparison.request.model}, {comparison.steps or '?'} steps, {len(comparison.cases)} pictures"
+        title=f"{comparison.request.model}, {comparison.steps or '?'} steps, pictures: {len(comparison.cases)}"
     )
     table.add_column("method", overflow="fold")
     for name in ("NFE", "s/picture", "speed-up", "PSNR dB", "SSIM"):

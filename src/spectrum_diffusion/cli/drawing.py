@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,15 @@ def load(request: Request) -> Any:
     # A folder of the same name, wherever the command happens to run, does not hide the shipped model.
     source = ASSETS / DEFAULT_MODEL if request.model == DEFAULT_MODEL else request.model
     try:
-        pipe = load_pipeline(source, torch_dtype=_pick_dtype(request, device))
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            # The old name of the argument is the one that every supported version of diffusers knows.
+            warnings.filterwarnings("ignore", "`torch_dtype`", FutureWarning)
+            pipe = load_pipeline(source, torch_dtype=_pick_dtype(request, device))
+    except (ImportError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # not found, no network, broken weights, wrong configuration: of many libraries
         raise MistakeError(f"--model {request.model!r} can't be loaded: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     check_call(pipe, request)

@@ -1,0 +1,371 @@
+"""The command line: results on stdout, all else on stderr, whole files, mistakes as one message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from spectrum_diffusion import DENOISERS, METHODS
+from spectrum_diffusion.cli import app, comparison, doctor, drawing
+from spectrum_diffusion.cli.guard import FailureError, MistakeError
+from spectrum_diffusion.cli.outputs import numbered, save, write_atomically
+from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size
+
+STEPS = 10
+QUICK = ["--steps", str(STEPS), "--device", "cpu"]
+RESULT_KEYS = {"output", "steps", "nfe", "evaluated", "speedup", "seed"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Any:
+    """Load the shipped model once for the module; a fresh load is what the subprocess tests."""
+    patch = pytest.MonkeyPatch()
+    original, cache = drawing.load, {}
+
+    def load(request: Any) -> Any:
+        if request.model != "tiny-flux":
+            return original(request)
+        if "pipe" not in cache:
+            cache["pipe"] = original(request)
+        drawing.pick_device(request.device, request.offload)
+        drawing.check_call(cache["pipe"], request)
+        return cache["pipe"]
+
+    patch.setattr(drawing, "load", load)
+    yield
+    patch.undo()
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_generate_prints_one_json_object(tmp_path: Path) -> None:
+    output = tmp_path / "apple.png"
+    found = json.loads(run("generate", "red apple", "-o", output, "--json", *QUICK).stdout)
+    assert found.keys() >= RESULT_KEYS
+    assert found["output"] == str(output)
+    assert found["steps"] == STEPS
+    assert found["seed"] == 0
+    assert found["nfe"] == len(found["evaluated"]) < STEPS
+    assert found["speedup"] == pytest.approx(STEPS / found["nfe"])
+    assert pixels(output).shape == (64, 64, 3)
+
+
+def test_generate_takes_the_default_steps_of_the_shipped_model(tmp_path: Path) -> None:
+    found = json.loads(
+        run("generate", "red apple", "-o", tmp_path / "a.png", "--device", "cpu", "--json").stdout
+    )
+    assert (found["steps"], found["nfe"]) == (50, 14)
+
+
+def test_generate_takes_options_of_the_method(tmp_path: Path) -> None:
+    options = ["--method", "taylor", "--option", "evaluated=[0,1,2,5]", "--option", "order=2"]
+    result = run("generate", "red apple", "-o", tmp_path / "a.png", "--json", *options, *QUICK)
+    assert json.loads(result.stdout)["evaluated"] == [0, 1, 2, 5]
+
+
+def test_generate_says_in_words_what_was_done(tmp_path: Path) -> None:
+    result = run(
+        "generate", "red apple", "-o", tmp_path / "a.webp", "--speedup", 2, "--site", "output", *QUICK
+    )
+    assert f"{STEPS} steps, 5 evaluated, 2.00x fewer" in result.stdout
+    assert result.stderr == ""
+
+
+def test_several_prompts_give_numbered_files(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("blue fish\n\nyellow star\n", encoding="utf-8")
+    output = tmp_path / "a.png"
+    result = run("generate", "red apple", "--prompts", prompts, "-o", output, "--json", *QUICK)
+    found = json.loads(result.stdout)
+    assert [one["prompt"] for one in found["outputs"]] == ["red apple", "blue fish", "yellow star"]
+    assert [Path(one["output"]).name for one in found["outputs"]] == ["a-0.png", "a-1.png", "a-2.png"]
+    assert {key: found[key] for key in RESULT_KEYS} == {key: found["outputs"][-1][key] for key in RESULT_KEYS}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a-0.png",
+        "a-1.png",
+        "a-2.png",
+        "prompts.txt",
+    ]
+
+
+def test_png_holds_its_provenance(tmp_path: Path) -> None:
+    output = tmp_path / "a.png"
+    prompt = "roter Apfel 🍎 日"
+    run("generate", prompt, "-o", output, "--seed", 7, "--method", "paper", "--option", "degree=3", *QUICK)
+    text = Image.open(output).text
+    found = json.loads(text["spectrum"])
+    assert text["prompt"] == found["prompt"] == prompt
+    assert (found["seed"], found["model"], found["method"], found["steps"]) == (
+        7,
+        "tiny-flux",
+        "paper",
+        STEPS,
+    )
+    assert found["options"] == {"degree": 3}
+    assert found["evaluated"][:5] == [0, 1, 2, 3, 4]
+    assert found["versions"].keys() >= {"spectrum-diffusion", "torch", "diffusers"}
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run("generate", "red apple", "-o", tmp_path / f"{name}.png", "--seed", seed, *QUICK)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
+
+
+def test_the_installed_command(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("spectrum")
+    if not command.exists():
+        pytest.skip("the package is not installed in this environment")
+    output = tmp_path / "a.png"
+    arguments = ["generate", "red apple", "-o", str(output), "--json", *QUICK]
+    done = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output"] == str(output)
+    run("generate", "red apple", "-o", tmp_path / "b.png", *QUICK)
+    assert np.array_equal(pixels(output), pixels(tmp_path / "b.png"))
+
+
+def test_compare_draws_a_grid_and_a_table(tmp_path: Path) -> None:
+    methods = "fewer-steps,taylor:order=2,evaluated=[0,1,2,6],spectrum:interval=1,slope=0"
+    result = run("compare", "red apple", "blue fish", "--methods", methods, "-o", tmp_path / "c", *QUICK)
+    for name in ("reference", "fewer-steps", "spectrum", "PSNR", "SSIM", "NFE"):
+        assert name in result.stdout
+    found = json.loads((tmp_path / "c" / "results.json").read_text(encoding="utf-8"))
+    reference, fewer, taylor, everything = found["methods"]
+    assert (reference["nfe"], taylor["nfe"], everything["nfe"]) == (STEPS, 4, STEPS)
+    assert taylor["method"] == "taylor:order=2,evaluated=[0,1,2,6]"
+    assert everything["identical"] is True
+    assert everything["ssim"] == pytest.approx(1)
+    assert 0 < fewer["psnr"] < 100
+    assert [len(row["pictures"]) for row in found["methods"]] == [2] * 4
+    width, height = Image.open(tmp_path / "c" / "grid.png").size
+    assert width > 4 * 256
+    assert height > 2 * 256
+
+
+def test_compare_over_seeds_as_json(tmp_path: Path) -> None:
+    arguments = ["--methods", "spectrum", "--seeds", "0,1", "-o", tmp_path / "c", "--json", *QUICK]
+    found = json.loads(run("compare", "red apple", *arguments).stdout)
+    assert [picture["seed"] for picture in found["methods"][1]["pictures"]] == [0, 1]
+
+
+def test_a_failing_method_does_not_lose_the_others(tmp_path: Path) -> None:
+    arguments = ["--methods", "spectrum:speedup=40,paper", "-o", tmp_path / "c", "--json", *QUICK]
+    result = run("compare", "red apple", *arguments, code=1)
+    _, failed, fine = json.loads(result.stdout)["methods"]
+    assert "speedup=40" in failed["error"]
+    assert failed["error"] in result.stderr
+    assert fine["error"] is None
+    assert fine["psnr"] > 0
+    assert (tmp_path / "c" / "grid.png").is_file()
+
+
+def test_without_torchmetrics_there_is_no_ssim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    result = run("compare", "red apple", "--methods", "reuse", "-o", tmp_path / "c", "--json", *QUICK)
+    row = json.loads(result.stdout)["methods"][1]
+    assert row["ssim"] is None
+    assert row["psnr"] > 0
+    assert "torchmetrics" in result.stderr
+
+
+MISTAKES = {
+    "no prompt": (["-o", "a.png"], "no prompt"),
+    "empty prompt": ([" ", "-o", "a.png"], "prompt is empty"),
+    "no output": (["apple"], "--output"),
+    "extension": (["apple", "-o", "a.gif"], ".png"),
+    "no extension": (["apple", "-o", "a"], "extension"),
+    "output is a folder": (["apple", "-o", "folder.png"], "is a folder"),
+    "no such folder": (["apple", "-o", "none/a.png"], "no folder"),
+    "folder is a file": (["apple", "-o", "file/a.png"], "no folder"),
+    "zero steps": (["apple", "-o", "a.png", "--steps", "0"], "--steps 0"),
+    "negative steps": (["apple", "-o", "a.png", "--steps", "-3"], "--steps -3"),
+    "steps no number": (["apple", "-o", "a.png", "--steps", "many"], "integer"),
+    "seed": (["apple", "-o", "a.png", "--seed", "-1"], "--seed -1"),
+    "guidance": (["apple", "-o", "a.png", "--guidance", "nan"], "--guidance nan"),
+    "size word": (["apple", "-o", "a.png", "--size", "big"], "--size 'big'"),
+    "size zero": (["apple", "-o", "a.png", "--size", "0x64"], "--size '0x64'"),
+    "size odd": (["apple", "-o", "a.png", "--size", "65"], "multiples of"),
+    "device": (["apple", "-o", "a.png", "--device", "gpu"], "--device 'gpu'"),
+    "dtype": (["apple", "-o", "a.png", "--dtype", "int8"], "--dtype int8"),
+    "offload": (["apple", "-o", "a.png", "--offload", "disk"], "--offload disk"),
+    "offload on the cpu": (["apple", "-o", "a.png", "--device", "cpu", "--offload", "model"], "leave it out"),
+    "method": (["apple", "-o", "a.png", "--method", "spektrum"], "did you mean 'spectrum'"),
+    "option": (["apple", "-o", "a.png", "--option", "degre=3"], "did you mean 'degree'"),
+    "option without value": (["apple", "-o", "a.png", "--option", "degree"], "name=value"),
+    "option value": (["apple", "-o", "a.png", "--option", "interval=0"], "interval=0"),
+    "site": (["apple", "-o", "a.png", "--site", "middle"], "site='middle'"),
+    "speedup": (["apple", "-o", "a.png", "--speedup", "0.5"], "speedup=0.5"),
+    "speedup for the steps": (["apple", "-o", "a.png", "--speedup", "9", "--steps", "10"], "10 steps"),
+    "speedup for the default steps": (["apple", "-o", "a.png", "--speedup", "20"], "50 steps"),
+    "model folder": (["apple", "-o", "a.png", "--model", "./none"], "'./none' does not exist"),
+    "model without index": (["apple", "-o", "a.png", "--model", "folder.png"], "model_index.json"),
+    "prompt file": (["-o", "a.png", "--prompts", "none.txt"], "none.txt"),
+    "frames of a picture": (["apple", "-o", "a.png", "--frames", "3"], "--frames"),
+    "video of a picture": (["apple", "-o", "a.mp4"], "pictures"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, message = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    result = run("generate", *arguments, code=2)
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "spectrum,nothing"], "nothing"),
+        (["--methods", "order=2"], "where a method's name belongs"),
+        (["--methods", "paper,paper"], "twice"),
+        (["--seeds", "0,x"], "--seeds"),
+        (["-o", "file"], "is a file"),
+        (["--prompts", "none.txt"], "none.txt"),
+    ],
+)
+def test_mistakes_of_compare(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    result = run("compare", "apple", "-o", "out", *arguments, code=2)
+    assert message in " ".join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_broken_folder_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{", encoding="utf-8")
+    result = run(
+        "generate", "apple", "-o", tmp_path / "a.png", "--model", tmp_path, "--device", "cpu", code=2
+    )
+    assert "can't be loaded" in result.stderr
+
+
+def test_a_failure_while_sampling_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("the weights are gone\nand more")
+
+    monkeypatch.setattr(drawing, "_call", fail)
+    result = run("generate", "red apple", "-o", tmp_path / "a.png", *QUICK, code=1)
+    assert result.stderr.strip() == "Error: the weights are gone"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_as_json_and_table() -> None:
+    found = json.loads(run("methods", "--json").stdout)["methods"]
+    assert [method["name"] for method in found] == list(METHODS)
+    paper = next(method for method in found if method["name"] == "paper")
+    assert paper["options"]["degree"] == 4
+    assert all(method["idea"] for method in found)
+    assert "fewer-steps" in run("methods").stdout
+
+
+def test_models_as_json_and_table() -> None:
+    found = json.loads(run("models", "--json").stdout)
+    assert "tiny-flux" in found["shipped"]
+    rows = {row["class"]: row for row in found["denoisers"]}
+    assert rows["FluxTransformer2DModel"]["tail"] == list(DENOISERS["FluxTransformer2DModel"].tail)
+    assert all(row["blocks"] or row["reason"] for row in rows.values())
+    assert "FluxTransformer2DModel" in run("models").stdout
+
+
+def test_doctor_as_json_and_table() -> None:
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["healthy"] is True
+    assert {package["name"] for package in found["packages"]} >= {"torch", "diffusers", "torchmetrics"}
+    assert found["devices"][-1]["device"] == "cpu"
+    assert "torch" in run("doctor").stdout
+
+
+def test_doctor_tells_missing_and_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = (
+        doctor.Package("no-such-package", "no_such_package", "nothing", "pip install it"),
+        doctor.Package("numpy", "numpy.no_such_module", "all"),
+    )
+    monkeypatch.setattr(doctor, "PACKAGES", wanted)
+    found = json.loads(run("doctor", "--json", code=1).stdout)
+    missing, broken = found["packages"]
+    assert (missing["state"], missing["install"]) == ("missing", "pip install it")
+    assert broken["state"] == "broken"
+    assert "no_such_module" in broken["problem"]
+
+
+def test_parse_methods() -> None:
+    specs = parse_methods("a, taylor:order=2,evaluated=[0,1],b:site=output", {"speedup": 3})
+    assert [spec.name for spec in specs] == ["a", "taylor", "b"]
+    assert specs[1].options == {"speedup": 3, "order": 2, "evaluated": [0, 1]}
+    assert specs[2].label == "b:speedup=3,site=output"
+
+
+def test_parse_values() -> None:
+    assert parse_options(["ridge=0.5", "site=output"]) == {"ridge": 0.5, "site": "output"}
+    assert parse_size("96x64") == (96, 64)
+    assert parse_size("64") == (64, 64)
+    assert parse_size(None) is None
+
+
+def test_numbered_names() -> None:
+    assert numbered(Path("a.png"), 1) == [Path("a.png")]
+    assert numbered(Path("x/{index}.png"), 2) == [Path("x/0.png"), Path("x/1.png")]
+
+
+def _write_half(path: Path) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+
+def test_write_atomically_keeps_the_old_file_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"):
+        _write_half(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_frames_become_a_video(tmp_path: Path) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "a.mp4"
+    save(path, [Image.new("RGB", (64, 48), (20 * i, 0, 0)) for i in range(5)], {}, fps=5)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
+    assert (frames, list(tmp_path.iterdir())) == (5, [path])
+    assert seconds == pytest.approx(1, abs=0.3)
+
+
+def test_likeness_by_hand() -> None:
+    black, grey = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), (51, 51, 51))
+    found = comparison.likeness([grey], [black])
+    assert found.psnr == pytest.approx(10 * np.log10(1 / 0.2**2))
+    assert comparison.likeness([grey], [grey]).psnr == float("inf")
+    with pytest.raises(FailureError, match="shape"):
+        comparison.likeness([grey], [black, black])
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(MistakeError, match="is not there"):
+        drawing.pick_device("cuda:99")

@@ -47,7 +47,7 @@ class History:
         """Whether the feature has the shapes of those kept already."""
         return not self.features or [t.shape for t in feature] == [t.shape for t in self.features[-1]]
 
-    def forecast(self, weights: Sequence[float]) -> Feature:
+    def forecast(self, weights: Iterable[float]) -> Feature:
         """``Σ w_k h_k`` for each tensor of the feature, in its dtype; ``weights`` has one number a kept step."""
         return tuple(weighted_sum(weights, tensors) for tensors in zip(*self.features, strict=True))
 
@@ -67,9 +67,13 @@ def weighted_sum(weights: Iterable[float], tensors: Sequence[torch.Tensor]) -> t
         kernels that follow may sum in another order, and no longer agree bit for bit.
     """
     like = tensors[0]
-    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))  # outermost in memory first
-    terms = [(float(w), x.permute(order).reshape(-1)) for w, x in zip(weights, tensors, strict=True) if w]  # (F,)
-    total = torch.zeros(like.numel(), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    order = sorted(range(like.dim()), key=like.stride, reverse=True)  # outermost in memory first
+    terms = [
+        (float(w), x.permute(order).reshape(-1)) for w, x in zip(weights, tensors, strict=True) if w
+    ]  # (F,)
+    total = torch.zeros(
+        like.numel(), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device
+    )
     chunk = CPU_CHUNK if like.device.type == "cpu" else max(1, like.numel())
     for start in range(0, like.numel(), chunk):
         part = total[start : start + chunk]  # a view, (C,)

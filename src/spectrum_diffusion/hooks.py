@@ -352,11 +352,11 @@ def last_block_row(model: nn.Module) -> DenoiserRow:
     row, cls = denoisers.row_for(model), type(model).__name__
     if row is None:
         raise UnsupportedModelError(
-            f"{cls} is in no row of the table of denoisers, so its last block is not known: use site=\"output\", which "
+            f'{cls} is in no row of the table of denoisers, so its last block is not known: use site="output", which '
             f"works for any denoiser, or add a row with register_denoiser({cls}, blocks=(…), tail=(…))"
         )
     if not row.blocks:
-        raise UnsupportedModelError(f"{cls} has no last-block site ({row.reason}): use site=\"output\"")
+        raise UnsupportedModelError(f'{cls} has no last-block site ({row.reason}): use site="output"')
     return row
 
 
@@ -371,15 +371,25 @@ def refuse_conflicts(model: nn.Module, name: str) -> None:
     if getattr(model, "is_cache_enabled", False):
         raise ConflictError(f"{name} has a cache of diffusers enabled: call .disable_cache() on it first")
     if hooks := sorted({hook for module in model.modules() for hook in _cache_hooks(module)}):
-        raise ConflictError(f"{name} carries cache hooks of diffusers ({', '.join(hooks)}): remove them first")
+        raise ConflictError(
+            f"{name} carries cache hooks of diffusers ({', '.join(hooks)}): remove them first"
+        )
     for marker, owner in FOREIGN_MARKERS.items():
         if marker in model.__dict__ or marker in type(model).__dict__:
-            raise ConflictError(f"{name} is cached by {owner} (attribute {marker}): undo that first, or reload it")
+            raise ConflictError(
+                f"{name} is cached by {owner} (attribute {marker}): undo that first, or reload it"
+            )
     if patched := _patched_by(model):
-        raise ConflictError(f"the forward of {name} was replaced by {patched}: undo that first, or reload the model")
+        raise ConflictError(
+            f"the forward of {name} was replaced by {patched}: undo that first, or reload the model"
+        )
 
 
-FOREIGN_MARKERS = {"_is_cached": "cache-dit", "_cache_context_manager": "cache-dit", "enable_teacache": "TeaCache"}
+FOREIGN_MARKERS = {
+    "_is_cached": "cache-dit",
+    "_cache_context_manager": "cache-dit",
+    "enable_teacache": "TeaCache",
+}
 
 
 def _cache_hooks(module: nn.Module) -> list[str]:

@@ -91,7 +91,9 @@ class Handle:
             yield session
 
     def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
-        self._trace = Trace(_name(self.method), self.method.site, timing=self._timing, earlier_loops=earlier_loops)
+        self._trace = Trace(
+            _name(self.method), self.method.site, timing=self._timing, earlier_loops=earlier_loops
+        )
         return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
 
     @contextmanager
@@ -308,7 +310,9 @@ def enable(
         SpectrumError: the denoiser is in training mode.
     """
     if on_step is not None and not callable(on_step):
-        raise InvalidOptionError(f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)")
+        raise InvalidOptionError(
+            f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)"
+        )
     if speedup is not None:
         options["speedup"] = speedup
     made = make_method(method, **options)
@@ -365,12 +369,12 @@ def _scoped(cls: type, handle: Handle) -> type:
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # A copy, pickled or deep, is the plain pipeline: what is enabled is this one.
-        make, args, *rest = cls.__reduce_ex__(self, protocol)
+        make, args, *rest = super(scoped, self).__reduce_ex__(protocol)
         return (make, tuple(cls if arg is scoped else arg for arg in args), *rest)
 
     names = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "_spectrum_handle": handle}
     inherited = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    scoped = type(cls)(cls.__name__, (cls,), {**inherited, **names, "_spectrum_original": cls})
+    scoped: Any = type(cls)(cls.__name__, (cls,), {**inherited, **names, "_spectrum_original": cls})
     return scoped
 
 
@@ -396,8 +400,13 @@ def _with_sampler_steps(
     steps = bound.arguments.get("num_inference_steps")
     if not isinstance(steps, int) or (wanted := method.sampler_steps(steps)) == steps:
         return kwargs
-    if "num_inference_steps" not in kwargs and "num_inference_steps" in inspect.signature(function).bind(*args).arguments:
-        raise InvalidOptionError(f"{_name(method)} sets num_inference_steps: give it by keyword, not by position")
+    if (
+        "num_inference_steps" not in kwargs
+        and "num_inference_steps" in inspect.signature(function).bind(*args).arguments
+    ):
+        raise InvalidOptionError(
+            f"{_name(method)} sets num_inference_steps: give it by keyword, not by position"
+        )
     return {**kwargs, "num_inference_steps": wanted}
 
 

@@ -44,7 +44,9 @@ class Arguments:
         self.tensors = {}
         for name, value in named:
             items = value if isinstance(value, (list, tuple)) else (value,)
-            self.tensors.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
+            self.tensors.update(
+                {f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)}
+            )
 
     def named(self, name: str) -> Any:
         """The argument of that name, by keyword or by the place in the forward's signature; None where it was not given."""
@@ -152,7 +154,13 @@ class Run:
     """
 
     def __init__(
-        self, method: Method, clock: Clock, trace: Trace, *, on_step: OnStep | None = None, audit: bool = False
+        self,
+        method: Method,
+        clock: Clock,
+        trace: Trace,
+        *,
+        on_step: OnStep | None = None,
+        audit: bool = False,
     ) -> None:
         self.method, self.clock, self.trace = method, clock, trace
         self.on_step, self.audit = on_step, audit
@@ -171,7 +179,9 @@ class Run:
         step, known = self._locate(call)
         branch = self._branch(denoiser.name, step, call)
         action, reason = self._decide(branch, step, known)
-        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name)
+        record = Call(
+            step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name
+        )
         with self.trace.timed() as record.milliseconds:
             if action == "forecast":
                 output = self._forecast(branch, site, call, record)
@@ -221,7 +231,9 @@ class Run:
 
     def _new_branch(self, denoiser: str, call: Arguments) -> Branch:
         branches = self._branches[denoiser]
-        branch = Branch(self.context or str(len(branches)), History(self.method.window), call.shapes, self.context)
+        branch = Branch(
+            self.context or str(len(branches)), History(self.method.window), call.shapes, self.context
+        )
         if len(branches) < MAX_BRANCHES:
             branches.append(branch)
         return branch

@@ -1,0 +1,105 @@
+"""Compiled blocks and offloaded weights: a skipped block is skipped outside of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pipelines import PIPELINES
+from torch._dynamo.utils import counters
+
+import spectrum_diffusion
+from spectrum_diffusion import UnsupportedModelError
+
+METHODS = [("paper", {"warmup": 2}), ("taylor", {"order": 1, "warmup": 2}), ("reuse", {"warmup": 2})]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("enable_first", [False, True])
+@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "hunyuan-video"])
+def test_compiled_blocks_neither_break_nor_recompile(name: str, enable_first: bool) -> None:
+    entry = PIPELINES[name]
+    expected_pipe = entry.build()
+    with spectrum_diffusion.enable(expected_pipe, "paper", warmup=2):
+        expected = entry.call(expected_pipe, steps=10)
+    pipe = entry.build()
+    if enable_first:
+        spectrum_diffusion.enable(pipe, "paper", warmup=2)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    if not enable_first:
+        spectrum_diffusion.enable(pipe, "paper", warmup=2)
+    seen: list[tuple[str, int]] = []
+
+    def watch(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        seen.append((f"step {step}", counters["stats"]["unique_graphs"]))
+        return kwargs
+
+    compiled = entry.call(pipe, steps=10, callback_on_step_end=watch)
+    assert torch.allclose(compiled, expected, atol=1e-5, rtol=1e-5)
+    graphs = [count for _, count in seen]
+    assert graphs[0] > 0, "the blocks were not compiled"
+    assert graphs[3:] == [graphs[3]] * len(graphs[3:]), f"recompiled: {seen}"  # step 3 is the first skipped
+    assert sum(counters["graph_break"].values()) == 0
+    spectrum_diffusion.disable(pipe)
+    assert all(
+        not isinstance(module.__dict__.get("_compiled_call_impl"), spectrum_diffusion.hooks.Interceptor)
+        for module in pipe.transformer.modules()
+    )
+    assert torch.isfinite(entry.call(pipe, steps=4)).all()
+
+
+def test_model_compiled_as_a_whole_is_refused_at_the_last_block_and_works_at_the_output() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "paper", site="output", warmup=2):
+        expected = entry.call(pipe, steps=10)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r'compiled as a whole.*site="output"'):
+        spectrum_diffusion.enable(pipe)
+    with spectrum_diffusion.enable(pipe, "paper", site="output", warmup=2) as handle:
+        assert torch.allclose(entry.call(pipe, steps=10), expected, atol=1e-5, rtol=1e-5)
+        assert handle.summary().nfe == len(handle.method.schedule(10)) < 10
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_group_offload_moves_no_block_on_a_skipped_step(
+    method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.hooks import apply_group_offloading, group_offloading
+
+    entry = PIPELINES["flux"]
+    plain = entry.build()
+    with spectrum_diffusion.enable(plain, method, **options):
+        expected = entry.call(plain, steps=10)
+    pipe = entry.build()
+    moved: list[str] = []
+    onload = group_offloading.ModuleGroup.onload_
+
+    def counted(self: Any) -> None:
+        moved.extend(type(module).__name__ for module in self.modules)
+        onload(self)
+
+    monkeypatch.setattr(group_offloading.ModuleGroup, "onload_", counted)
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        pipe.transformer, cpu, cpu, offload_type="block_level", num_blocks_per_group=1, use_stream=False
+    )
+    by_step: dict[int, list[str]] = {}
+
+    def note(step: int, *_: Any) -> None:
+        by_step[step] = [name for name in moved if "Block" in name]
+        moved.clear()
+
+    with spectrum_diffusion.enable(pipe, method, on_step=note, **options) as handle:
+        assert torch.allclose(entry.call(pipe, steps=10), expected, atol=1e-6)
+        evaluated = handle.summary().evaluated
+    for step, blocks in by_step.items():
+        assert bool(blocks) == (step in evaluated), f"step {step} moved {blocks}"

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= out/demo
-DEMO_PROMPTS ?= "red apple" "green apple" "panda" "sunflower" "pumpkin" "blue car"
+DEMO_PROMPTS ?= "red apple" "panda" "blue car"
 DEMO_SEED ?= 1
 
 BIN := $(VENV)/bin

@@ -41,27 +41,19 @@ app = typer.Typer(
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw; one or more.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
-Model = Annotated[
-    str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")
-]
-Speedup = Annotated[
-    float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")
-]
+Model = Annotated[str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")]
+Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")]
 Site = Annotated[str | None, typer.Option(help="Where features are forecast: last_block or output.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; the pipeline's default without.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise, the same for every prompt.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's default without.")]
-Size = Annotated[
-    str | None, typer.Option(metavar="N|WxH", help="Size in pixels; the pipeline's default without.")
-]
+Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Size in pixels; the pipeline's default without.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a video; the pipeline's default without.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu …; the best of this machine without.")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16; bfloat16 on an accelerator, else float32.")
 ]
-Offload = Annotated[
-    str, typer.Option(help="Keep weights off the accelerator: none, model, sequential or group.")
-]
+Offload = Annotated[str, typer.Option(help="Keep weights off the accelerator: none, model, sequential or group.")]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; may be repeated."),
@@ -84,9 +76,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; -vv all.")
-    ] = 0,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; -vv all.")] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -99,9 +89,7 @@ def generate(
     prompts: Prompts = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="File to write; several prompts give -0, -1 … or fill in {index}."
-        ),
+        typer.Option("--output", "-o", help="File to write; several prompts give -0, -1 … or fill in {index}."),
     ] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="Name of the method, see `spectrum methods`.")] = "spectrum",
@@ -148,20 +136,16 @@ def generate(
 @app.command()
 def compare(
     prompts: Prompts = None,
-    methods: Annotated[
-        str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper.")
-    ] = ("fewer-steps,reuse,taylor,paper,spectrum"),
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")
-    ] = ...,  # type: ignore[assignment]
+    methods: Annotated[str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper.")] = (
+        "fewer-steps,reuse,taylor,paper,spectrum"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
     speedup: Speedup = None,
     site: Site = None,
     steps: Steps = None,
     seed: Seed = 0,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")] = None,
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
@@ -204,9 +188,7 @@ def list_methods(as_json: AsJson = False) -> None:
         return
     table = Table("method", "idea", "options and defaults", title="Methods")
     for method in found:
-        options = ", ".join(
-            f"{name}={'–' if value is None else value}" for name, value in method["options"].items()
-        )
+        options = ", ".join(f"{name}={'–' if value is None else value}" for name, value in method["options"].items())
         table.add_row(method["name"], escape(method["idea"].replace("``", "")), escape(options))
     Console().print(table)
 
@@ -229,9 +211,7 @@ def list_models(as_json: AsJson = False) -> None:
         table.add_row(row["class"], row["site"], escape(way))
     console = Console()
     console.print(table)
-    console.print(
-        f'Any other denoiser: site="output", or register_denoiser. Shipped models: {", ".join(shipped)}'
-    )
+    console.print(f'Any other denoiser: site="output", or register_denoiser. Shipped models: {", ".join(shipped)}')
 
 
 @app.command("doctor")
@@ -300,9 +280,7 @@ def _shared_options(speedup: float | None, site: str | None) -> dict[str, Any]:
 def _check_kind(output: Path, makes_videos: bool) -> None:
     if makes_videos != (output.suffix.lower() in outputs.VIDEOS):
         makes, wanted = ("videos", outputs.VIDEOS) if makes_videos else ("pictures", outputs.PICTURES)
-        raise MistakeError(
-            f"--output {output}: this model makes {makes}: end the name with one of {', '.join(wanted)}"
-        )
+        raise MistakeError(f"--output {output}: this model makes {makes}: end the name with one of {', '.join(wanted)}")
 
 
 def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawing) -> dict[str, Any]:
@@ -342,9 +320,7 @@ def _result(request: Request, spec: MethodSpec, prompt: str, path: Path, drawing
 
 
 def _versions() -> dict[str, str]:
-    return {
-        name: metadata.version(name) for name in ("spectrum-diffusion", "torch", "diffusers", "transformers")
-    }
+    return {name: metadata.version(name) for name in ("spectrum-diffusion", "torch", "diffusers", "transformers")}
 
 
 def _print_report(report: dict[str, Any]) -> None:

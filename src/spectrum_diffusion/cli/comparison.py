@@ -100,9 +100,7 @@ def _warm_up(pipe: Any, request: Request) -> None:
     draw(pipe, short, request.prompts[0], request.seeds[0], None)
 
 
-def _add(
-    row: Row, pipe: Any, request: Request, prompt: str, seed: int, spec: MethodSpec, reference: Drawing
-) -> None:
+def _add(row: Row, pipe: Any, request: Request, prompt: str, seed: int, spec: MethodSpec, reference: Drawing) -> None:
     try:
         drawing = draw(pipe, request, prompt, seed, spec)
         row.likeness.append(likeness(drawing.frames, reference.frames))
@@ -118,9 +116,7 @@ def likeness(frames: list[Image], reference: list[Image]) -> Likeness:
 
     a, b = _tensor(frames), _tensor(reference)
     if a.shape != b.shape:
-        raise FailureError(
-            f"the pictures have the shape {tuple(a.shape)}, those of the reference {tuple(b.shape)}"
-        )
+        raise FailureError(f"the pictures have the shape {tuple(a.shape)}, those of the reference {tuple(b.shape)}")
     error = torch.mean((a - b) ** 2).item()
     psnr = 10 * math.log10(1 / error) if error else math.inf
     try:
@@ -135,9 +131,7 @@ def _tensor(frames: list[Image]) -> torch.Tensor:
     import numpy as np
     import torch
 
-    pixels = np.stack(
-        [np.asarray(frame.convert("RGB"), dtype=np.float64) for frame in frames]
-    )  # (F, H, W, 3)
+    pixels = np.stack([np.asarray(frame.convert("RGB"), dtype=np.float64) for frame in frames])  # (F, H, W, 3)
     return torch.from_numpy(pixels / 255).permute(0, 3, 1, 2)  # (F, 3, H, W)
 
 
@@ -162,9 +156,8 @@ def table_of(comparison: Comparison) -> Table:
     """NFE, time and likeness of each method."""
     from rich.table import Table
 
-    table = Table(
-        title=f"{comparison.request.model}, {comparison.steps or '?'} steps, pictures: {len(comparison.cases)}"
-    )
+    model, pictures = comparison.request.model, len(comparison.cases)
+    table = Table(title=f"{model}, {comparison.steps or '?'} steps, pictures: {pictures}")
     table.add_column("method", overflow="fold")
     for name in ("NFE", "s/picture", "speed-up", "PSNR dB", "SSIM"):
         table.add_column(name, justify="right", no_wrap=True)

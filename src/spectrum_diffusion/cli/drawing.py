@@ -52,9 +52,7 @@ def load(request: Request) -> Any:
             pipe = load_pipeline(source, torch_dtype=_pick_dtype(request, device))
     except (ImportError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # not found, no network, broken weights, wrong configuration: of many libraries
+    except Exception as error:  # not found, no network, broken weights, wrong configuration: of many libraries
         raise MistakeError(f"--model {request.model!r} can't be loaded: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     check_call(pipe, request)
@@ -74,9 +72,7 @@ def pick_device(name: str | None, offload: str = "none") -> torch.device:
     except RuntimeError:
         raise MistakeError(f"--device {name!r} is unknown: this machine has {', '.join(here)}") from None
     # A kind that is not in the list (xpu, npu …) is left to torch, which knows whether it is there.
-    if not has.get(device.type, True) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if not has.get(device.type, True) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise MistakeError(f"--device {name!r} is not there: this machine has {', '.join(here)}")
     if device.type == "cpu" and offload != "none":
         raise MistakeError(
@@ -92,9 +88,7 @@ def check_call(pipe: Any, request: Request) -> None:
     flags = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_frames": "frames"}
     for name in asked:
         if name not in takes:
-            raise MistakeError(
-                f"{type(pipe).__name__} takes no {name}: leave out --{flags.get(name, 'size')}"
-            )
+            raise MistakeError(f"{type(pipe).__name__} takes no {name}: leave out --{flags.get(name, 'size')}")
     factor = _size_factor(pipe)
     if any(side % factor for side in request.size or ()):
         width, height = request.size or (0, 0)
@@ -199,9 +193,7 @@ def _place(pipe: Any, device: torch.device, offload: str) -> None:
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif offload == "group":
-        pipe.enable_group_offload(
-            onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
-        )
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
     else:
         pipe.to(device)
 

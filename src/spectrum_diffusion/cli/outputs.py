@@ -38,9 +38,7 @@ def check_output(path: Path) -> None:
     """Raise :class:`MistakeError` if no picture or video can be written there."""
     suffix = path.suffix.lower()
     if suffix not in PICTURES + VIDEOS:
-        raise MistakeError(
-            f"--output {path} has no known extension: end it with one of {', '.join(PICTURES + VIDEOS)}"
-        )
+        raise MistakeError(f"--output {path} has no known extension: end it with one of {', '.join(PICTURES + VIDEOS)}")
     if path.is_dir():
         raise MistakeError(f"--output {path} is a folder: give the name of a file")
     if not path.parent.is_dir():
@@ -120,6 +118,4 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise MistakeError(
-            f"--output: nothing can be written in {folder} ({error.strerror}): choose another"
-        ) from None
+        raise MistakeError(f"--output: nothing can be written in {folder} ({error.strerror}): choose another") from None

@@ -99,16 +99,12 @@ def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]
         elif "=" in item and found:
             found[-1][1].append(item)
         else:
-            raise MistakeError(
-                f"--methods {text!r} has {item!r} where a method's name belongs: write a,b:option=1,c"
-            )
+            raise MistakeError(f"--methods {text!r} has {item!r} where a method's name belongs: write a,b:option=1,c")
     specs = tuple(MethodSpec(name, {**defaults, **parse_options(options)}) for name, options in found)
     labels = [spec.label for spec in specs]
     for label in labels:
         if labels.count(label) > 1:
-            raise MistakeError(
-                f"--methods {text!r} has {label!r} twice: name each once, or give them other options"
-            )
+            raise MistakeError(f"--methods {text!r} has {label!r} twice: name each once, or give them other options")
     return specs
 
 
@@ -188,6 +184,4 @@ def _check_model(model: str) -> None:
             f"--model {model!r} does not exist: give a folder of a diffusers pipeline or an id on the Hub"
         )
     if folder.is_file() or (folder.is_dir() and not (folder / "model_index.json").is_file()):
-        raise MistakeError(
-            f"--model {model!r} is no folder of a diffusers pipeline: it holds no model_index.json"
-        )
+        raise MistakeError(f"--model {model!r} is no folder of a diffusers pipeline: it holds no model_index.json")

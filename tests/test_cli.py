@@ -68,9 +68,7 @@ def test_generate_prints_one_json_object(tmp_path: Path) -> None:
 
 
 def test_generate_takes_the_default_steps_of_the_shipped_model(tmp_path: Path) -> None:
-    found = json.loads(
-        run("generate", "red apple", "-o", tmp_path / "a.png", "--device", "cpu", "--json").stdout
-    )
+    found = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--device", "cpu", "--json").stdout)
     assert (found["steps"], found["nfe"]) == (50, 14)
 
 
@@ -81,9 +79,7 @@ def test_generate_takes_options_of_the_method(tmp_path: Path) -> None:
 
 
 def test_generate_says_in_words_what_was_done(tmp_path: Path) -> None:
-    result = run(
-        "generate", "red apple", "-o", tmp_path / "a.webp", "--speedup", 2, "--site", "output", *QUICK
-    )
+    result = run("generate", "red apple", "-o", tmp_path / "a.webp", "--speedup", 2, "--site", "output", *QUICK)
     assert f"{STEPS} steps, 5 evaluated, 2.00x fewer" in result.stdout
     assert result.stderr == ""
 
@@ -259,9 +255,7 @@ def test_mistakes_of_compare(
 
 def test_a_broken_folder_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{", encoding="utf-8")
-    result = run(
-        "generate", "apple", "-o", tmp_path / "a.png", "--model", tmp_path, "--device", "cpu", code=2
-    )
+    result = run("generate", "apple", "-o", tmp_path / "a.png", "--model", tmp_path, "--device", "cpu", code=2)
     assert "can't be loaded" in result.stderr
 
 

@@ -50,9 +50,7 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
     main = _main_hue(degrees, weight * (alpha > 128))
     offset = (degrees - main + 180) % 360 - 180
     mask = weight * np.clip((HUE_WIDTH + 12 - np.abs(offset)) / 12, 0, 1)
-    target = np.stack(
-        [(hue + 0.3 * offset) % 360 * (256 / 360), hsv[..., 1] * saturation, hsv[..., 2] * value], -1
-    )
+    target = np.stack([(hue + 0.3 * offset) % 360 * (256 / 360), hsv[..., 1] * saturation, hsv[..., 2] * value], -1)
     target = np.clip(target, 0, 255).astype(np.uint8)
     turned = np.asarray(Image.fromarray(target, "HSV").convert("RGB")).astype(np.float32)
     original = np.asarray(picture.convert("RGB")).astype(np.float32)

@@ -45,7 +45,7 @@ def _pack(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise RuntimeError(f"npm was not found: install it, or put {ARCHIVE} into {folder}")
-    subprocess.run([npm, "pack", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -43,9 +43,7 @@ def load_average(model: TinyFlux, folder: Path) -> None:
     logger.info("weights of step %d of %s", state["step"], path.name)
 
 
-def save_pipeline(
-    model: TinyFlux, vae: AutoencoderKL, clip: CLIPTokenizer, t5: T5TokenizerFast, output: Path
-) -> None:
+def save_pipeline(model: TinyFlux, vae: AutoencoderKL, clip: CLIPTokenizer, t5: T5TokenizerFast, output: Path) -> None:
     """Write the folder that ``FluxPipeline.from_pretrained`` reads, with the call defaults beside it."""
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),

@@ -34,9 +34,7 @@ class FlowConfig:
     prompts: int = 24  # forms kept per subject and background
     seed: int = 2
     compile: bool = True
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=5700, batch=64, rate=2e-3, average=0.9985)
-    )
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=5700, batch=64, rate=2e-3, average=0.9985))
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,7 @@ class TinyFlux(nn.Module):
         self.transformer, self.clip, self.t5 = transformer, clip, t5
         side = 8
         grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
-        self.register_buffer(
-            "img_ids", torch.cat([torch.zeros(side * side, 1), grid], dim=1), persistent=False
-        )
+        self.register_buffer("img_ids", torch.cat([torch.zeros(side * side, 1), grid], dim=1), persistent=False)
         tokens = clip.config.max_position_embeddings
         self.register_buffer("txt_ids", torch.zeros(tokens, 3), persistent=False)
 
@@ -107,9 +103,7 @@ class TinyFlux(nn.Module):
         )[0]
 
 
-def make_transformer(
-    channels: int, text_width: int, pooled_width: int, config: FlowConfig
-) -> FluxTransformer2DModel:
+def make_transformer(channels: int, text_width: int, pooled_width: int, config: FlowConfig) -> FluxTransformer2DModel:
     """An untrained transformer whose blocks do nothing yet: gates and the last projection start at zero."""
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -155,16 +149,12 @@ def tokenize(texts: list[str], clip: CLIPTokenizer, t5: T5TokenizerFast, tokens:
     """Token numbers of `texts`, cut and padded as the pipeline does it."""
 
     def ids(tokenizer: CLIPTokenizer | T5TokenizerFast) -> torch.Tensor:
-        return tokenizer(
-            texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
-        ).input_ids
+        return tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
 
     return Prompts(ids(clip), ids(t5))
 
 
-def all_prompts(
-    subjects: list[Subject], forms: int, tokenizer: Callable[[list[str]], Prompts], seed: int
-) -> Prompts:
+def all_prompts(subjects: list[Subject], forms: int, tokenizer: Callable[[list[str]], Prompts], seed: int) -> Prompts:
     """`forms` seeded ways to ask for everything: tokens (subjects, backgrounds, forms, 16)."""
     rng = np.random.default_rng(seed)
     texts = [prompt(subject, name, rng) for subject in subjects for name in BACKGROUNDS for _ in range(forms)]
@@ -244,16 +234,12 @@ def plain_attention() -> Iterator[None]:
 
 def train_flow(model: TinyFlux, data: FlowData, config: FlowConfig, folder: Path) -> Trainer:
     """Flow matching; `model` ends as the average of its weights."""
-    trainer = Trainer(
-        "flow", model, make_optimizers(*split_parameters(model), config.optim), config.optim, folder
-    )
+    trainer = Trainer("flow", model, make_optimizers(*split_parameters(model), config.optim), config.optim, folder)
     forward = torch.compile(model, dynamic=False) if config.compile else model
     ones = torch.ones(config.optim.batch)
 
     def loss_at(step: int) -> torch.Tensor:
-        batch = draw_batch(
-            data, config.optim.batch, config, config.seed * 1_000_003 + step, config.empty_prompts
-        )
+        batch = draw_batch(data, config.optim.batch, config, config.seed * 1_000_003 + step, config.empty_prompts)
         with torch.autocast("cpu", torch.bfloat16):
             output = forward(batch.noisy, batch.sigma, ones, batch.prompts)
         return functional.mse_loss(output.float(), batch.velocity)
@@ -264,15 +250,11 @@ def train_flow(model: TinyFlux, data: FlowData, config: FlowConfig, folder: Path
     return trainer
 
 
-def distil_guidance(
-    model: TinyFlux, data: FlowData, flow: FlowConfig, config: DistilConfig, folder: Path
-) -> Trainer:
+def distil_guidance(model: TinyFlux, data: FlowData, flow: FlowConfig, config: DistilConfig, folder: Path) -> Trainer:
     """Teach the guidance embedding what classifier-free guidance of a frozen copy gives."""
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     size = config.optim.batch
-    trainer = Trainer(
-        "distil", model, make_optimizers(*split_parameters(model), config.optim), config.optim, folder
-    )
+    trainer = Trainer("distil", model, make_optimizers(*split_parameters(model), config.optim), config.optim, folder)
     compiled = (lambda m: torch.compile(m, dynamic=False)) if flow.compile else (lambda m: m)
     student, frozen = compiled(model), compiled(teacher)
     ones = torch.ones(size)

@@ -122,9 +122,7 @@ class Trainer:
     def _report(self, loss: float, start: float) -> None:
         self.losses.append((self.step, round(loss, 5)))
         seconds = self.seconds + time.perf_counter() - start
-        logger.info(
-            "%s step %d of %d: loss %.4f, %.0f s", self.name, self.step, self.config.steps, loss, seconds
-        )
+        logger.info("%s step %d of %d: loss %.4f, %.0f s", self.name, self.step, self.config.steps, loss, seconds)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""

@@ -24,9 +24,7 @@ class VaeConfig:
     crop: int = 32
     crop_share: float = 0.8
     seed: int = 1
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=2400, batch=32, rate=3e-3, average=0.998)
-    )
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2400, batch=32, rate=3e-3, average=0.998))
 
 
 def make_vae(config: VaeConfig) -> AutoencoderKL:

@@ -74,8 +74,7 @@ def _with_call_defaults(base: type, defaults: tuple[tuple[str, Any], ...]) -> ty
     unknown = values.keys() - signature.parameters.keys()
     if unknown:
         raise ValueError(
-            f"{CALL_DEFAULTS_FILE} names {', '.join(sorted(unknown))}, "
-            f"which {base.__name__} does not take: remove it"
+            f"{CALL_DEFAULTS_FILE} names {', '.join(sorted(unknown))}, which {base.__name__} does not take: remove it"
         )
 
     @functools.wraps(base.__call__)

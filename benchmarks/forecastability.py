@@ -33,9 +33,7 @@ BEGIN, END = "<!-- psnr:begin -->", "<!-- psnr:end -->"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=24, help="prompt and seed pairs")
-    parser.add_argument(
-        "--write", nargs="*", default=[], help="Markdown files whose marked block is replaced"
-    )
+    parser.add_argument("--write", nargs="*", default=[], help="Markdown files whose marked block is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     table = markdown(measure(arguments.pairs), arguments.pairs)
@@ -49,9 +47,7 @@ def measure(pairs: int) -> dict[tuple[str, str, int], np.ndarray]:
     pipe = spectrum_diffusion.load_default_pipeline()
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS.read_text(encoding="utf-8").split("\n")
-    cases = [(prompt, seed) for seed, prompt in enumerate(p for p in prompts[:: max(1, 60 // pairs)] if p)][
-        :pairs
-    ]
+    cases = [(prompt, seed) for seed, prompt in enumerate(p for p in prompts[:: max(1, 60 // pairs)] if p)][:pairs]
     references = [draw(pipe, *case) for case in cases]
     found = {}
     for row, (method, options) in ROWS.items():
@@ -60,9 +56,7 @@ def measure(pairs: int) -> dict[tuple[str, str, int], np.ndarray]:
                 with spectrum_diffusion.enable(pipe, method, site=site, slope=slope, **options) as handle:
                     pictures = [draw(pipe, *case) for case in cases]
                     assert handle.summary().nfe == nfe
-                found[row, site, nfe] = np.array(
-                    [psnr(a, b) for a, b in zip(pictures, references, strict=True)]
-                )
+                found[row, site, nfe] = np.array([psnr(a, b) for a, b in zip(pictures, references, strict=True)])
     return found
 
 
@@ -78,22 +72,19 @@ def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
 
 def markdown(found: dict[tuple[str, str, int], np.ndarray], pairs: int) -> str:
     lines = [
-        "| method | "
-        + " | ".join(f"{site.replace('_', ' ')}, {nfe} of 50" for site in SITES for nfe in SLOPES)
-        + " |",
+        "| method | " + " | ".join(f"{site.replace('_', ' ')}, {nfe} of 50" for site in SITES for nfe in SLOPES) + " |",
         "|---|" + "---|" * (len(SITES) * len(SLOPES)),
     ]
     for row in ROWS:
         cells = [found.get((row, site, nfe)) for site in SITES for nfe in SLOPES]
         lines.append(
-            f"| {row} | "
-            + " | ".join("–" if c is None else f"{c.mean():.1f} ± {c.std():.1f}" for c in cells)
-            + " |"
+            f"| {row} | " + " | ".join("–" if c is None else f"{c.mean():.1f} ± {c.std():.1f}" for c in cells) + " |"
         )
     lines.append("")
     lines.append(
         f"Mean PSNR in dB to the 50-step pictures ± standard deviation over {pairs} prompt and seed pairs; "
-        f"`python -m benchmarks.forecastability --pairs {pairs}`, {platform.machine()} CPU, float32, PyTorch {torch.__version__}, "
+        f"`python -m benchmarks.forecastability --pairs {pairs}`, {platform.machine()} CPU, float32, "
+        f"PyTorch {torch.__version__}, "
         f"diffusers {diffusers.__version__}."
     )
     return "\n".join(lines)

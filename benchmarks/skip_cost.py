@@ -2,8 +2,8 @@
 
     python -m benchmarks.skip_cost [--write docs/benchmarks.md]
 
-A FLUX of random weights (2 double and 4 single blocks; full-size FLUX.1 has 19 and 38, so there the shares are about ten
-times smaller). Runs are interleaved, medians of their ratios are printed.
+A FLUX of random weights (2 double and 4 single blocks; full-size FLUX.1 has 19 and 38, so there the shares are about
+ten times smaller). Runs are interleaved, medians of their ratios are printed.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def measure(width: int, tokens: int) -> tuple[float, float, float]:
                 run.step(0)
                 times["evaluated"].append(seconds(lambda: model(**call)))
             times["floor"].append(seconds(lambda: bare(**call)))
-    evaluated, skipped, floor = (
-        statistics.median(times[name][1:]) for name in ("evaluated", "skipped", "floor")
-    )
+    evaluated, skipped, floor = (statistics.median(times[name][1:]) for name in ("evaluated", "skipped", "floor"))
     return evaluated, skipped, floor
 
 
@@ -124,7 +122,9 @@ def median(function: Callable[[], Any]) -> float:
 
 
 def environment() -> str:
-    return f"`python -m benchmarks.skip_cost`, {platform.machine()} CPU, 2 threads, float32, PyTorch {torch.__version__}."
+    return (
+        f"`python -m benchmarks.skip_cost`, {platform.machine()} CPU, 2 threads, float32, PyTorch {torch.__version__}."
+    )
 
 
 if __name__ == "__main__":

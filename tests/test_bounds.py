@@ -149,9 +149,7 @@ def forecasts_and_bounds(seed: int) -> Iterator[tuple[Analytic, float, float, fl
             for target in range(evaluated[-1] + 1, 50, 3)
         ) if evaluated[-1] < 49 else 0.0  # fmt: skip
         c = case.coefficients[: M + 1]
-        true_epsilon = (
-            float(np.abs(case.f(GRID) - chebyshev.chebval(GRID, c)).max()) * 1.001 + 1e-12 * case.bound
-        )
+        true_epsilon = float(np.abs(case.f(GRID) - chebyshev.chebval(GRID, c)).max()) * 1.001 + 1e-12 * case.bound
         paper = ridge_bound(evaluated, 50, M, ridge, case.truncation_bound(M), case.coefficient_bound())
         yield case, worst, paper, ridge_bound(evaluated, 50, M, ridge, true_epsilon, float(np.linalg.norm(c)))
 

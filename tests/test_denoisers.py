@@ -72,9 +72,7 @@ class Probe:
                 hook = block.register_forward_hook(lambda block, _, output: outputs[block].append(output))
                 undo.callback(hook.remove)
             for tail in self.tails:
-                undo.enter_context(
-                    _pre_hook(tail, lambda tail, first: features.update({tail: first.clone()}))
-                )
+                undo.enter_context(_pre_hook(tail, lambda tail, first: features.update({tail: first.clone()})))
             samples = self.run(batch, seed)
         return samples, [features.get(tail) for tail in self.tails], outputs
 
@@ -207,9 +205,7 @@ def test_skipping_equals_running_all_and_replacing_the_feature(probe: Probe, nam
 @last_block
 def test_no_module_in_a_block_runs_on_a_skipped_step(probe: Probe, name: str) -> None:
     _, features, outputs = probe.record()
-    inside = probe.names(
-        module for block in probe.blocks for module in block.modules() if module is not block
-    )
+    inside = probe.names(module for block in probe.blocks for module in block.modules() if module is not block)
     _, ran_evaluated = probe.replay(features, seed=1)
     _, ran_skipped = probe.replay(features, outputs, seed=1)
     called = CALLED_BY_THE_MODEL.get(probe.entry.cls, "-")
@@ -222,9 +218,7 @@ def test_nothing_else_works_on_what_blocks_made(probe: Probe, name: str) -> None
     """A list of blocks that the row forgot would either run on stand-ins, or be a list that runs."""
     _, features, outputs = probe.record()
     _, ran = probe.replay(features, outputs)
-    on_stand_ins = {module for module, has_nan in ran.items() if has_nan} - probe.names(
-        probe.blocks + probe.tails
-    )
+    on_stand_ins = {module for module, has_nan in ran.items() if has_nan} - probe.names(probe.blocks + probe.tails)
     assert on_stand_ins == BETWEEN_BLOCKS.get(probe.entry.cls, set())
     lists = {child for child, module in probe.model.named_children() if isinstance(module, nn.ModuleList)}
     rows = {path.rstrip("?") for path in probe.row.blocks}
@@ -291,9 +285,7 @@ def test_every_denoiser_class_is_in_the_zoo() -> None:
 
 def test_the_rule_takes_denoisers_only() -> None:
     found = find_denoiser_classes()
-    assert {"FluxTransformer2DModel", "UNet2DConditionModel", "UNetControlNetXSModel", "UVit2DModel"} <= set(
-        found
-    )
+    assert {"FluxTransformer2DModel", "UNet2DConditionModel", "UNetControlNetXSModel", "UVit2DModel"} <= set(found)
     assert [name for name in found if name.endswith("ControlNetModel") or "Autoencoder" in name] == []
     assert not set(found) & set(denoisers._NOT_DENOISERS)
 

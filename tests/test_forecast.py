@@ -92,9 +92,7 @@ def test_chebyshev_without_ridge_is_exact_on_polynomials(evaluated, degree):
         values = polynomial(tau(np.array(evaluated), 50))
         wanted = polynomial(tau(target, 50))
         assert chebyshev_weights(evaluated, target, 50, 4, 0.0) @ values == pytest.approx(wanted, abs=1e-10)
-        assert chebyshev_weights(evaluated, target, 50, degree, 0.0) @ values == pytest.approx(
-            wanted, abs=1e-10
-        )
+        assert chebyshev_weights(evaluated, target, 50, degree, 0.0) @ values == pytest.approx(wanted, abs=1e-10)
 
 
 def test_chebyshev_is_exact_in_the_limit_of_no_ridge():
@@ -108,9 +106,7 @@ def test_chebyshev_is_exact_in_the_limit_of_no_ridge():
 
 def test_chebyshev_is_not_exact_beyond_its_degree():
     values = chebyshev.Chebyshev([0, 0, 0, 0, 0, 1])(tau(np.array(PAPER_14), 50))
-    error = chebyshev_weights(PAPER_14, 49, 50, 4, 0.0) @ values - chebyshev.Chebyshev([0] * 5 + [1])(
-        tau(49, 50)
-    )
+    error = chebyshev_weights(PAPER_14, 49, 50, 4, 0.0) @ values - chebyshev.Chebyshev([0] * 5 + [1])(tau(49, 50))
     assert abs(error) > 0.1
 
 

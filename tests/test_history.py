@@ -15,9 +15,7 @@ STEPS = adaptive(50)[:-1]
 WEIGHTS = chebyshev_weights(STEPS, 45, 50)
 
 
-def features(
-    count: int, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> list[torch.Tensor]:
+def features(count: int, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
 

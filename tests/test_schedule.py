@@ -170,9 +170,7 @@ def test_warmup_of_the_speedup_search():
     assert [speedup_warmup(total) for total in (1, 2, 3, 29, 30, 50, 1000)] == [1, 2, 2, 2, 3, 5, 100]
 
 
-@pytest.mark.parametrize(
-    ("speedup", "steps"), [(50 / 14, PAPER_14), (5, PAPER_10), (5.0, PAPER_10), (3.55, PAPER_14)]
-)
+@pytest.mark.parametrize(("speedup", "steps"), [(50 / 14, PAPER_14), (5, PAPER_10), (5.0, PAPER_10), (3.55, PAPER_14)])
 def test_speedup_finds_the_papers_schedules(speedup, steps):
     assert for_speedup(50, speedup) == steps
 

@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Weights])
 def _cached(function: F) -> F:
     """Cache by the arguments; steps may be any sequence of integers, the array comes back read-only."""
 
-    @lru_cache(maxsize=4096)
+    @lru_cache(maxsize=4096, typed=True)
     def compute(evaluated: tuple[int, ...], *args: object, **kwargs: object) -> Weights:
         weights = function(check_evaluated_points(evaluated), *args, **kwargs)
         weights.setflags(write=False)

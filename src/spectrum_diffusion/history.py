@@ -68,12 +68,8 @@ def weighted_sum(weights: Iterable[float], tensors: Sequence[torch.Tensor]) -> t
     """
     like = tensors[0]
     order = sorted(range(like.dim()), key=like.stride, reverse=True)  # outermost in memory first
-    terms = [
-        (float(w), x.permute(order).reshape(-1)) for w, x in zip(weights, tensors, strict=True) if w
-    ]  # (F,)
-    total = torch.zeros(
-        like.numel(), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device
-    )
+    terms = [(float(w), x.permute(order).reshape(-1)) for w, x in zip(weights, tensors, strict=True) if w]  # (F,)
+    total = torch.zeros(like.numel(), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     chunk = CPU_CHUNK if like.device.type == "cpu" else max(1, like.numel())
     for start in range(0, like.numel(), chunk):
         part = total[start : start + chunk]  # a view, (C,)

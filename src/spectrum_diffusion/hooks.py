@@ -1,8 +1,8 @@
 """The only file that touches a model's modules: interceptors around module calls, and the two sites.
 
-An :class:`Interceptor` stands in ``module._compiled_call_impl``, the attribute that ``Module.__call__`` asks first. It is
-thereby outside of everything else a call does: compiled code (``Module.compile``, ``compile_repeated_blocks``), forward
-hooks, diffusers' and accelerate's offload hooks. A call that it does not pass on costs nothing and moves no weight; the
+An :class:`Interceptor` stands in ``module._compiled_call_impl``, the attribute that ``Module.__call__`` asks first.
+It is thereby outside of everything else a call does: compiled code (``Module.compile``,
+``compile_repeated_blocks``), forward hooks, diffusers' and accelerate's offload hooks. A call that it does not pass on costs nothing and moves no weight; the
 module's ``forward`` and its hooks stay as they are; pickle and deepcopy leave it behind.
 """
 
@@ -371,18 +371,12 @@ def refuse_conflicts(model: nn.Module, name: str) -> None:
     if getattr(model, "is_cache_enabled", False):
         raise ConflictError(f"{name} has a cache of diffusers enabled: call .disable_cache() on it first")
     if hooks := sorted({hook for module in model.modules() for hook in _cache_hooks(module)}):
-        raise ConflictError(
-            f"{name} carries cache hooks of diffusers ({', '.join(hooks)}): remove them first"
-        )
+        raise ConflictError(f"{name} carries cache hooks of diffusers ({', '.join(hooks)}): remove them first")
     for marker, owner in FOREIGN_MARKERS.items():
         if marker in model.__dict__ or marker in type(model).__dict__:
-            raise ConflictError(
-                f"{name} is cached by {owner} (attribute {marker}): undo that first, or reload it"
-            )
+            raise ConflictError(f"{name} is cached by {owner} (attribute {marker}): undo that first, or reload it")
     if patched := _patched_by(model):
-        raise ConflictError(
-            f"the forward of {name} was replaced by {patched}: undo that first, or reload the model"
-        )
+        raise ConflictError(f"the forward of {name} was replaced by {patched}: undo that first, or reload the model")
 
 
 FOREIGN_MARKERS = {

@@ -1,7 +1,7 @@
 """``enable`` and ``disable`` for a diffusers pipeline or a bare denoiser, and the handle that comes of it.
 
-While a pipeline is enabled its class is a thin subclass that opens a generation around ``__call__``: begin, end, failure
-and thread are known exactly. The step of a denoiser's call is read from the scheduler of that running call.
+While a pipeline is enabled its class is a thin subclass that opens a generation around ``__call__``: begin, end,
+failure and thread are known exactly. The step of a denoiser's call is read from the scheduler of that running call.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Handle:
         method: the method with its options, a frozen dataclass.
     """
 
-    def __init__(
-        self, target: Any, method: Method, *, timing: bool, audit: bool, on_step: OnStep | None
-    ) -> None:
+    def __init__(self, target: Any, method: Method, *, timing: bool, audit: bool, on_step: OnStep | None) -> None:
         self.method = method
         self._timing, self._audit, self._on_step = timing, audit, on_step
         self._target = weakref.ref(target)
@@ -91,9 +89,7 @@ class Handle:
             yield session
 
     def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
-        self._trace = Trace(
-            _name(self.method), self.method.site, timing=self._timing, earlier_loops=earlier_loops
-        )
+        self._trace = Trace(_name(self.method), self.method.site, timing=self._timing, earlier_loops=earlier_loops)
         return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
 
     @contextmanager
@@ -310,9 +306,7 @@ def enable(
         SpectrumError: the denoiser is in training mode.
     """
     if on_step is not None and not callable(on_step):
-        raise InvalidOptionError(
-            f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)"
-        )
+        raise InvalidOptionError(f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)")
     if speedup is not None:
         options["speedup"] = speedup
     made = make_method(method, **options)
@@ -404,9 +398,7 @@ def _with_sampler_steps(
         "num_inference_steps" not in kwargs
         and "num_inference_steps" in inspect.signature(function).bind(*args).arguments
     ):
-        raise InvalidOptionError(
-            f"{_name(method)} sets num_inference_steps: give it by keyword, not by position"
-        )
+        raise InvalidOptionError(f"{_name(method)} sets num_inference_steps: give it by keyword, not by position")
     return {**kwargs, "num_inference_steps": wanted}
 
 

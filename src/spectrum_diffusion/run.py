@@ -44,12 +44,10 @@ class Arguments:
         self.tensors = {}
         for name, value in named:
             items = value if isinstance(value, (list, tuple)) else (value,)
-            self.tensors.update(
-                {f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)}
-            )
+            self.tensors.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
 
     def named(self, name: str) -> Any:
-        """The argument of that name, by keyword or by the place in the forward's signature; None where it was not given."""
+        """The argument of that name, by keyword or by its place in the forward's signature; None if not given."""
         if name in self.kwargs:
             return self.kwargs[name]
         names = list(inspect.signature(self.forward).parameters) if self.args else []
@@ -179,9 +177,7 @@ class Run:
         step, known = self._locate(call)
         branch = self._branch(denoiser.name, step, call)
         action, reason = self._decide(branch, step, known)
-        record = Call(
-            step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name
-        )
+        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name)
         with self.trace.timed() as record.milliseconds:
             if action == "forecast":
                 output = self._forecast(branch, site, call, record)
@@ -231,9 +227,7 @@ class Run:
 
     def _new_branch(self, denoiser: str, call: Arguments) -> Branch:
         branches = self._branches[denoiser]
-        branch = Branch(
-            self.context or str(len(branches)), History(self.method.window), call.shapes, self.context
-        )
+        branch = Branch(self.context or str(len(branches)), History(self.method.window), call.shapes, self.context)
         if len(branches) < MAX_BRANCHES:
             branches.append(branch)
         return branch

@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from .errors import InvalidOptionError
 
 MAX_TOTAL = 1000
 """Longest run for which :func:`for_speedup` searches; samplers of more steps are unknown."""
+
+ROUNDING = 1e-12
+"""Relative room for the rounding of T/n in floats."""
 
 
 def adaptive(total: int, interval: int = 2, warmup: int = 5, slope: float = 0.75) -> list[int]:
@@ -86,15 +90,25 @@ def for_speedup(total: int, speedup: float) -> list[int]:
     total = check_integer("total", total, least=1, most=MAX_TOTAL)
     warmup = speedup_warmup(total)
     highest = max(1.0, total / (warmup + 1))
-    value = check_number("speedup", speedup)
-    if not 1.0 <= value <= highest * (1 + 1e-12):
+    value = check_number("speedup", speedup, finite=False)
+    if not 1.0 <= value <= highest * (1 + ROUNDING):
         raise InvalidOptionError(
-            f"speedup={speedup!r} can't be reached with {total} steps: give a number within 1 … {highest:.4g} "
+            f"speedup={speedup!r} can't be reached with {total} steps: give a number within 1 … {_floor(highest):g} "
             f"(at least {warmup} warm-up steps and one more are evaluated)"
         )
     if total <= warmup:
         return list(range(total))
-    return list(_with_at_most(total, warmup, math.floor(total / value * (1 + 1e-12))))
+    return list(_with_at_most(total, warmup, at_most(total, value)))
+
+
+def at_most(total: int, speedup: float) -> int:
+    """Most evaluations that reach ``speedup``: total / speedup rounded down, but for the rounding of floats."""
+    return math.floor(total / speedup * (1 + ROUNDING))
+
+
+def _floor(value: float) -> float:
+    """To four decimals, downwards, so that the end of a range that is named can be given."""
+    return math.floor(value * 1e4) / 1e4
 
 
 def speedup_warmup(total: int) -> int:
@@ -161,7 +175,7 @@ def check_evaluated(evaluated: Iterable[int]) -> tuple[int, ...]:
 
 
 def _check_rising(steps: Sequence[int]) -> None:
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         if after <= before:
             raise InvalidOptionError(
                 f"evaluated={list(steps)} must rise: step {after} follows {before}; sort it and drop repeats"
@@ -172,21 +186,29 @@ def check_integer(name: str, value: object, *, least: int, most: int | None = No
     """``value`` as an int within ``least … most``, or :class:`InvalidOptionError`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidOptionError(f"{name}={value!r} is no integer: give a whole number ≥ {least}")
-    number = value.__index__()
+    try:
+        number = value.__index__()
+    except TypeError as error:  # an array of several
+        raise InvalidOptionError(f"{name}={value!r} is no integer: give a whole number ≥ {least}") from error
     if number < least or (most is not None and number > most):
         span = f"≥ {least}" if most is None else f"within {least} … {most}"
         raise InvalidOptionError(f"{name}={number} is out of range: give a whole number {span}")
     return int(number)
 
 
-def check_number(name: str, value: object, *, least: float | None = None, most: float | None = None) -> float:
-    """``value`` as a finite float within ``least … most``, or :class:`InvalidOptionError`."""
+def check_number(
+    name: str, value: object, *, least: float | None = None, most: float | None = None, finite: bool = True
+) -> float:
+    """``value`` as a float within ``least … most``, finite unless said otherwise, or :class:`InvalidOptionError`."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InvalidOptionError(f"{name}={value!r} is no number")
-    number = float(value)  # type: ignore[arg-type]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (OverflowError, TypeError) as error:
+        raise InvalidOptionError(f"{name}={value!r} is no number that a float can hold") from error
     too_low = least is not None and number < least
     too_high = most is not None and number > most
-    if not math.isfinite(number) or too_low or too_high:
+    if (finite and not math.isfinite(number)) or too_low or too_high:
         low, high = ("−∞" if least is None else f"{least:g}"), ("∞" if most is None else f"{most:g}")
         raise InvalidOptionError(f"{name}={number:g} is out of range: give a finite number within {low} … {high}")
     return number

@@ -101,7 +101,8 @@ class Summary:
         nfe: ``len(evaluated)``.
         speedup: ``steps / nfe``, counted in evaluations, not in time.
         branches: counts by guidance branch ("0", "1", … in order of the calls, or the pipeline's own name).
-        fallbacks: step → reason, for steps evaluated since they could not be forecast (first such call).
+        fallbacks: step → reason, for steps whose first call was evaluated since it could not be forecast; those of
+            other branches are in ``branches``.
         calls: denoiser calls over all branches, whatever was done.
         history_bytes: memory of the kept features at its peak.
         milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser; None without ``timing=True``.
@@ -154,9 +155,7 @@ class Summary:
             f"  {'branch':<10} {'evaluated':>9} {'forecast':>9} {'partial':>8} {'fallback':>9} {'steps':>6}",
         ]
         for name, b in self.branches.items():
-            lines.append(
-                f"  {name:<10} {b.evaluated:>9} {b.forecast:>9} {b.partial:>8} {b.fallback:>9} {b.steps:>6}"
-            )
+            lines.append(f"  {name:<10} {b.evaluated:>9} {b.forecast:>9} {b.partial:>8} {b.fallback:>9} {b.steps:>6}")
         lines += [f"  fallback   step {step}: {reason}" for step, reason in self.fallbacks.items()]
         lines.append(f"  history    {self.history_bytes / 2**20:.1f} MiB at peak, {self.calls} denoiser calls")
         if self.milliseconds:
@@ -192,9 +191,9 @@ def summarize(trace: Trace) -> Summary:
     """Count the calls of a trace."""
     first = [call for call in trace.calls if call.first]
     fallbacks: dict[int, str] = {}
-    for call in trace.calls:
+    for call in first:
         if call.action == "fallback":
-            fallbacks.setdefault(call.step, call.reason)
+            fallbacks[call.step] = call.reason
     return Summary(
         method=trace.method,
         site=trace.site,

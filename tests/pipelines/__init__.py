@@ -87,12 +87,8 @@ def _window(first: float, last: float) -> Callable[[int], int]:
 PIPELINES: dict[str, PipelineEntry] = {
     "flux": PipelineEntry(d.FluxPipeline, FLUX, s.flux_euler),
     "flux-true-cfg": PipelineEntry(d.FluxPipeline, FLUX, s.flux_euler, FLUX_NEGATIVE, branches=2),
-    "flux-img2img": PipelineEntry(
-        d.FluxImg2ImgPipeline, FLUX, s.flux_euler, REPAINT, total=_strength_rounded_up
-    ),
-    "flux-inpaint": PipelineEntry(
-        d.FluxInpaintPipeline, FLUX, s.flux_euler, INPAINT, total=_strength_rounded_up
-    ),
+    "flux-img2img": PipelineEntry(d.FluxImg2ImgPipeline, FLUX, s.flux_euler, REPAINT, total=_strength_rounded_up),
+    "flux-inpaint": PipelineEntry(d.FluxInpaintPipeline, FLUX, s.flux_euler, INPAINT, total=_strength_rounded_up),
     "sd3": PipelineEntry(d.StableDiffusion3Pipeline, SD3, s.flow_euler),
     "sd3-skip-layer": PipelineEntry(
         d.StableDiffusion3Pipeline,
@@ -119,30 +115,20 @@ PIPELINES: dict[str, PipelineEntry] = {
         {"guidance_scale": 1.0, "callback_on_step_end": _set_guidance_midway(5.0)},
         branches=2,
     ),
-    "wan22": PipelineEntry(
-        d.WanPipeline, WAN_EXPERTS, s.flow_unipc, settings={"boundary_ratio": 0.7}, branches=2
-    ),
+    "wan22": PipelineEntry(d.WanPipeline, WAN_EXPERTS, s.flow_unipc, settings={"boundary_ratio": 0.7}, branches=2),
     "wan-i2v": PipelineEntry(d.WanImageToVideoPipeline, WAN_FROM_IMAGE, s.flow_unipc, branches=2),
     "hunyuan-video": PipelineEntry(d.HunyuanVideoPipeline, HUNYUAN_VIDEO, s.flow_euler),
     "qwen-image": PipelineEntry(d.QwenImagePipeline, QWEN_IMAGE, s.flux_euler, branches=2),
     "cogvideox": PipelineEntry(d.CogVideoXPipeline, COGVIDEOX, s.cogvideox_ddim),
     "sdxl": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.euler),
     "sdxl-ddim": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.ddim),
-    "sdxl-pndm": PipelineEntry(
-        d.StableDiffusionXLPipeline, SDXL, s.pndm_runge_kutta, total=lambda steps: steps + 9
-    ),
+    "sdxl-pndm": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.pndm_runge_kutta, total=lambda steps: steps + 9),
     "sdxl-heun": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.heun, total=_two_stage),
     "sdxl-dpmpp": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.dpmpp),
     "sdxl-unipc": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.unipc),
-    "sdxl-euler-ancestral": PipelineEntry(
-        d.StableDiffusionXLPipeline, SDXL, s.euler_ancestral, stochastic=True
-    ),
-    "sdxl-img2img": PipelineEntry(
-        d.StableDiffusionXLImg2ImgPipeline, SDXL, s.euler, REPAINT, total=_strength
-    ),
-    "sdxl-img2img-ddim": PipelineEntry(
-        d.StableDiffusionXLImg2ImgPipeline, SDXL, s.ddim, REPAINT, total=_strength
-    ),
+    "sdxl-euler-ancestral": PipelineEntry(d.StableDiffusionXLPipeline, SDXL, s.euler_ancestral, stochastic=True),
+    "sdxl-img2img": PipelineEntry(d.StableDiffusionXLImg2ImgPipeline, SDXL, s.euler, REPAINT, total=_strength),
+    "sdxl-img2img-ddim": PipelineEntry(d.StableDiffusionXLImg2ImgPipeline, SDXL, s.ddim, REPAINT, total=_strength),
     "sdxl-img2img-heun": PipelineEntry(
         d.StableDiffusionXLImg2ImgPipeline,
         SDXL,
@@ -150,9 +136,7 @@ PIPELINES: dict[str, PipelineEntry] = {
         REPAINT,
         total=lambda steps: _two_stage(_strength(steps)),
     ),
-    "sdxl-inpaint": PipelineEntry(
-        d.StableDiffusionXLInpaintPipeline, SDXL, s.euler, INPAINT, total=_strength
-    ),
+    "sdxl-inpaint": PipelineEntry(d.StableDiffusionXLInpaintPipeline, SDXL, s.euler, INPAINT, total=_strength),
     "sdxl-denoising-end": PipelineEntry(
         d.StableDiffusionXLPipeline, SDXL, s.euler, {"denoising_end": 0.7}, total=_window(0.0, 0.7)
     ),
@@ -182,13 +166,7 @@ PIPELINES: dict[str, PipelineEntry] = {
             "callback_on_step_end_tensor_inputs": ["latents", *GUIDANCE_BATCH],
         },
     ),
-    "sd15": PipelineEntry(
-        d.StableDiffusionPipeline, SD15, s.pndm, settings=NO_CHECKER, total=lambda steps: steps + 1
-    ),
-    "sd15-img2img": PipelineEntry(
-        d.StableDiffusionImg2ImgPipeline, SD15, s.ddim, REPAINT, NO_CHECKER, total=_strength
-    ),
-    "sd15-lcm": PipelineEntry(
-        d.StableDiffusionPipeline, SD15_LCM, s.lcm, settings=NO_CHECKER, stochastic=True
-    ),
+    "sd15": PipelineEntry(d.StableDiffusionPipeline, SD15, s.pndm, settings=NO_CHECKER, total=lambda steps: steps + 1),
+    "sd15-img2img": PipelineEntry(d.StableDiffusionImg2ImgPipeline, SD15, s.ddim, REPAINT, NO_CHECKER, total=_strength),
+    "sd15-lcm": PipelineEntry(d.StableDiffusionPipeline, SD15_LCM, s.lcm, settings=NO_CHECKER, stochastic=True),
 }

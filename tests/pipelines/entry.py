@@ -91,9 +91,7 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _chain(
-    first: Callable[..., dict[str, Any]], second: Callable[..., dict[str, Any]]
-) -> Callable[..., dict]:
+def _chain(first: Callable[..., dict[str, Any]], second: Callable[..., dict[str, Any]]) -> Callable[..., dict]:
     """A callback that calls both, the second with what the first has changed."""
 
     def chained(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,4 @@ def lcm() -> Any:
 
 
 def cogvideox_ddim() -> Any:
-    return d.CogVideoXDDIMScheduler(
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
-    )
+    return d.CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0)

@@ -10,8 +10,7 @@ from . import image, other, unets, video
 from .entry import Entry, sample_of, samples_of
 
 ZOO: dict[str, Entry] = {
-    entry.cls: entry
-    for entry in sorted(image.IMAGE + video.VIDEO + other.OTHER + unets.UNETS, key=lambda e: e.cls)
+    entry.cls: entry for entry in sorted(image.IMAGE + video.VIDEO + other.OTHER + unets.UNETS, key=lambda e: e.cls)
 }
 VARIANTS: dict[str, Entry] = {entry.name: entry for entry in image.VARIANTS + video.VARIANTS + unets.VARIANTS}
 

@@ -43,7 +43,7 @@ def make_method(name: str, **options: Any) -> Method:
     Raises:
         InvalidOptionError: an unknown name or option (the nearest one is suggested), or a wrong value.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise InvalidOptionError(f"method={name!r} is unknown{_nearest(name, METHODS)}: choose one of {_list(METHODS)}")
     known = [field.name for field in fields(METHODS[name])]
     for option in options:

@@ -38,7 +38,9 @@ class Method:
     """Evaluated features that a branch needs before its first forecast."""
 
     def __post_init__(self) -> None:
-        schedule.check_spacing(self.interval, self.warmup, self.slope)
+        self.check_integer("interval", least=1)
+        self.check_integer("warmup", least=1)
+        self.check_number("slope", least=0.0)
         if self.site not in SITES:
             raise InvalidOptionError(f"site={self.site!r} is unknown: choose one of {', '.join(SITES)}")
         if self.evaluated is not None and self.speedup is not None:
@@ -47,7 +49,15 @@ class Method:
             object.__setattr__(self, "evaluated", schedule.check_evaluated(self.evaluated))
         if self.speedup is not None:
             # The upper end of the range is known when the run begins: it depends on its steps.
-            object.__setattr__(self, "speedup", schedule.check_number("speedup", self.speedup, least=1.0))
+            self.check_number("speedup", least=1.0)
+
+    def check_integer(self, name: str, *, least: int) -> None:
+        """Refuse an option that is no integer ≥ ``least``; keep it as a plain int."""
+        object.__setattr__(self, name, schedule.check_integer(name, getattr(self, name), least=least))
+
+    def check_number(self, name: str, *, least: float, most: float | None = None) -> None:
+        """Refuse an option that is no finite number within ``least … most``; keep it as a plain float."""
+        object.__setattr__(self, name, schedule.check_number(name, getattr(self, name), least=least, most=most))
 
     @property
     def window(self) -> int | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..errors import InvalidOptionError
 from ..forecast import Weights
+from ..schedule import at_most
 from .base import Method
 
 
@@ -24,7 +24,7 @@ class FewerSteps(Method):
 
     def sampler_steps(self, steps: int) -> int:
         if self.speedup is not None:
-            return max(1, math.floor(steps / self.speedup))
+            return max(1, at_most(steps, self.speedup))
         return len(super().schedule(steps))
 
     def schedule(self, total: int) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..forecast import Weights, blend_weights, chebyshev_weights
-from ..schedule import check_integer, check_number
 from .base import Method
 
 
@@ -31,8 +30,8 @@ class Paper(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("degree", self.degree, least=0)
-        check_number("ridge", self.ridge, least=0.0)
+        self.check_integer("degree", least=0)
+        self.check_number("ridge", least=0.0)
 
     def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
         return chebyshev_weights(evaluated, target, total, self.degree, self.ridge)
@@ -53,7 +52,7 @@ class Spectrum(Paper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("blend", self.blend, least=0.0, most=1.0)
+        self.check_number("blend", least=0.0, most=1.0)
 
     def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
         return blend_weights(evaluated, target, total, self.degree, self.ridge, self.blend)

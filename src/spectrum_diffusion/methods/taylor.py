@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..forecast import Weights, reuse_weights, taylor_weights
-from ..schedule import check_integer
 from .base import Method
 
 
@@ -38,7 +37,7 @@ class Taylor(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("order", self.order, least=0)
+        self.check_integer("order", least=0)
 
     @property
     def window(self) -> int:

@@ -7,7 +7,8 @@ DEMO_SEED ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 2
+# Idle threads that spin slow small models down many times where other processes run.
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow lint types bench train wheel clean
@@ -46,8 +47,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.skip_cost
-	$(BIN)/python -m benchmarks.forecastability
+	$(BIN)/python -m benchmarks.skip_cost --write docs/benchmarks.md
+	$(BIN)/python -m benchmarks.forecastability --write README.md docs/methods.md
 
 train: $(STAMP)
 	$(BIN)/python -m training.tiny_flux all

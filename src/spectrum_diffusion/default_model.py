@@ -29,7 +29,7 @@ def load_default_pipeline(torch_dtype: torch.dtype = torch.float32) -> FluxPipel
     Args:
         torch_dtype: type of the weights; they are stored in float16.
     """
-    return load_pipeline(DEFAULT_MODEL, torch_dtype=torch_dtype)
+    return load_pipeline(ASSETS / DEFAULT_MODEL, torch_dtype=torch_dtype)
 
 
 def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:

@@ -2,8 +2,9 @@
 
 An :class:`Interceptor` stands in ``module._compiled_call_impl``, the attribute that ``Module.__call__`` asks first.
 It is thereby outside of everything else a call does: compiled code (``Module.compile``,
-``compile_repeated_blocks``), forward hooks, diffusers' and accelerate's offload hooks. A call that it does not pass on costs nothing and moves no weight; the
-module's ``forward`` and its hooks stay as they are; pickle and deepcopy leave it behind.
+``compile_repeated_blocks``), forward hooks, diffusers' and accelerate's offload hooks. A call that it does not pass
+on costs nothing and moves no weight; the module's ``forward`` and its hooks stay as they are; pickle and deepcopy
+leave it behind.
 """
 
 from __future__ import annotations

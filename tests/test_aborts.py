@@ -1,0 +1,172 @@
+"""A generation that fails leaves nothing behind: no feature, no attribute, and the next one is bit-equal to a first one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pipelines import PIPELINES
+from torch import nn
+
+import spectrum_diffusion
+from spectrum_diffusion.history import History
+
+NAMES = ["flux", "sd3", "wan", "wan22", "hunyuan-video", "sdxl", "flux-img2img", "sdxl-inpaint"]
+STEPS = 10
+OPTIONS = {"warmup": 2}
+pytestmark = pytest.mark.filterwarnings("ignore::spectrum_diffusion.SpectrumWarning")
+
+
+class Abort(Exception):
+    """What the tests raise in the middle of a generation."""
+
+
+def cases() -> list[Any]:
+    """First, middle and last step of each pipeline; the others are slow."""
+    made = []
+    for name in NAMES:
+        total = PIPELINES[name].total(STEPS)
+        for step in range(total):
+            marks = () if step in (0, total // 2, total - 1) else (pytest.mark.slow,)
+            made.append(pytest.param(name, step, marks=marks, id=f"{name}-{step}"))
+    return made
+
+
+def kept_features() -> list[History]:
+    """Histories that hold tensors, without waiting for the garbage collector."""
+    return [thing for thing in gc.get_objects() if isinstance(thing, History) and len(thing)]
+
+
+def state_of(pipe: Any) -> list[tuple[str, dict[str, int]]]:
+    """Every attribute of every module, by identity; the children and hooks by what is in them."""
+    containers = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+    state = []
+    for component, model in modules_of(pipe).items():
+        for path, module in model.named_modules():
+            attributes = {key: id(value) for key, value in vars(module).items()}
+            attributes.update({key: len(getattr(module, key)) for key in containers})
+            state.append((f"{component}.{path}", attributes))
+    return state
+
+
+def modules_of(pipe: Any) -> dict[str, nn.Module]:
+    return {name: value for name, value in pipe.components.items() if isinstance(value, nn.Module)}
+
+
+def fail_in_denoiser(pipe: Any, entry: Any, step: int) -> Callable[[], None]:
+    """Raise inside the tail, which runs on evaluated and on skipped steps, at a step; returns the undo.
+
+    Steps are counted by the denoiser's calls; the guidance branches of a step are calls of their own.
+    """
+    calls = [0]
+
+    def fail(*_: Any) -> None:
+        if calls[0] // entry.branches == step:
+            raise Abort
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    hooks = []
+    for name in entry.denoisers:
+        model = getattr(pipe, name)
+        hooks.append(model.get_submodule(entry.tail).register_forward_pre_hook(fail))
+        hooks.append(model.register_forward_hook(count))
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return undo
+
+
+def check_nothing_is_left_and_next_run_is_right(name: str, run: Callable[[Any], Any]) -> None:
+    """``run`` a failing generation of an enabled pipeline; then a clean one is that of a fresh pipeline."""
+    entry = PIPELINES[name]
+    fresh, pipe = entry.build(), entry.build()
+    with spectrum_diffusion.enable(fresh, **OPTIONS):
+        expected = entry.call(fresh, steps=STEPS)
+    entry.call(pipe, steps=2)  # diffusers' own attributes of a first run are there
+    handle = spectrum_diffusion.enable(pipe, **OPTIONS)
+    before = state_of(pipe)
+    with pytest.raises(Abort):
+        run(pipe)
+    assert kept_features() == []
+    assert state_of(pipe) == before
+    assert all("cache_context" not in vars(model) for model in modules_of(pipe).values())
+    assert torch.equal(entry.call(pipe, steps=STEPS), expected)
+    assert handle.summary().steps == entry.total(STEPS)
+    assert state_of(pipe) == before
+
+
+@pytest.mark.parametrize(("name", "step"), cases())
+def test_exception_in_the_denoiser(name: str, step: int) -> None:
+    entry = PIPELINES[name]
+
+    def run(pipe: Any) -> None:
+        undo = fail_in_denoiser(pipe, entry, step)
+        try:
+            entry.call(pipe, steps=STEPS)
+        finally:
+            undo()
+
+    check_nothing_is_left_and_next_run_is_right(name, run)
+
+
+@pytest.mark.parametrize(("name", "step"), cases())
+def test_exception_in_the_callback(name: str, step: int) -> None:
+    seen = []
+
+    def callback(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(at)
+        if at == step:
+            raise Abort
+        return tensors
+
+    entry = PIPELINES[name]
+    check_nothing_is_left_and_next_run_is_right(
+        name, lambda pipe: entry.call(pipe, steps=STEPS, callback_on_step_end=callback)
+    )
+    assert seen == list(range(step + 1))
+
+
+@pytest.mark.parametrize("step", [0, 5, 9])
+@pytest.mark.parametrize("name", ["flux", "wan22"])
+def test_exception_in_on_step(name: str, step: int) -> None:
+    entry = PIPELINES[name]
+    failing = [True]
+
+    def on_step(at: int, *_: Any) -> None:
+        if failing[0] and at == step:
+            raise Abort
+
+    fresh, pipe = entry.build(), entry.build()
+    with spectrum_diffusion.enable(fresh, **OPTIONS):
+        expected = entry.call(fresh, steps=STEPS)
+    spectrum_diffusion.enable(pipe, on_step=on_step, **OPTIONS)
+    with pytest.raises(Abort):
+        entry.call(pipe, steps=STEPS)
+    assert kept_features() == []
+    failing[0] = False
+    assert torch.equal(entry.call(pipe, steps=STEPS), expected)
+
+
+@pytest.mark.parametrize("where", ["first", "inner"])
+def test_summary_of_an_aborted_run_tells_what_was_done(where: str) -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    handle = spectrum_diffusion.enable(pipe, **OPTIONS)
+    undo = fail_in_denoiser(pipe, entry, 0 if where == "first" else 4)
+    with pytest.raises(Abort):
+        entry.call(pipe, steps=STEPS)
+    undo()
+    if where == "first":
+        assert handle._trace is not None
+        assert handle._trace.calls == []
+    else:
+        assert handle.summary().steps == 4
+    spectrum_diffusion.disable(pipe)
+    assert torch.equal(entry.call(pipe, steps=STEPS), entry.call(entry.build(), steps=STEPS))

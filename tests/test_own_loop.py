@@ -1,0 +1,186 @@
+"""A sampling loop of one's own over a bare denoiser, with numbers that can be computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import spectrum_diffusion
+from spectrum_diffusion import InvalidOptionError, SpectrumError, SpectrumWarning, denoisers
+
+
+class Add(nn.Module):
+    """Adds a number and counts its runs."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number, self.runs = number, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        return x + self.number
+
+
+class Dummy(nn.Module):
+    """``(x + 1 + 2) · 10 + x``: the blocks add 3, the tail multiplies, what is outside of both adds x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Add(1.0), Add(2.0)])
+        self.tail = Multiply()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = x
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.tail(hidden) + x
+
+
+class Multiply(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * x
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dummy]:
+    monkeypatch.setattr(denoisers, "_registered", {})
+    spectrum_diffusion.register_denoiser(Dummy, blocks="blocks", tail="tail")
+    return Dummy().eval()
+
+
+def sample(handle: Any, model: nn.Module, inputs: list[float]) -> list[float]:
+    outputs = []
+    with torch.no_grad(), handle.run(total_steps=len(inputs)) as run:
+        for step, value in enumerate(inputs):
+            run.step(step)
+            outputs.append(model(torch.tensor([[value]])).item())
+    return outputs
+
+
+def test_41_if_skipped_44_if_run(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle:
+        # Step 0: (1 + 3)·10 + 1 = 41. Step 1 at x = 4 goes on from the feature 4 of step 0: 4·10 + 4, not 74.
+        assert sample(handle, model, [1.0, 4.0]) == [41.0, 44.0]
+        assert [block.runs for block in model.blocks] == [1, 1]
+    with torch.no_grad():
+        assert model(torch.tensor([[4.0]])).item() == 74.0
+
+
+def test_output_site_runs_nothing(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", site="output", evaluated=[0]) as handle:
+        assert sample(handle, model, [1.0, 4.0]) == [41.0, 41.0]
+    assert [block.runs for block in model.blocks] == [1, 1]
+
+
+def test_line_is_continued_exactly(model: Dummy) -> None:
+    # Features 4 and 5 at steps 0 and 1 lie on a line: 6 and 7 at steps 2 and 3.
+    with spectrum_diffusion.enable(model, "taylor", order=1, evaluated=[0, 1]) as handle:
+        outputs = sample(handle, model, [1.0, 2.0, 0.0, 0.0])
+    assert outputs == pytest.approx([41.0, 52.0, 60.0, 70.0])
+    summary = handle.summary()
+    assert summary.evaluated == [0, 1]
+    assert summary.branches["0"].forecast == 2
+
+
+def test_branches_have_histories_of_their_own(model: Dummy) -> None:
+    inputs = {"cond": 1.0, "uncond": 2.0}
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle, torch.no_grad():
+        with handle.run(total_steps=2) as run:
+            outputs = []
+            for step in range(2):
+                run.step(step)
+                for name, value in inputs.items():
+                    run.branch(name)
+                    outputs.append(model(torch.tensor([[value]])).item())
+        assert outputs == [41.0, 52.0, 41.0, 52.0]
+        assert list(handle.summary().branches) == ["cond", "uncond"]
+        with handle.run(total_steps=2) as run:  # unnamed: told apart by their order
+            for step in range(2):
+                run.step(step)
+                assert [model(torch.tensor([[value]])).item() for value in inputs.values()] == [41.0, 52.0]
+        assert list(handle.summary().branches) == ["0", "1"]
+
+
+def test_changed_shape_begins_a_new_history(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle, torch.no_grad():
+        with handle.run(total_steps=3) as run:
+            for step, x in enumerate([torch.ones(1, 1), torch.ones(1, 2), torch.zeros(1, 2)]):
+                run.step(step)
+                output = model(x)
+        assert torch.equal(output, torch.full((1, 2), 40.0))
+        assert handle.summary().fallbacks == {1: "shape changed"}
+        assert handle.summary().evaluated == [0, 1]
+
+
+def test_steps_left_out_are_no_error(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle, torch.no_grad():
+        with handle.run(total_steps=10) as run:
+            for step in (3, 7):
+                run.step(step)
+                model(torch.ones(1, 1))
+        assert handle.summary().fallbacks == {3: "history too short (0 of 1)"}
+
+
+def test_on_step_is_told_what_was_done(model: Dummy) -> None:
+    told: list[tuple[Any, ...]] = []
+    handle = spectrum_diffusion.enable(model, "reuse", evaluated=[0], on_step=lambda *what: told.append(what))
+    sample(handle, model, [1.0, 4.0])
+    assert told == [(0, "0", "evaluated", ""), (1, "0", "forecast", "")]
+
+
+@pytest.mark.parametrize("total", [0, -1, 2.5, True, "10", None])
+def test_wrong_number_of_steps(model: Dummy, total: Any) -> None:
+    handle = spectrum_diffusion.enable(model)
+    with pytest.raises(InvalidOptionError, match="total_steps="), handle.run(total_steps=total):
+        pass
+    with handle.run(total_steps=2):
+        pass
+
+
+@pytest.mark.parametrize("index", [-1, 5, 1.5, None])
+def test_wrong_step(model: Dummy, index: Any) -> None:
+    handle = spectrum_diffusion.enable(model)
+    with pytest.raises(InvalidOptionError, match=f"step={index}"), handle.run(total_steps=5) as run:
+        run.step(index)
+
+
+def test_step_never_goes_back(model: Dummy) -> None:
+    handle = spectrum_diffusion.enable(model)
+    with handle.run(total_steps=5) as run:
+        run.step(2)
+        run.step(2)
+        with pytest.raises(InvalidOptionError, match=r"step\(1\) goes back from step 2"):
+            run.step(1)
+
+
+def test_call_before_the_first_step(model: Dummy) -> None:
+    handle = spectrum_diffusion.enable(model)
+    with handle.run(total_steps=5), torch.no_grad(), pytest.raises(SpectrumError, match=r"before run\.step"):
+        model(torch.ones(1, 1))
+
+
+def test_gradients_are_refused(model: Dummy) -> None:
+    handle = spectrum_diffusion.enable(model)
+    with handle.run(total_steps=5) as run, torch.enable_grad():
+        run.step(0)
+        with pytest.raises(SpectrumError, match="gradients enabled"):
+            model(torch.ones(1, 1))
+
+
+def test_call_outside_of_a_run_is_untouched_and_warns_once(model: Dummy) -> None:
+    spectrum_diffusion.enable(model, "reuse", evaluated=[0])
+    with torch.no_grad():
+        with pytest.warns(SpectrumWarning, match="outside an enabled") as seen:
+            assert [model(torch.tensor([[x]])).item() for x in (1.0, 4.0)] == [41.0, 74.0]
+        assert len(seen) == 1
+
+
+def test_speedup_out_of_reach_refuses_before_anything_runs(model: Dummy) -> None:
+    handle = spectrum_diffusion.enable(model, speedup=50)
+    with pytest.raises(InvalidOptionError, match=r"speedup=50\.0 can't be reached with 10 steps"):
+        sample(handle, model, [1.0] * 10)
+    assert [block.runs for block in model.blocks] == [0, 0]

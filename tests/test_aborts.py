@@ -1,4 +1,4 @@
-"""A generation that fails leaves nothing behind: no feature, no attribute, and the next one is bit-equal to a first one."""
+"""A generation that fails leaves nothing behind: no feature, no attribute; the next one is equal to a first one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {"warmup": 2}
 pytestmark = pytest.mark.filterwarnings("ignore::spectrum_diffusion.SpectrumWarning")
 
 
-class Abort(Exception):
+class AbortError(Exception):
     """What the tests raise in the middle of a generation."""
 
 
@@ -65,7 +65,7 @@ def fail_in_denoiser(pipe: Any, entry: Any, step: int) -> Callable[[], None]:
 
     def fail(*_: Any) -> None:
         if calls[0] // entry.branches == step:
-            raise Abort
+            raise AbortError
 
     def count(*_: Any) -> None:
         calls[0] += 1
@@ -92,7 +92,7 @@ def check_nothing_is_left_and_next_run_is_right(name: str, run: Callable[[Any], 
     entry.call(pipe, steps=2)  # diffusers' own attributes of a first run are there
     handle = spectrum_diffusion.enable(pipe, **OPTIONS)
     before = state_of(pipe)
-    with pytest.raises(Abort):
+    with pytest.raises(AbortError):
         run(pipe)
     assert kept_features() == []
     assert state_of(pipe) == before
@@ -123,7 +123,7 @@ def test_exception_in_the_callback(name: str, step: int) -> None:
     def callback(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         seen.append(at)
         if at == step:
-            raise Abort
+            raise AbortError
         return tensors
 
     entry = PIPELINES[name]
@@ -141,13 +141,13 @@ def test_exception_in_on_step(name: str, step: int) -> None:
 
     def on_step(at: int, *_: Any) -> None:
         if failing[0] and at == step:
-            raise Abort
+            raise AbortError
 
     fresh, pipe = entry.build(), entry.build()
     with spectrum_diffusion.enable(fresh, **OPTIONS):
         expected = entry.call(fresh, steps=STEPS)
     spectrum_diffusion.enable(pipe, on_step=on_step, **OPTIONS)
-    with pytest.raises(Abort):
+    with pytest.raises(AbortError):
         entry.call(pipe, steps=STEPS)
     assert kept_features() == []
     failing[0] = False
@@ -160,7 +160,7 @@ def test_summary_of_an_aborted_run_tells_what_was_done(where: str) -> None:
     pipe = entry.build()
     handle = spectrum_diffusion.enable(pipe, **OPTIONS)
     undo = fail_in_denoiser(pipe, entry, 0 if where == "first" else 4)
-    with pytest.raises(Abort):
+    with pytest.raises(AbortError):
         entry.call(pipe, steps=STEPS)
     undo()
     if where == "first":

@@ -30,7 +30,7 @@ WAYS = [
 Way = tuple[str, tuple[tuple[str, Any], ...]]
 
 
-class Abort(Exception):
+class AbortError(Exception):
     """Ends a generation at a step."""
 
 
@@ -89,7 +89,7 @@ class Life(RuleBasedStateMachine):
         def fail(*_: Any) -> Any:
             calls[0] += 1
             if calls[0] == at + 1:
-                raise Abort
+                raise AbortError
 
         def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if not inside:
@@ -99,7 +99,7 @@ class Life(RuleBasedStateMachine):
         hook = self.pipe.transformer.norm_out.register_forward_pre_hook(fail) if inside else None
         try:
             ENTRY.call(self.pipe, steps=steps, callback_on_step_end=callback)
-        except (Abort, spectrum_diffusion.SpectrumError):
+        except (AbortError, spectrum_diffusion.SpectrumError):
             pass
         finally:
             if hook is not None:

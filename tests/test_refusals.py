@@ -1,0 +1,327 @@
+"""What is refused, with the message that names the way out; a refusal leaves the pipeline as it was."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from pipelines import PIPELINES
+from torch import nn
+
+import spectrum_diffusion
+from spectrum_diffusion import (
+    ConflictError,
+    InvalidOptionError,
+    SpectrumError,
+    SpectrumWarning,
+    UnsupportedModelError,
+    denoisers,
+)
+
+ENTRY = PIPELINES["flux"]
+
+
+def state_of(pipe: Any) -> list[Any]:
+    modules = [
+        module for value in pipe.components.values() if isinstance(value, nn.Module) for module in value.modules()
+    ]
+    return [type(pipe), sorted(vars(pipe)), *(sorted(vars(module)) for module in modules)]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"method": "spectrun"}, "did you mean 'spectrum'"),
+    ({"method": "nothing like it"}, "choose one of spectrum, paper"),
+    ({"method": None}, "method=None is unknown"),
+    ({"method": 3}, "method=3 is unknown"),
+    ({"warmpu": 3}, "no option 'warmpu' .did you mean 'warmup'"),
+    ({"method": "reuse", "degree": 4}, "reuse has no option 'degree'"),
+    ({"method": "taylor", "ridge": 0.1}, "taylor has no option 'ridge'"),
+    ({"site": "last-block"}, "site='last-block' is unknown: choose one of last_block, output"),
+    ({"site": None}, "site=None is unknown"),
+    ({"interval": 0}, "interval=0 is out of range"),
+    ({"interval": 2.5}, "interval=2.5 is no integer"),
+    ({"interval": True}, "interval=True is no integer"),
+    ({"interval": "2"}, "interval='2' is no integer"),
+    ({"warmup": 0}, "warmup=0 is out of range"),
+    ({"warmup": -3}, "warmup=-3 is out of range"),
+    ({"slope": -0.1}, "slope=-0.1 is out of range"),
+    ({"slope": float("nan")}, "slope=nan is out of range"),
+    ({"slope": float("inf")}, "slope=inf is out of range"),
+    ({"slope": "steep"}, "slope='steep' is no number"),
+    ({"degree": -1}, "degree=-1 is out of range"),
+    ({"degree": 1.5}, "degree=1.5 is no integer"),
+    ({"ridge": -0.1}, "ridge=-0.1 is out of range"),
+    ({"ridge": None}, "ridge=None is no number"),
+    ({"blend": 1.5}, "blend=1.5 is out of range"),
+    ({"method": "taylor", "order": -1}, "order=-1 is out of range"),
+    ({"speedup": 0.5}, "speedup=0.5 is out of range"),
+    ({"speedup": float("nan")}, "speedup=nan is out of range"),
+    ({"speedup": "fast"}, "speedup='fast' is no number"),
+    ({"speedup": 2, "evaluated": [0, 1]}, "give one of them"),
+    ({"evaluated": []}, "must start with step 0"),
+    ({"evaluated": [1, 2]}, "must start with step 0"),
+    ({"evaluated": [0, 2, 1]}, "must rise: step 1 follows 2"),
+    ({"evaluated": [0, 1, 1]}, "must rise: step 1 follows 1"),
+    ({"evaluated": [0, 1.5]}, "evaluated step=1.5 is no integer"),
+    ({"evaluated": 5}, "evaluated=5 is no list of steps"),
+    ({"evaluated": [0, -1]}, "evaluated step=-1 is out of range"),
+    ({"on_step": 3}, "on_step=3 is not callable"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_wrong_option(options: dict[str, Any], message: str) -> None:
+    pipe = ENTRY.build()
+    before = state_of(pipe)
+    with pytest.raises(InvalidOptionError, match=message) as seen:
+        spectrum_diffusion.enable(pipe, **options)
+    assert isinstance(seen.value, ValueError)
+    assert state_of(pipe) == before
+
+
+def test_wrong_option_keeps_what_was_enabled() -> None:
+    pipe = ENTRY.build()
+    handle = spectrum_diffusion.enable(pipe, "reuse", warmup=2)
+    expected = ENTRY.call(pipe, steps=6)
+    with pytest.raises(InvalidOptionError):
+        spectrum_diffusion.enable(pipe, interval=0)
+    assert torch.equal(ENTRY.call(pipe, steps=6), expected)
+    assert handle.summary().method == "reuse"
+
+
+AT_THE_CALL: list[tuple[dict[str, Any], str]] = [
+    ({"speedup": 40}, "speedup=40.0 can't be reached with 6 steps: give a number within 1"),
+    ({"evaluated": [0, 1, 9]}, "names step 9, but the run has 6 steps"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), AT_THE_CALL)
+def test_wrong_for_the_number_of_steps(options: dict[str, Any], message: str) -> None:
+    pipe = ENTRY.build()
+    plain = ENTRY.call(pipe, steps=6)
+    before = state_of(pipe)
+    handle = spectrum_diffusion.enable(pipe, **options)
+    with pytest.raises(InvalidOptionError, match=message):
+        ENTRY.call(pipe, steps=6)
+    ENTRY.call(pipe, steps=100)
+    assert handle.summary().steps == 100
+    spectrum_diffusion.disable(pipe)
+    assert state_of(pipe) == before
+    assert torch.equal(ENTRY.call(pipe, steps=6), plain)
+
+
+def train(pipe: Any) -> None:
+    pipe.transformer.train()
+
+
+def first_block_cache(pipe: Any) -> None:
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+
+
+def attention_broadcast(pipe: Any) -> None:
+    pipe.transformer.enable_cache(
+        PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 1)
+    )
+
+
+def patched_instance(pipe: Any) -> None:
+    pipe.transformer.forward = lambda *args, **kwargs: None
+
+
+def marked(pipe: Any) -> None:
+    pipe.transformer._is_cached = True
+
+
+def compiled(pipe: Any) -> None:
+    pipe.transformer.compile(backend="eager")
+
+
+def wrapped(pipe: Any) -> None:
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+
+
+CONFLICTS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
+    (train, SpectrumError, r"transformer .* is in training mode: call \.eval"),
+    (first_block_cache, ConflictError, r"call \.disable_cache"),
+    (attention_broadcast, ConflictError, r"call \.disable_cache"),
+    (patched_instance, ConflictError, "forward of transformer was replaced by test_refusals"),
+    (marked, ConflictError, "cached by cache-dit .attribute _is_cached"),
+    (compiled, UnsupportedModelError, r'compiled as a whole.*site="output".*compile_repeated_blocks'),
+    (wrapped, UnsupportedModelError, r'compiled as a whole.*site="output".*compile_repeated_blocks'),
+]
+
+
+@pytest.mark.parametrize("when", ["before enable", "after enable"])
+@pytest.mark.parametrize(("conflict", "error", "message"), CONFLICTS, ids=[c[0].__name__ for c in CONFLICTS])
+def test_conflict(conflict: Callable[[Any], None], error: type[Exception], message: str, when: str) -> None:
+    pipe = ENTRY.build()
+    if when == "after enable":
+        spectrum_diffusion.enable(pipe)
+        conflict(pipe)
+        with pytest.raises(error, match=message):
+            ENTRY.call(pipe, steps=6)
+    else:
+        conflict(pipe)
+        before = state_of(pipe)
+        with pytest.raises(error, match=message):
+            spectrum_diffusion.enable(pipe)
+        assert state_of(pipe) == before
+
+
+def test_forward_patched_on_the_class() -> None:
+    pipe = ENTRY.build()
+    cls = type(pipe.transformer)
+    original = cls.forward
+
+    def teacache_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs)
+
+    cls.forward = teacache_forward
+    try:
+        with pytest.raises(ConflictError, match=r"replaced by test_refusals\..*teacache_forward"):
+            spectrum_diffusion.enable(pipe)
+    finally:
+        cls.forward = original
+    spectrum_diffusion.enable(pipe)
+    ENTRY.call(pipe, steps=6)
+
+
+def test_cache_enabled_after_enable_can_be_removed_again() -> None:
+    pipe = ENTRY.build()
+    spectrum_diffusion.enable(pipe, "reuse", warmup=2)
+    expected = ENTRY.call(pipe, steps=6)
+    first_block_cache(pipe)
+    with pytest.raises(ConflictError, match="disable_cache"):
+        ENTRY.call(pipe, steps=6)
+    pipe.transformer.disable_cache()
+    assert torch.equal(ENTRY.call(pipe, steps=6), expected)
+
+
+class Unknown(nn.Module):
+    """A denoiser that no table has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.tail = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.block(x))
+
+
+def test_unknown_class_and_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoisers, "_registered", {})
+    model, x = Unknown().eval(), torch.ones(1, 2)
+    with pytest.raises(UnsupportedModelError, match=r'site="output".*register_denoiser\(Unknown'):
+        spectrum_diffusion.enable(model)
+
+    def nfe(**options: Any) -> int:
+        with spectrum_diffusion.enable(model, "reuse", evaluated=[0], **options) as handle, torch.no_grad():
+            with handle.run(total_steps=3) as run:
+                for step in range(3):
+                    run.step(step)
+                    model(x)
+            return handle.summary().nfe
+
+    assert nfe(site="output") == 1
+    spectrum_diffusion.register_denoiser(Unknown, blocks="block", tail="tail")
+    assert nfe() == 1
+
+
+def test_row_that_does_not_fit_leaves_what_was_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoisers, "_registered", {})
+    pipe = ENTRY.build()
+    spectrum_diffusion.enable(pipe, "reuse", warmup=2)
+    expected = ENTRY.call(pipe, steps=6)
+    spectrum_diffusion.register_denoiser("FluxTransformer2DModel", blocks="no_such_blocks", tail="norm_out")
+    with pytest.raises(UnsupportedModelError, match="no_such_blocks"):
+        spectrum_diffusion.enable(pipe)
+    denoisers._registered.clear()
+    assert torch.equal(ENTRY.call(pipe, steps=6), expected)
+
+
+@pytest.mark.parametrize("thing", [None, 3, "flux", object(), [], torch.ones(1)])
+def test_neither_pipeline_nor_module(thing: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="neither a diffusers pipeline nor a"):
+        spectrum_diffusion.enable(thing)
+
+
+def test_summary_before_any_run() -> None:
+    handle = spectrum_diffusion.enable(ENTRY.build())
+    with pytest.raises(SpectrumError, match="nothing was generated since enable"):
+        handle.summary()
+
+
+def test_disable_is_harmless_and_enable_replaces() -> None:
+    pipe = ENTRY.build()
+    before = state_of(pipe)
+    plain = ENTRY.call(pipe, steps=6)
+    spectrum_diffusion.disable(pipe)
+    first = spectrum_diffusion.enable(pipe, "reuse", warmup=2)
+    reused = ENTRY.call(pipe, steps=6)
+    second = spectrum_diffusion.enable(pipe, "taylor", warmup=2)
+    assert not torch.equal(ENTRY.call(pipe, steps=6), reused)
+    assert (first.summary().method, second.summary().method) == ("reuse", "taylor")
+    with first:
+        pass  # it stands on nothing any more: leaving it disables nothing
+    assert not torch.equal(ENTRY.call(pipe, steps=6), plain)
+    spectrum_diffusion.disable(pipe)
+    spectrum_diffusion.disable(pipe)
+    assert torch.equal(ENTRY.call(pipe, steps=6), plain)
+    assert state_of(pipe)[0] is before[0]
+
+
+@pytest.mark.parametrize("name", ["flux", "wan22", "sdxl"])
+def test_deleted_while_enabled_leaks_nothing(name: str) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    handle = spectrum_diffusion.enable(pipe)
+    entry.call(pipe, steps=6)
+    dead = [weakref.ref(pipe), *(weakref.ref(getattr(pipe, denoiser)) for denoiser in entry.denoisers)]
+    del pipe
+    gc.collect()
+    assert [ref() for ref in dead] == [None] * len(dead)
+    assert handle.summary().steps == 6
+
+
+def by_pickle(pipe: Any) -> Any:
+    return pickle.loads(pickle.dumps(pipe))
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, by_pickle])
+def test_copy_of_an_enabled_pipeline_is_plain(make_copy: Callable[[Any], Any]) -> None:
+    pipe = ENTRY.build()
+    plain = ENTRY.call(pipe, steps=6)
+    spectrum_diffusion.enable(pipe, "reuse", warmup=2)
+    accelerated = ENTRY.call(pipe, steps=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpectrumWarning)
+        twin = make_copy(pipe)
+        assert type(twin) is ENTRY.pipeline
+        assert torch.equal(ENTRY.call(twin, steps=6), plain)
+    assert torch.equal(ENTRY.call(pipe, steps=6), accelerated)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "message"),
+    [
+        ("sdxl-euler-ancestral", 10, "EulerAncestralDiscreteScheduler adds noise at each step"),
+        ("sd15-lcm", 10, "LCMScheduler adds noise at each step"),
+        ("flux", 4, "a run of 4 steps is evaluated whole"),
+    ],
+)
+def test_warned_once(name: str, steps: int, message: str) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    spectrum_diffusion.enable(pipe)
+    with pytest.warns(SpectrumWarning, match=message) as seen:
+        for _ in range(2):
+            entry.call(pipe, steps=steps)
+    assert sum(issubclass(one.category, SpectrumWarning) for one in seen) == 1

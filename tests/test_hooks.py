@@ -120,3 +120,12 @@ def test_unknown_class_names_the_ways_out() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r'site="output".*register_denoiser'):
         spectrum_diffusion.enable(Unknown().eval())
+
+
+def test_disable_undoes_a_bare_model_whose_handle_was_not_kept() -> None:
+    model = ENTRIES["FluxTransformer2DModel"].build()
+    before = state_of(model)
+    spectrum_diffusion.enable(model)
+    assert state_of(model) != before
+    spectrum_diffusion.disable(model)
+    assert state_of(model) == before

@@ -72,6 +72,14 @@ class Interceptor:
         return self._around(Arguments(self._inner or module._call_impl, args, kwargs, module.forward))
 
 
+class User(Protocol):
+    """A handle: it uses the model for a target, a pipeline or the model itself."""
+
+    @property
+    def target(self) -> Any:
+        """The target, or None where it was dropped."""
+
+
 class Session(Protocol):
     """Who answers a denoiser's calls while a generation runs."""
 
@@ -90,7 +98,7 @@ class Denoiser:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
         self.session: Session | None = None
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.users: set[User] = set()
         self._root = Interceptor(model, self._around_root)
         self._last_block: LastBlock | None = None
         self._output = Output()
@@ -121,16 +129,16 @@ class Denoiser:
             self._last_block = LastBlock(self.model)
         return self._last_block
 
-    def attach(self, user: Any) -> None:
+    def attach(self, user: User) -> None:
         """Stand on the model for ``user`` (a handle); again at each generation, in case it was compiled since."""
         self.users.add(user)
         self._root.attach()
         if self._last_block is not None:
             self._last_block.attach()
 
-    def detach(self, user: Any) -> None:
-        """Leave the model when the last user has gone."""
-        self.users.discard(user)
+    def detach(self, user: User) -> None:
+        """Leave the model when the last user has gone; one whose pipeline was dropped is gone too."""
+        self.users = {other for other in self.users if other is not user and other.target is not None}
         if not self.users:
             self._root.detach()
             if self._last_block is not None:

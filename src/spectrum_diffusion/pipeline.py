@@ -54,8 +54,13 @@ class Handle:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if (target := self._target()) is not None and _handle_of(target) is self:
+        if (target := self.target) is not None and _handle_of(target) is self:
             disable(target)
+
+    @property
+    def target(self) -> Any:
+        """The pipeline or model, or None where it was dropped."""
+        return self._target()
 
     def summary(self) -> Summary:
         """What the last generation did.
@@ -113,7 +118,7 @@ class Handle:
 
     def _attach(self) -> None:
         """Stand on the target's denoisers as they are now; components may have been swapped or compiled."""
-        target = self._target()
+        target = self.target
         found = _denoisers_of(target, self.method.site)
         for name, model in found.items():
             _refuse(model, name, self.method.site)
@@ -346,7 +351,7 @@ def _handle_of(target: Any) -> Handle | None:
         return type(target).__dict__.get("_spectrum_handle")
     denoiser = Denoiser.on(target)
     users = denoiser.users if denoiser is not None else ()
-    return next((user for user in users if user._target() is target), None)
+    return next((user for user in users if isinstance(user, Handle) and user.target is target), None)
 
 
 def _scoped(cls: type, handle: Handle) -> type:

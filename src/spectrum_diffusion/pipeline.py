@@ -369,6 +369,8 @@ def _scoped(cls: type, handle: Handle) -> type:
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # A copy, pickled or deep, is the plain pipeline: what is enabled is this one.
         make, args, *rest = super(scoped, self).__reduce_ex__(protocol)
+        if make.__name__ == "__newobj__":  # pickle refuses it with another class than the object's
+            make = object.__new__
         return (make, tuple(cls if arg is scoped else arg for arg in args), *rest)
 
     names = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "_spectrum_handle": handle}
@@ -437,7 +439,7 @@ def _refuse(model: nn.Module, name: str, site: str) -> None:
     refuse_conflicts(model, name)
     if site != "last_block":
         return
-    last_block_row(model)
+    denoisers.resolve(model, last_block_row(model))  # raises here, where nothing has been changed yet
     slot = denoisers.unwrap(model).__dict__.get("_compiled_call_impl")
     if denoisers.unwrap(model) is not model or getattr(slot, "compiled_inside", slot) is not None:
         raise UnsupportedModelError(

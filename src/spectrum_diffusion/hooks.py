@@ -9,6 +9,7 @@ leave it behind.
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -72,6 +73,10 @@ class Interceptor:
         return self._around(Arguments(self._inner or module._call_impl, args, kwargs, module.forward))
 
 
+_standing: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Denoiser]] = weakref.WeakKeyDictionary()
+"""Who stands on which model. Weak on both sides: a compiled root is held by the call that its interceptor keeps."""
+
+
 class User(Protocol):
     """A handle: it uses the model for a target, a pipeline or the model itself."""
 
@@ -98,6 +103,7 @@ class Denoiser:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
         self.session: Session | None = None
+        self._thread: int | None = None
         self.users: set[User] = set()
         self._root = Interceptor(model, self._around_root)
         self._last_block: LastBlock | None = None
@@ -107,9 +113,8 @@ class Denoiser:
     @classmethod
     def on(cls, model: nn.Module) -> Denoiser | None:
         """The one that stands on the model already."""
-        slot = model.__dict__.get(SLOT)
-        owner = getattr(slot._around, "__self__", None) if isinstance(slot, Interceptor) else None
-        return owner if isinstance(owner, cls) else None
+        reference = _standing.get(model)
+        return reference() if reference is not None else None
 
     @classmethod
     def of(cls, model: nn.Module, name: str) -> Denoiser:
@@ -126,12 +131,14 @@ class Denoiser:
             return self._output
         if self._last_block is None:
             assert self.model is not None
-            self._last_block = LastBlock(self.model)
+            self._last_block = LastBlock(self.model, self)
         return self._last_block
 
     def attach(self, user: User) -> None:
         """Stand on the model for ``user`` (a handle); again at each generation, in case it was compiled since."""
         self.users.add(user)
+        assert self.model is not None
+        _standing[self.model] = weakref.ref(self)
         self._root.attach()
         if self._last_block is not None:
             self._last_block.attach()
@@ -140,6 +147,8 @@ class Denoiser:
         """Leave the model when the last user has gone; one whose pipeline was dropped is gone too."""
         self.users = {other for other in self.users if other is not user and other.target is not None}
         if not self.users:
+            if self.model is not None:
+                _standing.pop(self.model, None)
             self._root.detach()
             if self._last_block is not None:
                 self._last_block.detach()
@@ -153,7 +162,7 @@ class Denoiser:
                 f"{self.name} is in use by another generation: two pipelines share it and run at the same time. "
                 "Give each thread a pipeline and a denoiser of its own, or run them one after the other"
             )
-        self.session = session
+        self.session, self._thread = session, threading.get_ident()
         try:
             yield
         finally:
@@ -163,6 +172,11 @@ class Denoiser:
         if self.session is None:
             self._warn_outside()
             return call.proceed(*call.args, **call.kwargs)
+        if threading.get_ident() != self._thread:
+            raise ConflictError(
+                f"{self.name} was called from a second thread during a generation: give each thread "
+                "a pipeline and a denoiser of its own"
+            )
         if torch.is_grad_enabled():
             raise SpectrumError(
                 f"{self.name} was called with gradients enabled: forecasts are for sampling. Call it under "
@@ -212,7 +226,8 @@ class LastBlock:
 
     name = "last_block"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, owner: Denoiser) -> None:
+        self._owner = owner  # lives while a block is intercepted, even when the root's interceptor was overwritten
         blocks, tails = denoisers.resolve(model, last_block_row(model))
         self._interceptors = [Interceptor(block, self._around_block) for block in blocks]
         self._interceptors += [Interceptor(tail, self._around_tail) for tail in tails]

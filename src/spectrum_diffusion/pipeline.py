@@ -22,7 +22,7 @@ from torch import nn
 from . import denoisers
 from .errors import ConflictError, InvalidOptionError, SpectrumError, SpectrumWarning, UnsupportedModelError
 from .hooks import Denoiser, last_block_row, refuse_conflicts
-from .methods import Method, make_method
+from .methods import METHODS, Method, make_method
 from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
 from .schedule import check_integer
 from .summary import Summary, Trace, summarize
@@ -43,12 +43,13 @@ class Handle:
     def __init__(self, target: Any, method: Method, *, timing: bool, audit: bool, on_step: OnStep | None) -> None:
         self.method = method
         self._timing, self._audit, self._on_step = timing, audit, on_step
-        self._target = weakref.ref(target)
+        self._target = weakref.ref(target, lambda _: self._detach())
         self._denoisers: dict[str, Denoiser] = {}
         self._trace: Trace | None = None
         self._thread: int | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        self._retired = False
 
     def __enter__(self) -> Handle:
         return self
@@ -100,6 +101,8 @@ class Handle:
     @contextmanager
     def _generating(self) -> Iterator[None]:
         """Mark a generation as under way: attach anew what was compiled since, refuse what can't be now."""
+        if self._retired:
+            raise SpectrumError("this handle was disabled or replaced, or its target is gone: enable(…) again")
         with self._lock:
             if self._thread is not None:
                 raise ConflictError(
@@ -107,14 +110,16 @@ class Handle:
                     "two calls at once: give each thread a pipeline of its own, or run them one after the other"
                 )
             self._thread = threading.get_ident()
-        begin = time.perf_counter()
         try:
             self._attach()
-            yield
+            begin = time.perf_counter()
+            try:
+                yield
+            finally:
+                if self._trace is not None:
+                    self._trace.wall_seconds = time.perf_counter() - begin
         finally:
             self._thread = None
-            if self._trace is not None:
-                self._trace.wall_seconds = time.perf_counter() - begin
 
     def _attach(self) -> None:
         """Stand on the target's denoisers as they are now; components may have been swapped or compiled."""
@@ -134,6 +139,7 @@ class Handle:
         for denoiser in self._denoisers.values():
             denoiser.detach(self)
         self._denoisers.clear()
+        self._retired = True
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -146,18 +152,12 @@ class Generation:
 
     def __init__(self, handle: Handle, pipe: Any) -> None:
         self._handle, self._pipe = handle, pipe
-        self._thread = threading.get_ident()
         self._clock: SchedulerClock | None = None
         self._run: Run | None = None
         self._loops = 0
         self.context: str | None = None
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
-        if threading.get_ident() != self._thread:
-            raise ConflictError(
-                f"{denoiser.name} was called from a second thread during a generation: give each thread a pipeline "
-                "and a denoiser of its own"
-            )
         run = self._current_run()
         run.context = self.context
         return run.call(denoiser, call)
@@ -348,7 +348,8 @@ def disable(pipe_or_model: Any) -> None:
 
 def _handle_of(target: Any) -> Handle | None:
     if not isinstance(target, nn.Module):
-        return type(target).__dict__.get("_spectrum_handle")
+        handle = type(target).__dict__.get("_spectrum_handle")
+        return handle if handle is not None and handle.target is target else None
     denoiser = Denoiser.on(target)
     users = denoiser.users if denoiser is not None else ()
     return next((user for user in users if isinstance(user, Handle) and user.target is target), None)
@@ -360,7 +361,9 @@ def _scoped(cls: type, handle: Handle) -> type:
     @functools.wraps(cls.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(cls.__call__, self)
-        if handle._thread == threading.get_ident():  # the pipeline calls itself: part of the same generation
+        # Another instance of this class was made from the enabled one and is plain; and a pipeline that calls itself
+        # goes on with its generation.
+        if handle.target is not self or handle._thread == threading.get_ident():
             return call(*args, **kwargs)
         kwargs = _with_sampler_steps(handle.method, cls.__call__, (self, *args), kwargs)
         with _generation(handle, self):
@@ -399,6 +402,11 @@ def _with_sampler_steps(
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     steps = bound.arguments.get("num_inference_steps")
+    for override in ("sigmas", "timesteps"):
+        if type(method).sampler_steps is not Method.sampler_steps and bound.arguments.get(override) is not None:
+            raise InvalidOptionError(
+                f"{_name(method)} sets num_inference_steps, which {override}=… would override: leave {override} out"
+            )
     if not isinstance(steps, int) or (wanted := method.sampler_steps(steps)) == steps:
         return kwargs
     if (
@@ -417,7 +425,10 @@ def _denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
     """The denoisers of a pipeline by component name, or the bare model itself."""
     if isinstance(target, nn.Module):
         return {"model": target}
-    modules = {name: value for name, value in target.components.items() if isinstance(value, nn.Module)}
+    modules: dict[str, nn.Module] = {}
+    for name, value in target.components.items():
+        if isinstance(value, nn.Module) and not any(value is other for other in modules.values()):
+            modules[name] = value
     found = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
     if site == "output" and not found:
         found = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
@@ -459,6 +470,4 @@ def is_stochastic(scheduler: Any) -> bool:
 
 
 def _name(method: Method) -> str:
-    from .methods import METHODS
-
-    return next(name for name, cls in METHODS.items() if cls is type(method))
+    return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)

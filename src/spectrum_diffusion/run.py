@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Proceed = Callable[..., Any]
 OnStep = Callable[[int, str, Action, str], None]
 
+UNKNOWN = "step unknown"
+
 MAX_BRANCHES = 8
 """More calls than this within one step are no guidance branches: the step is not known (nothing is forecast)."""
 
@@ -123,6 +125,10 @@ class Branch:
         """Whether every argument that lasted over the branch's steps (its conditioning) is this call's too."""
         return self.shapes == call.shapes and all(self._same(call, name) for name in self.lasting)
 
+    def shared(self, call: Arguments) -> int:
+        """How many of the call's tensors are those of the branch's last call."""
+        return sum(self._same(call, name) for name in call.tensors)
+
     def observe(self, call: Arguments, step: int) -> None:
         """Remember the call: arguments that are the same tensor at two steps in a row last."""
         if self.seen:
@@ -163,7 +169,7 @@ class Run:
         self.method, self.clock, self.trace = method, clock, trace
         self.on_step, self.audit = on_step, audit
         self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
-        self._branches: dict[str, list[Branch]] = {}
+        self._branches: dict[Sited, list[Branch]] = {}
         self._step, self._calls_in_step = -1, 0
 
     @property
@@ -175,8 +181,10 @@ class Run:
         """Evaluate or forecast one call of the denoiser; its output."""
         site = denoiser.site(self.method.site)
         step, known = self._locate(call)
-        branch = self._branch(denoiser.name, step, call)
+        branch = self._branch(denoiser, step, call)
         action, reason = self._decide(branch, step, known)
+        if self.trace.device is None:
+            self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
         record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name)
         with self.trace.timed() as record.milliseconds:
             if action == "forecast":
@@ -210,31 +218,32 @@ class Run:
         self.trace.earlier_loops += 1
         self._step = -1
 
-    def _branch(self, denoiser: str, step: int, call: Arguments) -> Branch:
+    def _branch(self, denoiser: Sited, step: int, call: Arguments) -> Branch:
         """The branch of a call: by the pipeline's name, else by its lasting arguments, else by its place in the step.
 
         A branch that stops or starts midway shifts the places, so a branch whose conditioning tensors stay the same
         takes no call with others; a call that fits none begins a branch of its own.
         """
         known = [b for b in self._branches.setdefault(denoiser, []) if b.name == self.context]
-        for branch in known:
-            if branch.step != step and branch.matches(call):
-                return branch
+        if fitting := [b for b in known if b.step != step and b.matches(call)]:
+            return max(fitting, key=lambda b: b.shared(call))
         place = sum(b.step == step for b in known)
         if place < len(known) and known[place].step != step and known[place].shapes != call.shapes:
             return known[place].restart("shape changed")
         return self._new_branch(denoiser, call)
 
-    def _new_branch(self, denoiser: str, call: Arguments) -> Branch:
+    def _new_branch(self, denoiser: Sited, call: Arguments) -> Branch:
         branches = self._branches[denoiser]
-        branch = Branch(self.context or str(len(branches)), History(self.method.window), call.shapes, self.context)
+        again = sum(b.name == self.context for b in branches)  # called twice under one name in a step
+        label = str(len(branches)) if self.context is None else f"{self.context}.{again}" if again else self.context
+        branch = Branch(label, History(self.method.window), call.shapes, self.context)
         if len(branches) < MAX_BRANCHES:
             branches.append(branch)
         return branch
 
     def _decide(self, branch: Branch, step: int, known: bool) -> tuple[Action, str]:
         if not known:
-            return "fallback", "step unknown"
+            return "fallback", UNKNOWN
         if self.method.evaluates(step, self.clock.total):
             return "evaluated", ""
         if (have := len(branch.history)) < (need := self.method.min_points):
@@ -242,7 +251,7 @@ class Run:
         return "forecast", ""
 
     def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
-        if record.reason == "step unknown" or not self.method.needs_feature(record.step, self.clock.total):
+        if record.reason == UNKNOWN or not self.method.needs_feature(record.step, self.clock.total):
             return call.proceed(*call.args, **call.kwargs)
         output, feature, branch.structure = site.evaluate(call)
         if not feature:
@@ -267,7 +276,10 @@ class Run:
         held = sum(b.history.nbytes for branches in self._branches.values() for b in branches)
         self.trace.history_bytes = max(self.trace.history_bytes, held)
         if record.step >= self.clock.total - 1:
-            branch.history.clear()  # before the decoder runs, which may need the memory
+            # Before the decoder runs, which may need the memory; a branch or expert that stopped has no call now.
+            for other in (b for branches in self._branches.values() for b in branches):
+                if other is branch or other.step < record.step - 1:
+                    other.history.clear()
         if self.on_step is not None:
             self.on_step(record.step, record.branch, record.action, record.reason)
 

@@ -105,7 +105,8 @@ class Summary:
             other branches are in ``branches``.
         calls: denoiser calls over all branches, whatever was done.
         history_bytes: memory of the kept features at its peak.
-        milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser; None without ``timing=True``.
+        milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser (all loops of
+            the call, where there are several); None without ``timing=True``.
         errors: step → relative error of the forecast; empty without ``audit=True``.
         loops: sampling loops in the generation (1 but for pipelines that sample in sections); the last is described.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from .. import schedule
@@ -66,15 +65,19 @@ class Method:
 
     def schedule(self, total: int) -> tuple[int, ...]:
         """The evaluated steps of a run of ``total`` steps."""
-        return _schedule(self, total)
+        if self.evaluated is not None:
+            return tuple(schedule.explicit(total, self.evaluated))
+        if self.speedup is not None:
+            return tuple(schedule.for_speedup(total, self.speedup))
+        return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
 
     def evaluates(self, step: int, total: int) -> bool:
         """Whether the method wants ``step`` evaluated."""
-        return step in _schedule(self, total)
+        return step in self.schedule(total)
 
     def needs_feature(self, step: int, total: int) -> bool:
         """Whether a later step is forecast, so that the feature of ``step`` is worth keeping."""
-        return step < _last_forecast(self, total)
+        return step < max(set(range(total)) - set(self.schedule(total)), default=-1)
 
     def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
         """K float64 weights of the features of the ``evaluated`` steps in the forecast of step ``target``."""
@@ -90,17 +93,3 @@ class Method:
         if self.evaluated is not None or self.speedup is not None:
             values = {k: v for k, v in values.items() if k not in ("interval", "warmup", "slope")}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
-
-
-@lru_cache(maxsize=256)
-def _schedule(method: Method, total: int) -> tuple[int, ...]:
-    if method.evaluated is not None:
-        return tuple(schedule.explicit(total, method.evaluated))
-    if method.speedup is not None:
-        return tuple(schedule.for_speedup(total, method.speedup))
-    return tuple(schedule.adaptive(total, method.interval, method.warmup, method.slope))
-
-
-@lru_cache(maxsize=256)
-def _last_forecast(method: Method, total: int) -> int:
-    return max(set(range(total)) - set(_schedule(method, total)), default=-1)

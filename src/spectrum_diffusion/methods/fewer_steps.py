@@ -30,11 +30,5 @@ class FewerSteps(Method):
     def schedule(self, total: int) -> tuple[int, ...]:
         return tuple(range(total))
 
-    def evaluates(self, step: int, total: int) -> bool:
-        return True
-
-    def needs_feature(self, step: int, total: int) -> bool:
-        return False
-
     def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
         raise AssertionError("fewer-steps forecasts nothing")

@@ -19,7 +19,7 @@ def main() -> dict[str, object]:
 
     pipe = spectrum_diffusion.load_default_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    with spectrum_diffusion.enable(pipe, audit=True, timing=True, on_step=on_step) as handle:
+    with spectrum_diffusion.enable(pipe, audit=True, on_step=on_step) as handle:
         pipe("panda", generator=torch.Generator().manual_seed(0))
         summary = handle.summary()
 

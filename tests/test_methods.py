@@ -330,3 +330,9 @@ def test_tests_leave_the_names_as_they_were():
 def test_a_method_without_weights_says_so():
     with pytest.raises(NotImplementedError):
         Method().weights((0,), 1, 2)
+
+
+@pytest.mark.parametrize("option", ["interval", "warmup", "slope"])
+def test_speedup_beside_a_spacing_it_would_ignore_is_refused(option: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"speedup.*ignore {option}"):
+        make_method("spectrum", speedup=3, **{option: 3})

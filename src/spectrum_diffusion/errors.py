@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+
 
 class SpectrumError(Exception):
     """Root of every error that the library raises on purpose."""
@@ -21,3 +26,17 @@ class ConflictError(SpectrumError, RuntimeError):
 
 class SpectrumWarning(UserWarning):
     """Said once: the result is right, but not what was hoped for (nothing to skip, a stochastic scheduler …)."""
+
+
+def warn(message: str) -> None:
+    """Warn from the line of the user's that led here: outside of this package, of contextlib, torch and diffusers."""
+    inside = (str(Path(__file__).parent), contextlib.__file__, "torch", "diffusers")
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename, inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, SpectrumWarning, stacklevel=level)
+
+
+def _is_inside(filename: str, inside: tuple[str, ...]) -> bool:
+    package, library, *names = inside
+    return filename.startswith(package) or filename == library or any(f"/{name}/" in filename for name in names)

@@ -10,7 +10,6 @@ leave it behind.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from . import denoisers
 from .denoisers import DenoiserRow
-from .errors import ConflictError, SpectrumError, SpectrumWarning, UnsupportedModelError
+from .errors import ConflictError, SpectrumError, UnsupportedModelError, warn
 from .history import Feature
 from .run import Arguments
 
@@ -187,11 +186,9 @@ class Denoiser:
     def _warn_outside(self) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"{self.name} was called outside an enabled pipeline's generation and ran untouched: enable(…) the "
-                "pipeline that calls it, or use `with handle.run(total_steps=T) as run` around your own loop",
-                SpectrumWarning,
-                stacklevel=4,
+                "pipeline that calls it, or use `with handle.run(total_steps=T) as run` around your own loop"
             )
 
 

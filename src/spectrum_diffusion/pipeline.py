@@ -10,7 +10,6 @@ import functools
 import inspect
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from . import denoisers
-from .errors import ConflictError, InvalidOptionError, SpectrumError, SpectrumWarning, UnsupportedModelError
+from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
 from .hooks import Denoiser, last_block_row, refuse_conflicts
 from .methods import METHODS, Method, make_method
 from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
@@ -144,7 +143,7 @@ class Handle:
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, SpectrumWarning, stacklevel=5)
+            warn(message)
 
 
 class Generation:

@@ -159,7 +159,7 @@ def table_of(comparison: Comparison) -> Table:
     model, pictures = comparison.request.model, len(comparison.cases)
     table = Table(title=f"{model}, {comparison.steps or '?'} steps, pictures: {pictures}")
     table.add_column("method", overflow="fold")
-    for name in ("NFE", "s/picture", "speed-up", "PSNR dB", "SSIM"):
+    for name in ("NFE", "s/picture", "evaluations", "PSNR dB", "SSIM"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(*_cells(comparison, row))
@@ -172,7 +172,7 @@ def _cells(comparison: Comparison, row: Row) -> list[str]:
         f"{row.label} (failed)" if row.error else row.label,
         "–" if nfe is None else str(nfe),
         _number(row.seconds, ".2f"),
-        _number(speedup, ".2f", "x"),
+        _number(speedup, ".2f", "x fewer"),
         _number(row.psnr, ".2f"),
         _number(row.ssim, ".4f"),
     ]

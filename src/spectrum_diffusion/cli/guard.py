@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a failure, 2 a mistake in what was asked for.
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import typer
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from ..errors import SpectrumError
+from ..errors import SpectrumError, SpectrumWarning
 
 log = logging.getLogger("spectrum_diffusion")
 
@@ -57,9 +58,17 @@ def set_up_logging(verbose: int) -> None:
     """Log to stderr: warnings, with -v what is done, with -vv everything."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = RichHandler(console=errors_console(), show_path=False, show_time=False)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(level)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    if issubclass(category, SpectrumWarning):  # what the library has to say, without the place in its code
+        typer.echo(f"Warning: {message}", err=True)
+    else:
+        log.debug("%s: %s", category.__name__, message)
 
 
 def _exit(error: BaseException, code: int) -> typer.Exit:

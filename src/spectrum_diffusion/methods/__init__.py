@@ -51,6 +51,10 @@ def make_method(name: str, **options: Any) -> Method:
             raise InvalidOptionError(
                 f"{name} has no option {option!r}{_nearest(option, known)}: its options are {_list(known)}"
             )
+    if options.get("speedup") is not None and (given := [o for o in ("interval", "warmup", "slope") if o in options]):
+        raise InvalidOptionError(
+            f"speedup finds the schedule by itself and would ignore {_list(given)}: give either speedup or those"
+        )
     return METHODS[name](**options)
 
 

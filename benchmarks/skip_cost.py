@@ -51,7 +51,11 @@ def by_width() -> list[str]:
                 f"| {width} | {tokens} | {1e3 * evaluated:.1f} | {skipped / evaluated:.2%} | {floor / evaluated:.2%} "
                 f"| {(skipped - floor) / evaluated:.2%} |"
             )
-    lines += ["", "The floor is the same model without blocks: embeddings, final norm and projection."]
+    lines += [
+        "",
+        "The floor is the same model without blocks: embeddings, final norm and projection. On a machine with other work the "
+        "last column is a difference of two small numbers and swings by a percent or more.",
+    ]
     return lines
 
 
@@ -66,7 +70,7 @@ def by_kept() -> list[str]:
             features = [torch.randn(1, tokens, 1024) for _ in range(kept)]
             cells.append(f"{1e3 * median(lambda f=features: weighted_sum([0.1] * len(f), f)):.3f}")
         lines.append(f"| {kept} | " + " | ".join(cells) + " |")
-    lines += ["", "The weighted sum alone, width 1024, float32."]
+    lines += ["", "The weighted sum alone, width 1024, float32. It grows in proportion to K and to the tokens."]
     return lines
 
 

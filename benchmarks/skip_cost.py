@@ -53,8 +53,8 @@ def by_width() -> list[str]:
             )
     lines += [
         "",
-        "The floor is the same model without blocks: embeddings, final norm and projection. With other work on the machine "
-        "the last column is a difference of two small numbers and swings by a percent or more.",
+        "The floor is the same model without blocks: embeddings, final norm and projection. With other work on the "
+        "machine the last column is a difference of two small numbers and swings by a percent or more.",
     ]
     return lines
 

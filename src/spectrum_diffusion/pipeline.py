@@ -398,20 +398,20 @@ def _with_sampler_steps(
     method: Method, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The call's keywords with the number of steps that the method wants of the sampler."""
+    if type(method).sampler_steps is Method.sampler_steps:
+        return kwargs
     bound = inspect.signature(function).bind(*args, **kwargs)
+    by_position = "num_inference_steps" in bound.arguments and "num_inference_steps" not in kwargs
     bound.apply_defaults()
     steps = bound.arguments.get("num_inference_steps")
     for override in ("sigmas", "timesteps"):
-        if type(method).sampler_steps is not Method.sampler_steps and bound.arguments.get(override) is not None:
+        if bound.arguments.get(override) is not None:
             raise InvalidOptionError(
                 f"{_name(method)} sets num_inference_steps, which {override}=… would override: leave {override} out"
             )
     if not isinstance(steps, int) or (wanted := method.sampler_steps(steps)) == steps:
         return kwargs
-    if (
-        "num_inference_steps" not in kwargs
-        and "num_inference_steps" in inspect.signature(function).bind(*args).arguments
-    ):
+    if by_position:
         raise InvalidOptionError(f"{_name(method)} sets num_inference_steps: give it by keyword, not by position")
     return {**kwargs, "num_inference_steps": wanted}
 

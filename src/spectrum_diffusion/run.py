@@ -172,11 +172,6 @@ class Run:
         self._branches: dict[Sited, list[Branch]] = {}
         self._step, self._calls_in_step = -1, 0
 
-    @property
-    def step(self) -> int:
-        """The last step at which a denoiser was called, −1 before."""
-        return self._step
-
     def call(self, denoiser: Sited, call: Arguments) -> Any:
         """Evaluate or forecast one call of the denoiser; its output."""
         site = denoiser.site(self.method.site)
@@ -185,7 +180,7 @@ class Run:
         action, reason = self._decide(branch, step, known)
         if self.trace.device is None:
             self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
-        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1, denoiser=denoiser.name)
+        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1)
         with self.trace.timed() as record.milliseconds:
             if action == "forecast":
                 output = self._forecast(branch, site, call, record)

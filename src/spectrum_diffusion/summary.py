@@ -30,7 +30,6 @@ class Call:
     action: Action
     reason: str = ""
     first: bool = True
-    denoiser: str = ""
     error: float | None = None
     milliseconds: Callable[[], float] | None = None
 

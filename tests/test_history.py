@@ -121,7 +121,7 @@ def test_copies_carry_no_graph():
     kept, x = History(), torch.ones(3, requires_grad=True)
     kept.append(0, (x * 2,))
     assert not kept.features[0][0].requires_grad
-    assert not kept.forecast([1.0])[0].requires_grad
+    assert not next(kept.forecast([1.0])).requires_grad
 
 
 def test_fits_compares_the_shapes():
@@ -137,7 +137,7 @@ def test_fits_compares_the_shapes():
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0]])
 def test_weights_must_be_as_many_as_the_features(weights):
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        filled(features(2, 3)).forecast(weights)
+        list(filled(features(2, 3)).forecast(weights))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16, 17, 24, 25])

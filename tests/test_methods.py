@@ -37,7 +37,8 @@ def test_a_method_is_frozen_and_can_be_hashed(name):
 def test_paper_is_the_paper_to_the_letter():
     paper = make_method("paper")
     assert paper.options() == {
-        "interval": 2, "warmup": 5, "slope": 0.75, "site": "last_block", "degree": 4, "ridge": 0.1,
+        "interval": 2, "warmup": 5, "slope": 0.75, "site": "last_block", "time": "index", "degree": 4,
+        "ridge": 0.1,
     }  # fmt: skip
     assert paper.schedule(50) == PAPER_14
     assert paper.window is None
@@ -179,7 +180,7 @@ def test_things_that_are_no_name_of_a_method(name):
         ("taylor", "ordr", "taylor has no option 'ordr' (did you mean 'order'?)"),
         ("reuse", "degree", "reuse has no option 'degree'"),
         ("fewer-steps", "speed_up", "(did you mean 'speedup'?)"),
-        ("spectrum", "xyzzy", "spectrum has no option 'xyzzy': its options are interval, warmup, slope"),
+        ("spectrum", "xyzzy", "spectrum has no option 'xyzzy': its options are site, interval, warmup, slope"),
     ],
 )
 def test_unknown_options_suggest_the_nearest(name, option, message):

@@ -192,6 +192,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def identity(model: nn.Module) -> str:
+    """By what calibrations know a denoiser: its class and how many blocks it has, "FluxTransformer2DModel-57"."""
+    row = row_for(model)
+    count = len(main_blocks(model)) if row is not None and row.blocks else 0
+    return f"{type(unwrap(model)).__name__}-{count}"
+
+
 def row_for(model: nn.Module) -> DenoiserRow | None:
     """The row of a model, by the name of its class or the nearest base class that has one; None if none has.
 
@@ -275,6 +282,106 @@ def _attribute(model: nn.Module, path: str, default: Any = None) -> Any:
         if value is default:
             break
     return value
+
+
+def last_block_row(model: nn.Module) -> DenoiserRow:
+    """The model's row of the table, if it has a last block; else an error that names the ways out."""
+    row, cls = row_for(model), type(model).__name__
+    if row is None:
+        raise UnsupportedModelError(
+            f'{cls} is in no row of the table of denoisers, so its last block is not known: use site="output", which '
+            f"works for any denoiser, or add a row with register_denoiser({cls}, blocks=(…), tail=(…))"
+        )
+    if not row.blocks:
+        raise UnsupportedModelError(f'{cls} has no last-block site ({row.reason}): use site="output"')
+    return row
+
+
+PRELIMINARY = ("embedder", "refiner", "fusion", "txt_in", "extractor", "text_", "txt_", "vace_", "transformer_in")
+"""Parts of the names of what runs before the main stack of blocks."""
+
+
+def main_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks through which the sample goes, without refiners of the text and the like.
+
+    Raises:
+        UnsupportedModelError: the model has no last block.
+    """
+    row = last_block_row(model)
+    paths = [path for path in row.blocks if not any(part in path for part in PRELIMINARY)]
+    inner = unwrap(model)
+    return [block for path in paths for block in _members(_module(inner, row, path))]
+
+
+def first_block(model: nn.Module) -> nn.Module:
+    """The first block of the main stack, at which the residual of the whole stack begins.
+
+    Raises:
+        UnsupportedModelError: a U-Net, whose blocks change the shape, or a model without a last block.
+    """
+    row = last_block_row(model)
+    if any(path.startswith(("down_", "up_")) for path in row.blocks):
+        raise UnsupportedModelError(
+            f"{row.cls} is a U-Net: what its blocks add can't be kept, as they change the shape. Use deepcache, or a "
+            "method that forecasts the last block or the output, such as spectrum, taylor, reuse or easycache"
+        )
+    return main_blocks(model)[0]
+
+
+def time_embedders(model: nn.Module) -> list[nn.Module]:
+    """What makes the time embedding by which the blocks are modulated, where their norms take none (Wan)."""
+    embedder = getattr(unwrap(model), "condition_embedder", None)
+    return [embedder] if isinstance(embedder, nn.Module) else []
+
+
+_COMPUTES = re.compile(
+    r"(?:.*_)?(?:attn|attention|ffn?|feed_forward|mlp|mhba|transition)(?:\d|_i|_t|_context|_moe_gen)?"
+)
+_FUSED = {"attn", "proj_mlp", "act_mlp", "proj_out"}
+_CONVOLVES = re.compile(r"(?:.*_)?(?:resnets|temp_convs|resnets_in|resnets_out|res_blocks)\.\d+")
+
+
+def modules_of(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """What the methods that cache per module keep the output of, and what they leave out beside it.
+
+    Attention and feed-forward modules of the main blocks, before the gate; of a block that fuses both, its
+    last projection; of a U-Net also the residual convolutions. Found by the names that diffusers gives them.
+
+    Raises:
+        UnsupportedModelError: no block has such modules, or the model has no last block.
+    """
+    features: list[nn.Module] = []
+    skipped: list[nn.Module] = []
+    for block in main_blocks(model):
+        _collect(block, features, skipped)
+    if not features:
+        raise UnsupportedModelError(
+            f"{type(unwrap(model)).__name__} has no attention or feed-forward module that is known by its name, so "
+            'nothing can be kept per module: use site="last_block" or site="output"'
+        )
+    return features, skipped
+
+
+def _collect(block: nn.Module, features: list[nn.Module], skipped: list[nn.Module], path: str = "") -> None:
+    children = dict(block.named_children())
+    if children.keys() >= _FUSED:
+        features.append(children["proj_out"])
+        skipped += [children[name] for name in ("attn", "proj_mlp", "act_mlp")]
+        return
+    for name, child in children.items():
+        below = f"{path}.{name}".lstrip(".")
+        if _COMPUTES.fullmatch(name) or _CONVOLVES.fullmatch(below) or type(child).__name__ == "Attention":
+            features.append(child)
+        else:
+            _collect(child, features, skipped, name)
+
+
+_TEXT_FIRST = ("AuraFlow", "Bria", "Chroma", "Flux", "JointTransformerBlock", "LongCatImage", "Ovis", "QwenImage")
+
+
+def image_place(block: nn.Module) -> int:
+    """Place of the image tokens in the pair (text, image) or (image, text) that a block returns."""
+    return int(type(block).__name__.startswith(_TEXT_FIRST))
 
 
 # What the rule of find_denoiser_classes would take for a denoiser, and why it is none.

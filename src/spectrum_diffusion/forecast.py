@@ -4,6 +4,7 @@ Every linear forecaster is a weighted sum of the K evaluated features, ``ĥ(τ*)
 only on which steps were evaluated and on the target. They are K float64 numbers, computed on the CPU in microseconds
 and cached by their arguments; all F channels of a feature share them. Time is ``τ(i) = 2i/T − 1`` (Spectrum, § 3.2).
 
+Steps are integers, or times in units of steps where the axis is another (sigma, log-SNR).
 The arrays returned are shared by the cache and therefore read-only.
 """
 
@@ -24,22 +25,22 @@ F = TypeVar("F", bound=Callable[..., Weights])
 
 
 def _cached(function: F) -> F:
-    """Cache by the arguments; steps may be any sequence of integers, the array comes back read-only."""
+    """Cache by the arguments; steps may be any sequence of numbers, the array comes back read-only."""
 
     @lru_cache(maxsize=4096, typed=True)
-    def compute(evaluated: tuple[int, ...], *args: object, **kwargs: object) -> Weights:
+    def compute(evaluated: tuple[float, ...], *args: object, **kwargs: object) -> Weights:
         weights = function(check_evaluated_points(evaluated), *args, **kwargs)
         weights.setflags(write=False)
         return weights
 
     @wraps(function)
-    def call(evaluated: Iterable[int], *args: object, **kwargs: object) -> Weights:
+    def call(evaluated: Iterable[float], *args: object, **kwargs: object) -> Weights:
         return compute(tuple(evaluated), *args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
-def tau(step: float | NDArray[np.int64], total: int) -> NDArray[np.float64]:
+def tau(step: float | NDArray[np.number], total: int) -> NDArray[np.float64]:
     """Normalised time ``2i/T − 1`` of step(s) ``i``; at T = 50 it is ``(i − 25)/25``."""
     return 2.0 * np.asarray(step, dtype=np.float64) / total - 1.0
 
@@ -62,7 +63,7 @@ def chebyshev_basis(times: NDArray[np.float64], degree: int) -> NDArray[np.float
 
 @_cached
 def chebyshev_weights(
-    evaluated: Iterable[int], target: int, total: int, degree: int = 4, ridge: float = 0.1
+    evaluated: Iterable[float], target: float, total: int, degree: int = 4, ridge: float = 0.1
 ) -> Weights:
     """Weights of the Chebyshev ridge forecast, ``w = φ(τ*)(ΦᵀΦ + λI)⁻¹Φᵀ`` (Spectrum, § 3.2).
 
@@ -95,7 +96,7 @@ def chebyshev_weights(
 
 
 @_cached
-def taylor_weights(evaluated: Iterable[int], target: int, order: int = 1) -> Weights:
+def taylor_weights(evaluated: Iterable[float], target: float, order: int = 1) -> Weights:
     """Weights of the order-``order`` extrapolation from the last steps, by exact divided differences.
 
     Newton's form on uneven steps: the polynomial through the last ``order + 1`` evaluated features, read at
@@ -119,7 +120,7 @@ def taylor_weights(evaluated: Iterable[int], target: int, order: int = 1) -> Wei
 
 
 @_cached
-def taylorseer_weights(evaluated: Iterable[int], target: int, order: int = 1, start: int = 0) -> Weights:
+def taylorseer_weights(evaluated: Iterable[float], target: float, order: int = 1, start: float = 0) -> Weights:
     """Weights of TaylorSeer's forecast with its recursive differences (Liu et al., 2025, eq. 5-6; public code).
 
     At an evaluated step s with predecessor s⁻: ``D_0 = h``, ``D_(i+1) = (D_i − D_i⁻)/(s − s⁻)`` for ``i < order``
@@ -135,28 +136,48 @@ def taylorseer_weights(evaluated: Iterable[int], target: int, order: int = 1, st
     Returns:
         float64, shape (K,).
     """
-    check_integer("order", order, least=0)
-    steps = list(evaluated)
+    horizon = float(target - list(evaluated)[-1])
+    powers = [horizon**i for i in range(check_integer("order", order, least=0) + 1)]
+    return _summed_differences(list(evaluated), powers, start)
+
+
+@_cached
+def hermite_weights(
+    evaluated: Iterable[float], target: float, order: int = 2, start: float = 0, contraction: float = 0.5
+) -> Weights:
+    """Weights of HiCache: :func:`taylorseer_weights` with ``kⁱ`` replaced by ``σⁱ H_i(σk)`` (Feng et al., 2025).
+
+    ``H_i`` are the physicists' Hermite polynomials, ``H_0 = 1``, ``H_1 = 2x``, ``H_(i+1) = 2x H_i − 2i H_(i−1)``;
+    ``contraction`` is σ. Arguments else as :func:`taylorseer_weights`.
+    """
+    x = check_number("contraction", contraction, least=0.0, most=1.0) * float(target - list(evaluated)[-1])
+    hermite = [1.0, 2.0 * x]
+    for i in range(1, check_integer("order", order, least=0)):
+        hermite.append(2.0 * x * hermite[i] - 2.0 * i * hermite[i - 1])
+    return _summed_differences(list(evaluated), [contraction**i * h for i, h in enumerate(hermite[: order + 1])], start)
+
+
+def _summed_differences(steps: list[float], factors: list[float], start: float) -> Weights:
+    """``Σ D_i f_i / i!`` of TaylorSeer's recursive differences at the last step, as weights of the features, (K,)."""
     unit = np.eye(len(steps))
     differences: list[Weights] = []
     for k, step in enumerate(steps):
         previous, differences = differences, [unit[k]]
         if k and step >= start:
             gap = step - steps[k - 1]
-            for lower in previous[:order]:
+            for lower in previous[: len(factors) - 1]:
                 differences.append((differences[-1] - lower) / gap)
-    horizon = float(target - steps[-1])
-    return np.sum([d * horizon**i / math.factorial(i) for i, d in enumerate(differences)], axis=0)  # (K,)
+    return np.sum([d * factors[i] / math.factorial(i) for i, d in enumerate(differences)], axis=0)  # (K,)
 
 
-def reuse_weights(evaluated: Iterable[int], target: int) -> Weights:
+def reuse_weights(evaluated: Iterable[float], target: float) -> Weights:
     """Weights that repeat the last evaluated feature (FORA; Taylor of order 0), shape (K,)."""
     return taylor_weights(evaluated, target, 0)
 
 
 @_cached
 def blend_weights(
-    evaluated: Iterable[int], target: int, total: int, degree: int = 4, ridge: float = 0.1, blend: float = 0.5
+    evaluated: Iterable[float], target: float, total: int, degree: int = 4, ridge: float = 0.1, blend: float = 0.5
 ) -> Weights:
     """``blend``·Chebyshev + (1 − ``blend``)·line through the last two features (advice of Spectrum's public code).
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+
+from .forecast import Weights
 
 Feature = tuple[torch.Tensor, ...]
 """What is forecast: the input of each tail, or each floating tensor of a denoiser's output; mostly one tensor."""
@@ -47,9 +49,10 @@ class History:
         """Whether the feature has the shapes of those kept already."""
         return not self.features or [t.shape for t in feature] == [t.shape for t in self.features[-1]]
 
-    def forecast(self, weights: Iterable[float]) -> Feature:
-        """``Σ w_k h_k`` for each tensor of the feature, in its dtype; ``weights`` has one number a kept step."""
-        return tuple(weighted_sum(weights, tensors) for tensors in zip(*self.features, strict=True))
+    def forecast(self, weights: Weights) -> Iterator[torch.Tensor]:
+        """``Σ w_k h_k`` for each tensor of the feature in turn, in its dtype; ``weights`` has one a kept step."""
+        for tensors in zip(*self.features, strict=True):  # one tensor of all K features
+            yield weighted_sum(weights, tensors)
 
     def clear(self) -> None:
         """Let go of the features, at the end of a run."""

@@ -11,7 +11,7 @@ import inspect
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,10 +20,11 @@ from torch import nn
 
 from . import denoisers
 from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
-from .hooks import Denoiser, last_block_row, refuse_conflicts
-from .methods import METHODS, Method, make_method
+from .hooks import Denoiser, Interceptor, compiled, refuse_conflicts
+from .methods import METHODS, AnyMethod, make_method
 from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
-from .schedule import check_integer
+from .schedule import check_integer, check_number
+from .sites import make_site
 from .summary import Summary, Trace, summarize
 
 DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
@@ -39,9 +40,11 @@ class Handle:
         method: the method with its options, a frozen dataclass.
     """
 
-    def __init__(self, target: Any, method: Method, *, timing: bool, audit: bool, on_step: OnStep | None) -> None:
+    def __init__(
+        self, target: Any, method: AnyMethod, *, timing: bool, audit: bool, flops: bool, on_step: OnStep | None
+    ) -> None:
         self.method = method
-        self._timing, self._audit, self._on_step = timing, audit, on_step
+        self._timing, self._audit, self._flops, self._on_step = timing, audit, flops, on_step
         self._target = weakref.ref(target, lambda _: self._detach())
         self._denoisers: dict[str, Denoiser] = {}
         self._trace: Trace | None = None
@@ -73,18 +76,20 @@ class Handle:
         return summarize(self._trace)
 
     @contextmanager
-    def run(self, total_steps: int) -> Iterator[ManualRun]:
+    def run(self, total_steps: int, sigmas: Sequence[float] | None = None) -> Iterator[ManualRun]:
         """A run of your own sampling loop: say ``run.step(i)`` before the denoiser's calls of each step.
 
         Args:
             total_steps: number of steps T of the loop, which scales time and fixes the schedule.
+            sigmas: noise level of each step, (T,), for ``time="sigma"`` and ``"log-snr"``.
 
         Raises:
-            InvalidOptionError: ``total_steps`` below 1, or too few for the wanted speedup or evaluated steps.
+            InvalidOptionError: ``total_steps`` below 1, or too few for the wanted speedup or evaluated steps, or
+                ``sigmas`` of another length.
             ConflictError: another generation is under way.
         """
-        clock = ManualClock(check_integer("total_steps", total_steps, least=1))
-        self.method.schedule(clock.total)  # refuses before anything runs
+        clock = ManualClock(check_integer("total_steps", total_steps, least=1), levels=_levels(sigmas, total_steps))
+        self.method.begin(clock.total)  # refuses before anything runs
         with self._generating(), ExitStack() as stack:
             run = self._new_run(clock)
             stack.callback(run.close)
@@ -94,7 +99,13 @@ class Handle:
             yield session
 
     def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
-        self._trace = Trace(_name(self.method), self.method.site, timing=self._timing, earlier_loops=earlier_loops)
+        self._trace = Trace(
+            name_of(self.method),
+            self.method.site,
+            timing=self._timing,
+            flops=self._flops,
+            earlier_loops=earlier_loops,
+        )
         return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
 
     @contextmanager
@@ -125,13 +136,13 @@ class Handle:
         target = self.target
         found = _denoisers_of(target, self.method.site)
         for name, model in found.items():
-            _refuse(model, name, self.method.site)
+            _refuse(model, name, self.method)
         for name, denoiser in list(self._denoisers.items()):
             if denoiser.model is not found.get(name):
                 self._denoisers.pop(name).detach(self)
         for name, model in found.items():
             denoiser = self._denoisers.setdefault(name, Denoiser.of(model, name))
-            denoiser.site(self.method.site)
+            denoiser.site(self.method)
             denoiser.attach(self)
 
     def _detach(self) -> None:
@@ -187,13 +198,13 @@ class Generation:
 
     def _warn_if_untouched(self) -> None:
         method, trace = self._handle.method, self._handle._trace
-        if trace is None or not trace.calls or self._clock is None or method.evaluated is not None:
+        if trace is None or not trace.calls or self._clock is None:
             return
         total = self._clock.total
-        if total <= method.warmup and method.sampler_steps(total) == total and method.speedup is None:
+        if method.untouched(total):
             self._handle._warn_once(
-                f"a run of {total} steps is evaluated whole (warm-up is {method.warmup}): there is nothing to skip and "
-                "the result is untouched. Few-step models gain nothing; else give more steps or a smaller warmup"
+                f"a run of {total} steps is evaluated whole: there is nothing to skip and the result is untouched. "
+                "Few-step models gain nothing; else give more steps or a smaller warmup"
             )
 
     @contextmanager
@@ -252,6 +263,19 @@ class SchedulerClock:
             return int(self._scheduler.counter)
         return self._from_timestep(call)
 
+    def sigmas(self) -> list[float]:
+        start, timesteps = self._start or 0, torch.as_tensor(self._timesteps).double()
+        if (sigmas := getattr(self._scheduler, "sigmas", None)) is not None and len(sigmas) >= len(timesteps):
+            levels = torch.as_tensor(sigmas).double()
+        elif (alphas := getattr(self._scheduler, "alphas_cumprod", None)) is not None:
+            kept = torch.as_tensor(alphas).double()[timesteps.long().cpu()]
+            levels = ((1 - kept) / kept).sqrt()
+        else:
+            raise InvalidOptionError(
+                f'{type(self._scheduler).__name__} tells no noise levels, so time must be "index" with it'
+            )
+        return levels[start : start + self.total].tolist()
+
     def _from_index(self, index: int | None) -> int:
         if index is None:  # the first step: many schedulers find their index only in step()
             self._uncounted = True
@@ -284,6 +308,7 @@ def enable(
     speedup: float | None = None,
     timing: bool = False,
     audit: bool = False,
+    flops: bool = False,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Handle:
@@ -295,6 +320,7 @@ def enable(
         speedup: wanted ratio of steps to evaluations, within 1 … T/(W+1); else the method's own schedule.
         timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
         audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.
+        flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
         on_step: called after each denoiser call with (step, branch, action, reason); the action is "evaluated",
             "forecast", "partial" or "fallback".
         options: the method's options, e.g. ``interval``, ``warmup``, ``slope``, ``evaluated``, ``degree``, ``ridge``,
@@ -320,9 +346,10 @@ def enable(
             f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: give one of them"
         )
     for name, model in _denoisers_of(pipe_or_model, made.site).items():
-        _refuse(model, name, made.site)
+        _refuse(model, name, made)
+        made = made.fitted(denoisers.identity(model))
     disable(pipe_or_model)
-    handle = Handle(pipe_or_model, made, timing=timing, audit=audit, on_step=on_step)
+    handle = Handle(pipe_or_model, made, timing=timing, audit=audit, flops=flops, on_step=on_step)
     handle._attach()
     if is_pipe:
         pipe_or_model.__class__ = _scoped(type(pipe_or_model), handle)
@@ -395,10 +422,10 @@ def _generation(handle: Handle, pipe: Any) -> Iterator[None]:
 
 
 def _with_sampler_steps(
-    method: Method, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    method: AnyMethod, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The call's keywords with the number of steps that the method wants of the sampler."""
-    if type(method).sampler_steps is Method.sampler_steps:
+    if type(method).sampler_steps is AnyMethod.sampler_steps:
         return kwargs
     bound = inspect.signature(function).bind(*args, **kwargs)
     by_position = "num_inference_steps" in bound.arguments and "num_inference_steps" not in kwargs
@@ -407,12 +434,12 @@ def _with_sampler_steps(
     for override in ("sigmas", "timesteps"):
         if bound.arguments.get(override) is not None:
             raise InvalidOptionError(
-                f"{_name(method)} sets num_inference_steps, which {override}=… would override: leave {override} out"
+                f"{name_of(method)} sets num_inference_steps, which {override}=… would override: leave {override} out"
             )
     if not isinstance(steps, int) or (wanted := method.sampler_steps(steps)) == steps:
         return kwargs
     if by_position:
-        raise InvalidOptionError(f"{_name(method)} sets num_inference_steps: give it by keyword, not by position")
+        raise InvalidOptionError(f"{name_of(method)} sets num_inference_steps: give it by keyword, not by position")
     return {**kwargs, "num_inference_steps": wanted}
 
 
@@ -429,7 +456,7 @@ def _denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
         if isinstance(value, nn.Module) and not any(value is other for other in modules.values()):
             modules[name] = value
     found = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
-    if site == "output" and not found:
+    if "output" in site and not found:
         found = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
     if not found:
         classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"
@@ -445,17 +472,31 @@ def _denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
     return found
 
 
-def _refuse(model: nn.Module, name: str, site: str) -> None:
+def _refuse(model: nn.Module, name: str, method: AnyMethod) -> None:
+    """Raise where the method can't be on the model, before anything has been changed."""
     refuse_conflicts(model, name)
-    if site != "last_block":
+    make_site(model, method, lambda module: Interceptor(module, None))
+    if "output" in method.site:
         return
-    denoisers.resolve(model, last_block_row(model))  # raises here, where nothing has been changed yet
-    slot = denoisers.unwrap(model).__dict__.get("_compiled_call_impl")
-    if denoisers.unwrap(model) is not model or getattr(slot, "compiled_inside", slot) is not None:
+    if compiled(model):
         raise UnsupportedModelError(
             f"{name} is compiled as a whole, and no block can be skipped inside one graph: use "
             'site="output", or compile its blocks with compile_repeated_blocks(fullgraph=True)'
         )
+    if method.site == "module" and any(compiled(block) for block in denoisers.main_blocks(model)):
+        raise UnsupportedModelError(
+            f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use "
+            'site="last_block", which skips the blocks whole'
+        )
+
+
+def _levels(sigmas: Sequence[float] | None, total: int) -> list[float] | None:
+    if sigmas is None:
+        return None
+    levels = [check_number("sigma", sigma, least=0.0) for sigma in sigmas]
+    if len(levels) != total:
+        raise InvalidOptionError(f"sigmas has {len(levels)} noise levels: give one for each of the {total} steps")
+    return levels
 
 
 STOCHASTIC = ("Ancestral", "SDE", "LCM", "TCD", "DDPM", "CogVideoXDPM")
@@ -468,5 +509,6 @@ def is_stochastic(scheduler: Any) -> bool:
     return bool(by_config) or any(part in type(scheduler).__name__ for part in STOCHASTIC)
 
 
-def _name(method: Method) -> str:
+def name_of(method: AnyMethod) -> str:
+    """The name under which a method is known."""
     return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)

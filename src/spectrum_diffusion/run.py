@@ -7,12 +7,15 @@ is skipped: a clock tells it the step, a site evaluates or forecasts the call.
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from .errors import InvalidOptionError, SpectrumError
 from .history import Feature, History
@@ -20,7 +23,7 @@ from .schedule import check_integer
 from .summary import Action, Call, Trace
 
 if TYPE_CHECKING:
-    from .methods.base import Method
+    from .methods.base import AnyMethod, Decider
 
 Proceed = Callable[..., Any]
 OnStep = Callable[[int, str, Action, str], None]
@@ -38,7 +41,7 @@ class Arguments:
     proceed: Proceed
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    forward: Callable[..., Any]
+    module: nn.Module
     tensors: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,13 +55,17 @@ class Arguments:
         """The argument of that name, by keyword or by its place in the forward's signature; None if not given."""
         if name in self.kwargs:
             return self.kwargs[name]
-        names = list(inspect.signature(self.forward).parameters) if self.args else []
+        names = list(inspect.signature(self.module.forward).parameters) if self.args else []
         place = names.index(name) if name in names else len(self.args)
         return self.args[place] if place < len(self.args) else None
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+Judge = Callable[[torch.Tensor], Iterable[torch.Tensor] | None]
+"""Asked with the signal of a call: the forecast feature to skip with, or None to evaluate."""
 
 
 class Site(Protocol):
@@ -69,11 +76,11 @@ class Site(Protocol):
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         """Run the whole denoiser: its output, the feature (empty if not reached) and the structure."""
 
-    def forecast(self, call: Arguments, feature: Feature, structure: Any) -> Any:
+    def forecast(self, call: Arguments, feature: Iterable[torch.Tensor], structure: Any) -> Any:
         """Skip the denoiser up to the site and go on from the forecast feature; the output."""
 
-    def audit(self, call: Arguments, feature: Feature) -> tuple[Any, Feature]:
-        """Run everything but go on from the forecast; the output and the true feature."""
+    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
+        """Evaluate or skip, as the judge has it; as :meth:`evaluate`, but a feature of None was skipped."""
 
 
 class Sited(Protocol):
@@ -81,8 +88,8 @@ class Sited(Protocol):
 
     name: str
 
-    def site(self, name: str) -> Site:
-        """Its site of that name."""
+    def site(self, method: Any) -> Site:
+        """The site at which the method reads and replaces features."""
 
 
 class Clock(Protocol):
@@ -95,6 +102,9 @@ class Clock(Protocol):
     def locate(self, call: Arguments) -> int | None:
         """The step of this call, 0 … T−1, or None where it can't be known."""
 
+    def sigmas(self) -> Sequence[float]:
+        """Noise level σ of each step, (T,); raises :class:`InvalidOptionError` where it can't be known."""
+
 
 @dataclass
 class ManualClock:
@@ -102,9 +112,15 @@ class ManualClock:
 
     total: int
     now: int | None = None
+    levels: Sequence[float] | None = None
 
     def locate(self, call: Arguments) -> int | None:
         return self.now
+
+    def sigmas(self) -> Sequence[float]:
+        if self.levels is None:
+            raise InvalidOptionError("this time axis needs the noise levels: give handle.run(total_steps, sigmas=…)")
+        return self.levels
 
 
 @dataclass
@@ -115,6 +131,7 @@ class Branch:
     history: History
     shapes: dict[str, torch.Size]
     name: str | None = None
+    decider: Decider | None = None
     structure: Any = None
     step: int = -1
     restarted: str = ""
@@ -140,6 +157,8 @@ class Branch:
         """Begin the history anew; ``reason`` explains the fallbacks until it suffices again."""
         self.history.clear()
         self.restarted = reason
+        if self.decider is not None:
+            self.decider.reset()
         return self
 
     def _same(self, call: Arguments, name: str) -> bool:
@@ -159,7 +178,7 @@ class Run:
 
     def __init__(
         self,
-        method: Method,
+        method: AnyMethod,
         clock: Clock,
         trace: Trace,
         *,
@@ -171,19 +190,24 @@ class Run:
         self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
         self._branches: dict[Sited, list[Branch]] = {}
         self._step, self._calls_in_step = -1, 0
+        self._times: Sequence[float] | None = None
 
     def call(self, denoiser: Sited, call: Arguments) -> Any:
-        """Evaluate or forecast one call of the denoiser; its output."""
-        site = denoiser.site(self.method.site)
+        """Evaluate or skip one call of the denoiser; its output."""
+        site = denoiser.site(self.method)
         step, known = self._locate(call)
         branch = self._branch(denoiser, step, call)
-        action, reason = self._decide(branch, step, known)
+        action, reason = self._plan(branch, step, known)
         if self.trace.device is None:
             self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
         record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1)
-        with self.trace.timed() as record.milliseconds:
-            if action == "forecast":
-                output = self._forecast(branch, site, call, record)
+        with self.trace.timed() as record.milliseconds, self.trace.counted(record):
+            if reason == UNKNOWN:
+                output = call.proceed(*call.args, **call.kwargs)
+            elif branch.decider is not None:
+                output = self._decide(branch, site, call, record)
+            elif action == self.method.skip:
+                output = self._skip(branch, site, call, record)
             else:
                 output = self._evaluate(branch, site, call, record)
         branch.observe(call, step)
@@ -231,40 +255,86 @@ class Run:
         branches = self._branches[denoiser]
         again = sum(b.name == self.context for b in branches)  # called twice under one name in a step
         label = str(len(branches)) if self.context is None else f"{self.context}.{again}" if again else self.context
-        branch = Branch(label, History(self.method.window), call.shapes, self.context)
+        branch = Branch(label, History(self.method.window), call.shapes, self.context, self.method.decider())
         if len(branches) < MAX_BRANCHES:
             branches.append(branch)
         return branch
 
-    def _decide(self, branch: Branch, step: int, known: bool) -> tuple[Action, str]:
+    def _plan(self, branch: Branch, step: int, known: bool) -> tuple[Action, str]:
+        """What is to be done, before the call; a method that decides while it runs may still evaluate."""
         if not known:
             return "fallback", UNKNOWN
         if self.method.evaluates(step, self.clock.total):
             return "evaluated", ""
         if (have := len(branch.history)) < (need := self.method.min_points):
             return "fallback", branch.restarted or f"history too short ({have} of {need})"
-        return "forecast", ""
+        return self.method.skip, ""
 
     def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
-        if record.reason == UNKNOWN or not self.method.needs_feature(record.step, self.clock.total):
+        if not self.method.needs_feature(record.step, self.clock.total):
             return call.proceed(*call.args, **call.kwargs)
         output, feature, branch.structure = site.evaluate(call)
+        self._keep(branch, site, feature, record)
+        return output
+
+    def _keep(self, branch: Branch, site: Site, feature: Feature, record: Call) -> None:
         if not feature:
             branch.restart(f"{site.name} not reached")
         elif branch.history.fits(feature):
             branch.history.append(record.step, feature)
         else:
             branch.restart("shape changed").history.append(record.step, feature)
+
+    def _skip(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        feature = self._forecast(branch, record)
+        output = site.forecast(call, feature, branch.structure)
+        self._audit(site, call, feature, record)
         return output
 
-    def _forecast(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
-        weights = self.method.weights(tuple(branch.history.steps), record.step, self.clock.total)
-        feature = branch.history.forecast(weights)
-        if not self.audit:
-            return site.forecast(call, feature, branch.structure)
-        output, true = site.audit(call, feature)
-        record.error = relative_error(feature, true)
+    def _decide(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        """Let the method decide by what it sees in the call; each branch by itself."""
+        decider, may_skip = branch.decider, record.action == self.method.skip
+        assert decider is not None
+        seen: list[torch.Tensor] = []
+        forecast: list[Iterable[torch.Tensor]] = []
+
+        def judge(signal: torch.Tensor) -> Iterable[torch.Tensor] | None:
+            seen.append(signal)
+            if not decider.skips(record.step, signal, may_skip):
+                return None
+            forecast.append(self._forecast(branch, record))
+            return forecast[0]
+
+        output, feature, branch.structure = site.decide(call, judge, branch.structure)
+        if feature is None:
+            self._audit(site, call, forecast[0], record)
+            return output
+        if may_skip:
+            record.action = "evaluated"
+        if seen:
+            decider.learn(seen[0], feature)
+        self._keep(branch, site, feature, record)
         return output
+
+    def _forecast(self, branch: Branch, record: Call) -> Iterable[torch.Tensor]:
+        """The feature at the step: tensor by tensor as the site asks for them, so that no second set is held."""
+        if self.method.in_place:
+            return branch.history.features[-1]
+        weights = self.method.weights_at(branch.history.steps, record.step, self._axis())
+        forecast = branch.history.forecast(weights)
+        return tuple(forecast) if self.audit else forecast
+
+    def _audit(self, site: Site, call: Arguments, feature: Iterable[torch.Tensor], record: Call) -> None:
+        """With ``audit``, evaluate the skipped step beside the forecast and note how far that was off."""
+        if self.audit:
+            record.error = relative_error(tuple(feature), site.evaluate(call)[1])
+
+    def _axis(self) -> Sequence[float]:
+        """The time of each step, in steps; see :func:`time_axis`."""
+        if self._times is None:
+            kind = self.method.axis
+            self._times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
+        return self._times
 
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
@@ -309,6 +379,36 @@ class ManualRun:
         if self._clock.now is None:
             raise SpectrumError("the denoiser was called before run.step(i): say the step before each call")
         return self._run.call(denoiser, call)
+
+
+CLIPPED = 1e-3
+"""σ of flow matching is kept this far from 0 and 1, where the log-SNR is infinite."""
+
+
+def time_axis(kind: str, sigmas: Sequence[float]) -> tuple[float, ...]:
+    """The time of each step by its noise level, scaled to run from 0 to T−1 as the steps do.
+
+    Args:
+        kind: "sigma", or "log-snr": ``2 ln((1−σ)/σ)`` of flow matching (σ ≤ 1), else ``−2 ln σ``.
+        sigmas: noise level of each step, (T,), falling.
+
+    Raises:
+        InvalidOptionError: two steps have one noise level, or the levels rise.
+    """
+    flow = max(sigmas) <= 1.0
+    if kind == "sigma":
+        values = [-float(sigma) for sigma in sigmas]
+    elif flow:
+        clipped = [min(max(float(sigma), CLIPPED), 1 - CLIPPED) for sigma in sigmas]
+        values = [2 * math.log((1 - sigma) / sigma) for sigma in clipped]
+    else:
+        values = [-2 * math.log(max(float(sigma), 1e-10)) for sigma in sigmas]
+    if any(after <= before for before, after in pairwise(values)):
+        raise InvalidOptionError(
+            f'time={kind!r} needs noise levels that fall at every step, and those of this scheduler do not: use "index"'
+        )
+    span = (values[-1] - values[0]) or 1.0
+    return tuple((len(values) - 1) * (value - values[0]) / span for value in values)
 
 
 def relative_error(forecast: Feature, true: Feature) -> float:

@@ -174,7 +174,7 @@ def check_evaluated(evaluated: Iterable[int]) -> tuple[int, ...]:
     return steps
 
 
-def _check_rising(steps: Sequence[int]) -> None:
+def _check_rising(steps: Sequence[float]) -> None:
     for before, after in pairwise(steps):
         if after <= before:
             raise InvalidOptionError(
@@ -214,7 +214,7 @@ def check_number(
     return number
 
 
-def check_evaluated_points(evaluated: Sequence[int]) -> Sequence[int]:
+def check_evaluated_points(evaluated: Sequence[float]) -> Sequence[float]:
     """The evaluated steps of one branch: at least one, rising; they need not start with 0."""
     if not evaluated:
         raise InvalidOptionError("evaluated=[] is empty: a forecast needs at least one evaluated step")

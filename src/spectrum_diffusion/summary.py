@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from .flops import counting
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,8 +23,8 @@ class Call:
     """One call of a denoiser within a run.
 
     ``action``: the whole denoiser ran as planned ("evaluated") or since no forecast could be made ("fallback", with
-    the ``reason``), its blocks were skipped ("forecast"), or a part of it ran ("partial"). ``first``: the first call
-    of its step. ``error``: relative L2 error of the forecast, with ``audit=True``.
+    the ``reason``), its blocks were skipped ("forecast"), or a part of them ran ("partial"). ``first``: the first call
+    of its step. ``error``: relative L2 error of the forecast, with ``audit=True``. ``flops``: with ``flops=True``.
     """
 
     step: int
@@ -31,6 +33,7 @@ class Call:
     reason: str = ""
     first: bool = True
     error: float | None = None
+    flops: int | None = None
     milliseconds: Callable[[], float] | None = None
 
     @property
@@ -47,6 +50,7 @@ class Trace:
     site: str
     device: torch.device | None = None
     timing: bool = False
+    flops: bool = False
     calls: list[Call] = field(default_factory=list)
     history_bytes: int = 0
     wall_seconds: float | None = None
@@ -70,6 +74,16 @@ class Trace:
             yield lambda: 1e3 * (span[1] - span[0])
             span[1] = time.perf_counter()
 
+    @contextmanager
+    def counted(self, record: Call) -> Iterator[None]:
+        """Count the FLOP of a block into ``record.flops``, with ``flops=True``."""
+        if not self.flops:
+            yield
+            return
+        with counting() as counter:
+            yield
+        record.flops = counter.get_total_flops()
+
 
 def _elapsed(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
     end.synchronize()
@@ -91,6 +105,30 @@ class BranchSummary:
 
 
 @dataclass(frozen=True)
+class Flops:
+    """FLOP of a generation's denoiser calls, two for a multiplication with its addition.
+
+    Attributes:
+        total: of all calls.
+        evaluation: of one whole evaluation, at all branches.
+    """
+
+    total: int
+    evaluation: int
+
+    @property
+    def evaluations(self) -> float:
+        """The total in whole evaluations: what NFE would be if it counted the parts that ran."""
+        return self.total / self.evaluation if self.evaluation else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        return {"total": self.total, "evaluation": self.evaluation, "evaluations": self.evaluations}
+
+    def __str__(self) -> str:
+        return f"{self.total / 1e12:.4g} TFLOP, that of {self.evaluations:.2f} evaluations"
+
+
+@dataclass(frozen=True)
 class Summary:
     """What the last generation did.
 
@@ -107,6 +145,7 @@ class Summary:
         milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser (all loops of
             the call, where there are several); None without ``timing=True``.
         errors: step → relative error of the forecast; empty without ``audit=True``.
+        flops: what the denoiser's calls cost; None without ``flops=True``.
         loops: sampling loops in the generation (1 but for pipelines that sample in sections); the last is described.
     """
 
@@ -121,6 +160,7 @@ class Summary:
     milliseconds: dict[str, float] | None
     errors: dict[int, float]
     loops: int = 1
+    flops: Flops | None = None
 
     @property
     def nfe(self) -> int:
@@ -146,6 +186,7 @@ class Summary:
             "milliseconds": self.milliseconds,
             "errors": {str(step): error for step, error in self.errors.items()},
             "loops": self.loops,
+            "flops": self.flops.to_dict() if self.flops else None,
         }
 
     def __str__(self) -> str:
@@ -160,6 +201,8 @@ class Summary:
         lines.append(f"  history    {self.history_bytes / 2**20:.1f} MiB at peak, {self.calls} denoiser calls")
         if self.milliseconds:
             lines.append("  time       " + ", ".join(f"{k} {v:.0f} ms" for k, v in self.milliseconds.items()))
+        if self.flops:
+            lines.append(f"  cost       {self.flops}")
         if self.errors:
             worst = max(self.errors, key=lambda step: self.errors[step])
             lines.append(f"  forecast   relative error up to {self.errors[worst]:.3g}, at step {worst}")
@@ -206,7 +249,17 @@ def summarize(trace: Trace) -> Summary:
         milliseconds=_milliseconds(trace),
         errors={call.step: call.error for call in first if call.error is not None},
         loops=trace.earlier_loops + 1,
+        flops=_flops(trace),
     )
+
+
+def _flops(trace: Trace) -> Flops | None:
+    if not trace.flops:
+        return None
+    steps: dict[int, int] = {}
+    for call in trace.calls:
+        steps[call.step] = steps.get(call.step, 0) + (call.flops or 0)
+    return Flops(sum(steps.values()), max(steps.values(), default=0))
 
 
 def _by_branch(calls: list[Call]) -> dict[str, BranchSummary]:

@@ -86,7 +86,7 @@ class MethodSpec:
 
         method = make_method(self.name, **self.options)
         if steps is not None:
-            method.schedule(steps)
+            method.begin(steps)
 
 
 def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]:

@@ -7,27 +7,33 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import InvalidOptionError
-from .base import SITES, Method
+from .base import SITES, AnyMethod, Method
 from .fewer_steps import FewerSteps
+from .fora import Fora
+from .hicache import HiCache
 from .spectrum import Paper, Spectrum
 from .taylor import Reuse, Taylor
+from .taylorseer import TaylorSeer
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[AnyMethod]] = {
     "spectrum": Spectrum,
     "paper": Paper,
     "reuse": Reuse,
     "taylor": Taylor,
     "fewer-steps": FewerSteps,
+    "fora": Fora,
+    "taylorseer": TaylorSeer,
+    "hicache": HiCache,
 }
 
 
-def register_method(name: str, method: type[Method]) -> type[Method]:
+def register_method(name: str, method: type[AnyMethod]) -> type[AnyMethod]:
     """Make ``enable(…, method=name)`` know a method of your own: a frozen dataclass derived from :class:`Method`.
 
     Raises:
         InvalidOptionError: the name is taken by another class, or ``method`` is no subclass of Method.
     """
-    if not (isinstance(method, type) and issubclass(method, Method)):
+    if not (isinstance(method, type) and issubclass(method, AnyMethod)):
         raise InvalidOptionError(f"method={method!r} is no subclass of spectrum_diffusion.Method: derive one from it")
     if not isinstance(name, str) or not name:
         raise InvalidOptionError(f"name={name!r} is no name for a method: give a non-empty string")
@@ -37,7 +43,7 @@ def register_method(name: str, method: type[Method]) -> type[Method]:
     return method
 
 
-def make_method(name: str, **options: Any) -> Method:
+def make_method(name: str, **options: Any) -> AnyMethod:
     """The method of that name with its options checked.
 
     Raises:
@@ -67,4 +73,4 @@ def _list(names: Any) -> str:
     return ", ".join(names)
 
 
-__all__ = ["METHODS", "SITES", "Method", "make_method", "register_method"]
+__all__ = ["METHODS", "SITES", "AnyMethod", "Method", "make_method", "register_method"]

@@ -2,53 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from .. import schedule
 from ..errors import InvalidOptionError
 from ..forecast import Weights
 
-SITES = ("last_block", "output")
+if TYPE_CHECKING:
+    import torch
+
+    from ..history import Feature
+    from ..summary import Action
+
+SITES = ("last_block", "output", "module")
+TIMES = ("index", "sigma", "log-snr")
+
+M = TypeVar("M", bound="AnyMethod")
+
+
+class Decider(Protocol):
+    """Decides while a run goes on; one for each guidance branch, made anew for every run."""
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        """Whether the step is skipped, by what its call shows; ``may_skip`` is False where it must be evaluated."""
+
+    def learn(self, signal: torch.Tensor, feature: Feature) -> None:
+        """What an evaluated step gave."""
+
+    def reset(self) -> None:
+        """Forget all: the branch begins anew, with other shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """A method on a fixed schedule. A variant sets its defaults and writes :meth:`weights`.
+class AnyMethod:
+    """What a run asks of any method. Derive from :class:`Method` for one on a fixed schedule.
 
     Attributes:
-        interval: first distance N between evaluated steps.
-        warmup: number W of steps evaluated at the start.
-        slope: growth α of the distance; 0 is uniform.
-        evaluated: the evaluated steps written out, in place of the three above.
-        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known.
-        site: where features are read and replaced, "last_block" or "output".
+        site: where features are read and replaced.
     """
 
-    interval: int = 2
-    warmup: int = 5
-    slope: float = 0.75
-    evaluated: Iterable[int] | None = None
-    speedup: float | None = None
     site: str = "last_block"
 
+    sites: ClassVar[tuple[str, ...]] = SITES
+    """The sites that the method can be at."""
     min_points: ClassVar[int] = 1
     """Evaluated features that a branch needs before its first forecast."""
+    skip: ClassVar[Action] = "forecast"
+    """What a skipped step is: a "forecast", or "partial" where some of the blocks run."""
+    in_place: ClassVar[bool] = False
+    """Whether the site updates the last kept feature itself on skipped steps, in place of weights."""
 
     def __post_init__(self) -> None:
-        self.check_integer("interval", least=1)
-        self.check_integer("warmup", least=1)
-        self.check_number("slope", least=0.0)
-        if self.site not in SITES:
-            raise InvalidOptionError(f"site={self.site!r} is unknown: choose one of {', '.join(SITES)}")
-        if self.evaluated is not None and self.speedup is not None:
-            raise InvalidOptionError("evaluated and speedup both say which steps are evaluated: give one of them")
-        if self.evaluated is not None:
-            object.__setattr__(self, "evaluated", schedule.check_evaluated(self.evaluated))
-        if self.speedup is not None:
-            # The upper end of the range is known when the run begins: it depends on its steps.
-            self.check_number("speedup", least=1.0)
+        self.check_choice("site", self.sites)
 
     def check_integer(self, name: str, *, least: int) -> None:
         """Refuse an option that is no integer ≥ ``least``; keep it as a plain int."""
@@ -58,10 +65,108 @@ class Method:
         """Refuse an option that is no finite number within ``least … most``; keep it as a plain float."""
         object.__setattr__(self, name, schedule.check_number(name, getattr(self, name), least=least, most=most))
 
+    def check_numbers(self, name: str, *, count: int | None = None) -> None:
+        """Refuse an option that is no list of finite numbers, of that length if given; keep it as a tuple."""
+        values = getattr(self, name)
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InvalidOptionError(f"{name}={values!r} is no list of numbers")
+        numbers = tuple(schedule.check_number(name, value) for value in values)
+        if not numbers or (count is not None and len(numbers) != count):
+            raise InvalidOptionError(f"{name} has {len(numbers)} numbers: give {count or 'one or more'}")
+        object.__setattr__(self, name, numbers)
+
+    def check_choice(self, name: str, choices: Sequence[str]) -> None:
+        """Refuse an option that is none of the choices."""
+        if getattr(self, name) not in choices:
+            raise InvalidOptionError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}")
+
+    @property
+    def axis(self) -> str:
+        """The axis on which weights are computed, one of :data:`TIMES`."""
+        return "index"
+
+    @property
+    def site_options(self) -> tuple[Any, ...]:
+        """What the site needs to know of the options, hashable."""
+        return ()
+
     @property
     def window(self) -> int | None:
         """How many of the latest features the forecaster uses; None is all of them."""
         return None
+
+    def fitted(self: M, denoiser: str) -> M:
+        """The method with what was calibrated for a denoiser, named as :func:`denoisers.identity` does."""
+        return self
+
+    def begin(self, total: int) -> None:
+        """Raise :class:`InvalidOptionError` where a run of ``total`` steps can't be."""
+
+    def evaluates(self, step: int, total: int) -> bool:
+        """Whether the method wants ``step`` evaluated, whatever a call of it shows."""
+        raise NotImplementedError
+
+    def untouched(self, total: int) -> bool:
+        """Whether a run of ``total`` steps is evaluated whole, so that the result is what it would be without."""
+        return all(self.evaluates(step, total) for step in range(total))
+
+    def needs_feature(self, step: int, total: int) -> bool:
+        """Whether a later step may be skipped, so that the feature of ``step`` is worth keeping."""
+        return any(not self.evaluates(later, total) for later in range(step + 1, total))
+
+    def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
+        """K float64 weights of the features of the ``evaluated`` steps in the forecast of step ``target``."""
+        raise NotImplementedError
+
+    def weights_at(self, steps: Sequence[int], target: int, axis: Sequence[float]) -> Weights:
+        """The weights of the kept ``steps``, on an axis that gives each step's time in steps, (T,)."""
+        return self.weights(tuple(axis[step] for step in steps), axis[target], len(axis))
+
+    def decider(self) -> Decider | None:
+        """Who decides for a branch while the run goes on; None where the schedule says it all."""
+        return None
+
+    def sampler_steps(self, steps: int) -> int:
+        """How many steps the sampler is to take when ``steps`` are asked for."""
+        return steps
+
+    def options(self) -> dict[str, Any]:
+        """The options that are set, for provenance: JSON-ready."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(AnyMethod):
+    """A method on a fixed schedule. A variant sets its defaults and writes :meth:`weights`.
+
+    Attributes:
+        interval: first distance N between evaluated steps.
+        warmup: number W of steps evaluated at the start.
+        slope: growth α of the distance; 0 is uniform.
+        evaluated: the evaluated steps written out, in place of the three above.
+        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known.
+        site: where features are read and replaced: "last_block", "output" or "module".
+    """
+
+    interval: int = 2
+    warmup: int = 5
+    slope: float = 0.75
+    evaluated: Iterable[int] | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_integer("interval", least=1)
+        self.check_integer("warmup", least=1)
+        self.check_number("slope", least=0.0)
+        if self.evaluated is not None and self.speedup is not None:
+            raise InvalidOptionError("evaluated and speedup both say which steps are evaluated: give one of them")
+        if self.evaluated is not None:
+            object.__setattr__(self, "evaluated", schedule.check_evaluated(self.evaluated))
+        if self.speedup is not None:
+            # The upper end of the range is known when the run begins: it depends on its steps.
+            self.check_number("speedup", least=1.0)
 
     def schedule(self, total: int) -> tuple[int, ...]:
         """The evaluated steps of a run of ``total`` steps."""
@@ -71,25 +176,40 @@ class Method:
             return tuple(schedule.for_speedup(total, self.speedup))
         return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
 
+    def begin(self, total: int) -> None:
+        self.schedule(total)
+
     def evaluates(self, step: int, total: int) -> bool:
-        """Whether the method wants ``step`` evaluated."""
         return step in self.schedule(total)
 
     def needs_feature(self, step: int, total: int) -> bool:
-        """Whether a later step is forecast, so that the feature of ``step`` is worth keeping."""
         return step < max(set(range(total)) - set(self.schedule(total)), default=-1)
 
-    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
-        """K float64 weights of the features of the ``evaluated`` steps in the forecast of step ``target``."""
-        raise NotImplementedError
-
-    def sampler_steps(self, steps: int) -> int:
-        """How many steps the sampler is to take when ``steps`` are asked for."""
-        return steps
+    def untouched(self, total: int) -> bool:
+        # Steps or a speed-up that were asked for are no surprise.
+        return self.evaluated is None and self.speedup is None and total <= self.warmup
 
     def options(self) -> dict[str, Any]:
-        """The options that are set, for provenance: JSON-ready."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = super().options()
         if self.evaluated is not None or self.speedup is not None:
             values = {k: v for k, v in values.items() if k not in ("interval", "warmup", "slope")}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecaster(Method):
+    """A method whose weights depend on time.
+
+    Attributes:
+        time: the axis of the forecast: "index" of the step, its "sigma" or its "log-snr", scaled to 0 … T−1.
+    """
+
+    time: str = "index"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("time", TIMES)
+
+    @property
+    def axis(self) -> str:
+        return self.time

@@ -30,5 +30,5 @@ class FewerSteps(Method):
     def schedule(self, total: int) -> tuple[int, ...]:
         return tuple(range(total))
 
-    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+    def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         raise AssertionError("fewer-steps forecasts nothing")

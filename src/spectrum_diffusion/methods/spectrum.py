@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..forecast import Weights, blend_weights, chebyshev_weights
-from .base import Method
+from .base import Forecaster
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paper(Method):
+class Paper(Forecaster):
     """Spectrum to the letter of the paper: N 2, W 5, α 0.75, M 4, λ 0.1, at the last block.
 
     Attributes:
@@ -33,7 +33,7 @@ class Paper(Method):
         self.check_integer("degree", least=0)
         self.check_number("ridge", least=0.0)
 
-    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+    def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         return chebyshev_weights(evaluated, target, total, self.degree, self.ridge)
 
 
@@ -54,5 +54,5 @@ class Spectrum(Paper):
         super().__post_init__()
         self.check_number("blend", least=0.0, most=1.0)
 
-    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+    def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         return blend_weights(evaluated, target, total, self.degree, self.ridge, self.blend)

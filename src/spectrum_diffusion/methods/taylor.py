@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..forecast import Weights, reuse_weights, taylor_weights
-from .base import Method
+from .base import Forecaster, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class Reuse(Method):
     def window(self) -> int:
         return 1
 
-    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+    def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         return reuse_weights(evaluated, target)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taylor(Method):
+class Taylor(Forecaster):
     """Extrapolation from the last ``order`` + 1 features, on Spectrum's adaptive schedule.
 
     Attributes:
@@ -43,5 +43,5 @@ class Taylor(Method):
     def window(self) -> int:
         return self.order + 1
 
-    def weights(self, evaluated: tuple[int, ...], target: int, total: int) -> Weights:
+    def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         return taylor_weights(evaluated, target, self.order)

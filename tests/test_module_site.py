@@ -1,4 +1,4 @@
-"""The module site over every denoiser class: what is kept per module is what runs, and nothing of it runs when skipped."""
+"""The module site over every denoiser class: what is kept is what ran, and nothing of it runs on a skipped step."""
 
 from __future__ import annotations
 

@@ -196,6 +196,7 @@ class Run:
         """Evaluate or skip one call of the denoiser; its output."""
         site = denoiser.site(self.method)
         step, known = self._locate(call)
+        self._axis()  # an axis that can't be had is told at the first call
         branch = self._branch(denoiser, step, call)
         action, reason = self._plan(branch, step, known)
         if self.trace.device is None:

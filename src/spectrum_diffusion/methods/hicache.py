@@ -1,5 +1,5 @@
-"""HiCache: Hermite polynomials in place of powers (Feng et al., "HiCache: Training-free Acceleration of Diffusion Models
-via Hermite Polynomial-based Feature Caching", 2025, arXiv 2508.16984).
+"""HiCache (Feng et al., "HiCache: Training-free Acceleration of Diffusion Models via Hermite Polynomial-based Feature
+Caching", 2025, arXiv 2508.16984): Hermite polynomials in place of powers.
 
 TaylorSeer's forecast with the power ``kⁱ`` replaced by the contracted Hermite polynomial ``σⁱ H_i(σk)``, which grows
 more slowly for σ < 1: ``Σ D_i σⁱ H_i(σk) / i!``.

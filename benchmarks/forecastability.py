@@ -29,7 +29,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 SLOPES = {14: 0.75, 10: 3.0}
 SHORT_WARMUP_SLOPES = {14: 0.41, 10: 1.14}
 SITES = ("last_block", "output")
-BEGIN, END = "<!-- psnr:begin -->", "<!-- psnr:end -->"
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     table = markdown(measure(arguments.pairs), arguments.pairs)
     print(table)
     for name in arguments.write:
-        replace_block(Path(name), table)
+        replace_block(Path(name), table, "psnr")
 
 
 def measure(pairs: int) -> dict[tuple[str, str, int], np.ndarray]:
@@ -93,11 +92,12 @@ def markdown(found: dict[tuple[str, str, int], np.ndarray], pairs: int) -> str:
     return "\n".join(lines)
 
 
-def replace_block(path: Path, table: str) -> None:
-    """Put the table between the file's marks."""
+def replace_block(path: Path, table: str, block: str) -> None:
+    """Put the table between the file's marks of that name."""
+    begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
     text = path.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    head, rest = text.split(begin)
+    path.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

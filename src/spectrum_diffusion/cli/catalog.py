@@ -7,13 +7,15 @@ from typing import Any
 
 
 def methods() -> list[dict[str, Any]]:
-    """Name, idea and options with defaults of every method."""
+    """Name, idea, limits, sites and options with defaults of every method."""
     from ..methods import METHODS
 
     return [
         {
             "name": name,
             "idea": (cls.__doc__ or "").strip().partition("\n")[0],
+            "limits": cls.limits,
+            "sites": list(cls.sites),
             "options": {field.name: field.default for field in fields(cls)},
         }
         for name, cls in METHODS.items()

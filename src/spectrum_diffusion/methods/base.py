@@ -53,6 +53,8 @@ class AnyMethod:
     """What a skipped step is: a "forecast", or "partial" where some of the blocks run."""
     in_place: ClassVar[bool] = False
     """Whether the site updates the last kept feature itself on skipped steps, in place of weights."""
+    limits: ClassVar[str] = "every denoiser of the table; any other at the output"
+    """What the method can be used on, for lists of methods."""
 
     def __post_init__(self) -> None:
         self.check_choice("site", self.sites)

@@ -49,7 +49,7 @@ def updated(page: str) -> str:
 def section(name: str) -> str:
     """What the code says of one method."""
     cls = METHODS[name]
-    idea, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")
+    idea, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")
     source = inspect.cleandoc(inspect.getmodule(cls).__doc__ or "")
     parts = [f"### `{name}`", idea.strip().replace("``", "`"), quoted(source), *options(cls), facts(cls)]
     return "\n\n".join(part for part in parts if part)
@@ -99,7 +99,9 @@ def facts(cls: type[AnyMethod]) -> str:
 
 
 def shown(default: object) -> str:
-    return "–" if default is None or default is MISSING else f"{default:g}" if isinstance(default, float) else f"{default}"
+    return (
+        "–" if default is None or default is MISSING else f"{default:g}" if isinstance(default, float) else f"{default}"
+    )
 
 
 if __name__ == "__main__":

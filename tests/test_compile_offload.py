@@ -12,7 +12,14 @@ from torch._dynamo.utils import counters
 import spectrum_diffusion
 from spectrum_diffusion import UnsupportedModelError
 
-METHODS = [("paper", {"warmup": 2}), ("taylor", {"order": 1, "warmup": 2}), ("reuse", {"warmup": 2})]
+METHODS = [
+    ("paper", {"warmup": 2}),
+    ("taylor", {"order": 1, "warmup": 2}),
+    ("reuse", {"warmup": 2}),
+    ("fora", {"site": "last_block"}),
+    ("taylorseer", {"site": "last_block", "interval": 3, "warmup": 2}),
+]
+COMPILED = [METHODS[0], *METHODS[3:]]
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +32,22 @@ def _fresh_dynamo() -> Any:
 
 @pytest.mark.parametrize("enable_first", [False, True])
 @pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "hunyuan-video"])
-def test_compiled_blocks_neither_break_nor_recompile(name: str, enable_first: bool) -> None:
+@pytest.mark.parametrize(("method", "options"), COMPILED)
+def test_compiled_blocks_neither_break_nor_recompile(
+    method: str, options: dict[str, Any], name: str, enable_first: bool
+) -> None:
     entry = PIPELINES[name]
     expected_pipe = entry.build()
-    with spectrum_diffusion.enable(expected_pipe, "paper", warmup=2):
+    with spectrum_diffusion.enable(expected_pipe, method, **options) as handle:
         expected = entry.call(expected_pipe, steps=10)
+        evaluated = handle.summary().evaluated
+    skipped = next(step for step in range(10) if step not in evaluated)
     pipe = entry.build()
     if enable_first:
-        spectrum_diffusion.enable(pipe, "paper", warmup=2)
+        spectrum_diffusion.enable(pipe, method, **options)
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
     if not enable_first:
-        spectrum_diffusion.enable(pipe, "paper", warmup=2)
+        spectrum_diffusion.enable(pipe, method, **options)
     seen: list[tuple[str, int]] = []
 
     def watch(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +58,8 @@ def test_compiled_blocks_neither_break_nor_recompile(name: str, enable_first: bo
     assert torch.allclose(compiled, expected, atol=1e-5, rtol=1e-5)
     graphs = [count for _, count in seen]
     assert graphs[0] > 0, "the blocks were not compiled"
-    assert graphs[3:] == [graphs[3]] * len(graphs[3:]), f"recompiled: {seen}"  # step 3 is the first skipped
+    later = graphs[skipped:]
+    assert later == [later[0]] * len(later), f"recompiled after the first skipped step: {seen}"
     assert sum(counters["graph_break"].values()) == 0
     spectrum_diffusion.disable(pipe)
     assert all(
@@ -54,6 +67,13 @@ def test_compiled_blocks_neither_break_nor_recompile(name: str, enable_first: bo
         for module in pipe.transformer.modules()
     )
     assert torch.isfinite(entry.call(pipe, steps=4)).all()
+
+
+def test_modules_inside_compiled_blocks_are_refused() -> None:
+    pipe = PIPELINES["flux"].build()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r'blocks of transformer are compiled.*site="last_block"'):
+        spectrum_diffusion.enable(pipe, "fora")
 
 
 def test_model_compiled_as_a_whole_is_refused_at_the_last_block_and_works_at_the_output() -> None:

@@ -37,13 +37,20 @@ def main() -> None:
 
 def updated(page: str) -> str:
     """The page with the block of every method as the code has it; a method without marks is an error."""
-    for name in METHODS:
+    for name in [*(name for name in METHODS if ":" not in name), "rivals"]:
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if page.count(begin) != 1 or page.count(end) != 1:
             sys.exit(f"{PAGE.name} has no place for {name}: write {begin} and {end} where its page belongs")
         head, rest = page.split(begin)
-        page = f"{head}{begin}\n{section(name)}\n{end}{rest.split(end)[1]}"
+        text = rivals() if name == "rivals" else section(name)
+        page = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     return page
+
+
+def rivals() -> str:
+    """The other packages' methods by name."""
+    rows = [f"| `{name}` | {(METHODS[name].__doc__ or '').partition(chr(10))[0]} |" for name in METHODS if ":" in name]
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
 def section(name: str) -> str:

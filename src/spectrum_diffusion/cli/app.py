@@ -43,7 +43,7 @@ Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
 Model = Annotated[str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")]
 Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")]
-Site = Annotated[str | None, typer.Option(help="Where features are forecast: last_block or output.")]
+Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; the pipeline's default without.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise, the same for every prompt.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's default without.")]
@@ -186,10 +186,13 @@ def list_methods(as_json: AsJson = False) -> None:
     if as_json:
         _echo_json({"methods": found})
         return
-    table = Table("method", "idea", "options and defaults", title="Methods")
+    table = Table("method", "idea", "can do", "sites", "options and defaults", title="Methods")
     for method in found:
-        options = ", ".join(f"{name}={'–' if value is None else value}" for name, value in method["options"].items())
-        table.add_row(method["name"], escape(method["idea"].replace("``", "")), escape(options))
+        options = ", ".join(
+            f"{name}={'–' if value is None else value}" for name, value in method["options"].items() if name != "site"
+        )
+        cells = (method["idea"].replace("``", ""), method["limits"], ", ".join(method["sites"]), options)
+        table.add_row(method["name"], *(escape(cell) for cell in cells))
     Console().print(table)
 
 

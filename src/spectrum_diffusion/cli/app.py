@@ -186,14 +186,17 @@ def list_methods(as_json: AsJson = False) -> None:
     if as_json:
         _echo_json({"methods": found})
         return
-    table = Table("method", "idea", "can do", "sites", "options and defaults", title="Methods")
+    console = Console(highlight=False)
     for method in found:
         options = ", ".join(
             f"{name}={'–' if value is None else value}" for name, value in method["options"].items() if name != "site"
         )
-        cells = (method["idea"].replace("``", ""), method["limits"], ", ".join(method["sites"]), options)
-        table.add_row(method["name"], *(escape(cell) for cell in cells))
-    Console().print(table)
+        console.print(f"[bold]{escape(method['name'])}[/bold]  {escape(method['idea'].replace('``', ''))}")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("   can do", escape(method["limits"]))
+        grid.add_row("   sites", ", ".join(method["sites"]))
+        grid.add_row("   options", escape(options))
+        console.print(grid)
 
 
 @app.command("models")

@@ -24,6 +24,10 @@ class ConflictError(SpectrumError, RuntimeError):
     """Something else already caches, patches or uses the model; the message names it and how to remove it."""
 
 
+class MissingPackageError(SpectrumError, ImportError):
+    """Something optional is not here: a package, or a model's weights; the message says how to get it."""
+
+
 class SpectrumWarning(UserWarning):
     """Said once: the result is right, but not what was hoped for (nothing to skip, a stochastic scheduler …)."""
 

@@ -1,0 +1,112 @@
+"""Lists of prompts by name or file: the benchmarks of the paper, and those of the small models that ship."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidOptionError
+
+TINY_FILE = Path(__file__).with_name("assets") / "tiny_prompts.csv"
+
+TEXT_COLUMNS = ("prompt", "prompts", "prompt_en", "text", "caption")
+CATEGORY_COLUMNS = ("category", "dimension")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw; ``category`` (or VBench's dimensions, joined by commas) is empty where the list gives none."""
+
+    text: str
+    category: str = ""
+
+
+def load_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
+    """The prompts of a list, in its order.
+
+    Args:
+        source: ``drawbench``, ``coco``, ``vbench``, ``tiny``, or a file: ``.txt`` with one prompt a line, or
+            ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` with a column "prompt" and perhaps "category".
+        limit: at most so many, from the beginning; None for all.
+
+    Raises:
+        InvalidOptionError: no such list or file, or nothing in it that can be read as prompts.
+        MissingPackageError: the list comes in a package that is not here.
+    """
+    if limit is not None and limit < 1:
+        raise InvalidOptionError(f"limit={limit} leaves no prompt: give a number ≥ 1, or None for all")
+    known = SOURCES.get(str(source).lower())
+    prompts = known() if known else read_file(Path(source))
+    return prompts[:limit]
+
+
+def read_file(path: Path) -> list[Prompt]:
+    """The prompts of a file; see :func:`load_prompts`."""
+    if not path.is_file():
+        raise InvalidOptionError(
+            f"there is no list and no file of prompts {str(path)!r}: give one of {', '.join(SOURCES)}, or a file"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        prompts = _from_records(_PARSERS.get(path.suffix.lower(), _lines)(text), str(path))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise InvalidOptionError(
+            f"{path} can't be read as {path.suffix or 'text'} ({error}): see load_prompts"
+        ) from error
+    if not prompts:
+        raise InvalidOptionError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
+def _from_records(records: Iterable[Any], name: str) -> list[Prompt]:
+    return [prompt for record in records if (prompt := _prompt(record, name)).text]
+
+
+def _prompt(record: Any, name: str) -> Prompt:
+    if isinstance(record, str):
+        return Prompt(record.strip())
+    fields = {str(key).strip().lower(): value for key, value in record.items()} if isinstance(record, dict) else {}
+    text = next((fields[column] for column in TEXT_COLUMNS if column in fields), None)
+    if not isinstance(text, str):
+        raise InvalidOptionError(
+            f"{name} has an entry without a text named {' or '.join(TEXT_COLUMNS)}: {record!r:.80}"
+        )
+    category = next((fields[column] for column in CATEGORY_COLUMNS if fields.get(column)), "")
+    return Prompt(text.strip(), category if isinstance(category, str) else ",".join(map(str, category)))
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+def _json(text: str) -> list[Any]:
+    found = json.loads(text)
+    return found if isinstance(found, list) else [found]
+
+
+def _json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _table(delimiter: str) -> Callable[[str], list[Any]]:
+    return lambda text: list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+
+
+_PARSERS: dict[str, Callable[[str], list[Any]]] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _table(","),
+    ".tsv": _table("\t"),
+}
+
+
+def _tiny() -> list[Prompt]:
+    return read_file(TINY_FILE)
+
+
+SOURCES: dict[str, Callable[[], list[Prompt]]] = {"tiny": _tiny}
+"""The lists known by name."""

@@ -14,7 +14,8 @@ from spectrum_diffusion.forecast import blend_weights, chebyshev_weights, reuse_
 from spectrum_diffusion.methods import METHODS, SITES, Method, make_method, register_method
 from spectrum_diffusion.schedule import adaptive, for_speedup
 
-NAMES = list(METHODS)
+NAMES = [name for name in METHODS if ":" not in name]
+"""Other packages' caches have a colon in their names; their options are tested in test_rivals."""
 ON_A_SCHEDULE = ["spectrum", "paper", "reuse", "taylor"]
 PAPER_14 = tuple(adaptive(50))
 
@@ -325,7 +326,7 @@ def test_things_that_are_no_name(name):
 
 
 def test_tests_leave_the_names_as_they_were():
-    assert list(METHODS) == NAMES
+    assert [name for name in METHODS if ":" not in name] == NAMES
 
 
 def test_a_method_without_weights_says_so():

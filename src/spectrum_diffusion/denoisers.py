@@ -376,6 +376,14 @@ def _collect(block: nn.Module, features: list[nn.Module], skipped: list[nn.Modul
             _collect(child, features, skipped, name)
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The linear layers and convolutions inside the blocks, by whose calls one sees how much of a denoiser ran."""
+    inner, row = unwrap(model), row_for(model)
+    blocks = resolve(model, row)[0] if row is not None and row.blocks else [inner]
+    every = [module for block in blocks for module in block.modules()]
+    return [module for module in every if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+
+
 _TEXT_FIRST = ("AuraFlow", "Bria", "Chroma", "Flux", "JointTransformerBlock", "LongCatImage", "Ovis", "QwenImage")
 
 

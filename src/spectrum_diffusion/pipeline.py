@@ -20,8 +20,8 @@ from torch import nn
 
 from . import denoisers
 from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
-from .hooks import Denoiser, Interceptor, compiled, refuse_conflicts
-from .methods import METHODS, AnyMethod, make_method
+from .hooks import Denoiser, Interceptor, Snapshot, compiled, refuse_conflicts, refuse_training
+from .methods import METHODS, AnyMethod, Rival, make_method
 from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
 from .schedule import check_integer, check_number
 from .sites import make_site
@@ -52,6 +52,7 @@ class Handle:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self._retired = False
+        self._before: Snapshot | None = None  # of the models that another package's cache stands on
 
     def __enter__(self) -> Handle:
         return self
@@ -105,6 +106,7 @@ class Handle:
             timing=self._timing,
             flops=self._flops,
             earlier_loops=earlier_loops,
+            package=(self.method.package, self.method.version()) if isinstance(self.method, Rival) else None,
         )
         return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
 
@@ -122,6 +124,8 @@ class Handle:
             self._thread = threading.get_ident()
         try:
             self._attach()
+            if isinstance(self.method, Rival):
+                self.method.reset(self.target, self._models())
             begin = time.perf_counter()
             try:
                 yield
@@ -136,7 +140,7 @@ class Handle:
         target = self.target
         found = _denoisers_of(target, self.method.site)
         for name, model in found.items():
-            _refuse(model, name, self.method)
+            _refuse(model, name, self.method, cached=self._caches(model))
         for name, denoiser in list(self._denoisers.items()):
             if denoiser.model is not found.get(name):
                 self._denoisers.pop(name).detach(self)
@@ -145,7 +149,32 @@ class Handle:
             denoiser.site(self.method)
             denoiser.attach(self)
 
+    def _caches(self, model: nn.Module) -> bool:
+        """Whether the cache on a model is this handle's own; another model has taken its place otherwise."""
+        if self._before is not None and all(model is not own for own in self._models()):
+            raise ConflictError(
+                f"{type(model).__name__} was put into the pipeline after enable(…), and {name_of(self.method)} stands "
+                "on the one before: enable(…) again"
+            )
+        return self._before is not None
+
+    def _models(self) -> list[nn.Module]:
+        return [model for denoiser in self._denoisers.values() if (model := denoiser.model) is not None]
+
+    def _install(self) -> None:
+        """Let another package put its cache on, if that is the method; what it refuses is taken off again."""
+        if isinstance(self.method, Rival):
+            self._before = Snapshot(self._models())
+            self.method.install(self.target, self._models())
+
+    def _uninstall(self) -> None:
+        if isinstance(self.method, Rival) and self._before is not None:
+            self.method.remove(self.target, self._models())
+            self._before.restore()
+            self._before = None
+
     def _detach(self) -> None:
+        self._uninstall()
         for denoiser in self._denoisers.values():
             denoiser.detach(self)
         self._denoisers.clear()
@@ -205,6 +234,11 @@ class Generation:
             self._handle._warn_once(
                 f"a run of {total} steps is evaluated whole: there is nothing to skip and the result is untouched. "
                 "Few-step models gain nothing; else give more steps or a smaller warmup"
+            )
+        if method.observes and all(call.ran for call in trace.calls):
+            self._handle._warn_once(
+                f"{name_of(method)} left every call whole: it knows nothing to cache in this model, or its options "
+                f"never let it within {total} steps"
             )
 
     @contextmanager
@@ -345,14 +379,22 @@ def enable(
         raise UnsupportedModelError(
             f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: give one of them"
         )
+    if isinstance(made, Rival):
+        _check_rival(made, audit)
+    previous = _handle_of(pipe_or_model)
     for name, model in _denoisers_of(pipe_or_model, made.site).items():
-        _refuse(model, name, made)
+        _refuse(model, name, made, cached=previous is not None and previous._caches(model))
         made = made.fitted(denoisers.identity(model))
     disable(pipe_or_model)
     handle = Handle(pipe_or_model, made, timing=timing, audit=audit, flops=flops, on_step=on_step)
     handle._attach()
     if is_pipe:
         pipe_or_model.__class__ = _scoped(type(pipe_or_model), handle)
+    try:
+        handle._install()
+    except BaseException:
+        disable(pipe_or_model)
+        raise
     return handle
 
 
@@ -472,13 +514,26 @@ def _denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
     return found
 
 
-def _refuse(model: nn.Module, name: str, method: AnyMethod) -> None:
-    """Raise where the method can't be on the model, before anything has been changed."""
-    refuse_conflicts(model, name)
+def _check_rival(method: Rival, audit: bool) -> None:
+    if audit:
+        raise InvalidOptionError(
+            f"audit=True measures this library's forecasts, and {name_of(method)} makes none of them"
+        )
+    method.check()
+
+
+def _refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = False) -> None:
+    """Raise where the method can't be on the model, before anything has been changed.
+
+    A model that is ``cached`` carries the cache of another package that enable(…) itself has put on.
+    """
+    refuse_training(model, name)
+    if not cached:
+        refuse_conflicts(model, name)
     make_site(model, method, lambda module: Interceptor(module, None))
     if "output" in method.site:
         return
-    if compiled(model):
+    if compiled(model) and not method.observes:
         raise UnsupportedModelError(
             f"{name} is compiled as a whole, and no block can be skipped inside one graph: use "
             'site="output", or compile its blocks with compile_repeated_blocks(fullgraph=True)'
@@ -487,6 +542,11 @@ def _refuse(model: nn.Module, name: str, method: AnyMethod) -> None:
         raise UnsupportedModelError(
             f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use "
             'site="last_block", which skips the blocks whole'
+        )
+    if method.observes and any(compiled(module) for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{name} has compiled modules, and what runs inside their graphs can't be watched: use "
+            f"{name_of(method)} on the plain model, or without this library"
         )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from .errors import InvalidOptionError, SpectrumError
+from .errors import InvalidOptionError, SpectrumError, UnsupportedModelError
 from .history import Feature, History
 from .schedule import check_integer
 from .summary import Action, Call, Trace
@@ -191,6 +191,7 @@ class Run:
         self._branches: dict[Sited, list[Branch]] = {}
         self._step, self._calls_in_step = -1, 0
         self._times: Sequence[float] | None = None
+        self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
 
     def call(self, denoiser: Sited, call: Arguments) -> Any:
         """Evaluate or skip one call of the denoiser; its output."""
@@ -203,7 +204,9 @@ class Run:
             self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
         record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1)
         with self.trace.timed() as record.milliseconds, self.trace.counted(record):
-            if reason == UNKNOWN:
+            if self.method.observes:
+                output = self._watch(site, call, record)
+            elif reason == UNKNOWN:
                 output = call.proceed(*call.args, **call.kwargs)
             elif branch.decider is not None:
                 output = self._decide(branch, site, call, record)
@@ -276,6 +279,23 @@ class Run:
             return call.proceed(*call.args, **call.kwargs)
         output, feature, branch.structure = site.evaluate(call)
         self._keep(branch, site, feature, record)
+        return output
+
+    def _watch(self, site: Site, call: Arguments, record: Call) -> Any:
+        """Let another package's cache have its way, and see how much of the denoiser it let run.
+
+        A call is whole if as much ran as in any earlier one of its shapes: the first of a loop is never cached.
+        """
+        try:
+            output, _, work = site.evaluate(call)
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            raise UnsupportedModelError(
+                f"the denoiser failed under {self.trace.method}: {type(error).__name__}: {error}. If it runs without, "
+                "the two don't go together: use another method, such as spectrum"
+            ) from error
+        kind = (site, frozenset(call.shapes.items()))
+        whole = self._whole[kind] = max(work, self._whole.get(kind, 0))
+        record.action, record.reason = ("evaluated" if work == whole else "partial" if work else "forecast"), ""
         return output
 
     def _keep(self, branch: Branch, site: Site, feature: Feature, record: Call) -> None:

@@ -147,6 +147,18 @@ class Spliced:
                 place.around = None
 
 
+class Observed(Spliced):
+    """No site of ours: another package's cache decides, and an evaluation tells how much of the denoiser ran."""
+
+    def __init__(self, layers: list[nn.Module], interceptor: Callable[[nn.Module], Intercepted]) -> None:
+        super().__init__("observed", {"layer": layers}, interceptor)
+
+    def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
+        with self._passing(Watching()) as seen:
+            output = call.proceed(*call.args, **call.kwargs)
+        return output, (), seen.work
+
+
 def _answer(through: Any, role: str, call: Arguments) -> Any:
     return getattr(through, role)(call)
 
@@ -275,7 +287,19 @@ class Deciding:
         return self.through.tail(call)
 
 
-P = TypeVar("P", Recording, Skipping, Deciding)
+class Watching:
+    """A pass that lets everything run and adds up what ran: the multiplications of the layers with weights."""
+
+    def __init__(self) -> None:
+        self.work = 0
+
+    def layer(self, call: Arguments) -> Any:
+        layer: Any = call.module
+        self.work += next(iter(call.tensors.values())).numel() * layer.weight.shape[0]
+        return call.proceed(*call.args, **call.kwargs)
+
+
+P = TypeVar("P", Recording, Skipping, Deciding, Watching)
 
 Signal = Callable[[Arguments], tuple[torch.Tensor, Any]]
 """From the call of the first block: the tensor to look at, and the block's output if that took running it."""
@@ -401,6 +425,7 @@ SITES: dict[str, Make] = {
     "residual": partial(_residual, "before", modulated_input),
     "first_block": partial(_residual, "after", first_residual),
     "output_residual": lambda *_: Output(residual=True),
+    "observed": lambda model, _, interceptor: Observed(denoisers.layers_of(model), interceptor),
 }
 """The sites by name."""
 

@@ -48,6 +48,7 @@ class Trace:
 
     method: str
     site: str
+    package: tuple[str, str] | None = None
     device: torch.device | None = None
     timing: bool = False
     flops: bool = False
@@ -141,12 +142,13 @@ class Summary:
         fallbacks: step → reason, for steps whose first call was evaluated since it could not be forecast; those of
             other branches are in ``branches``.
         calls: denoiser calls over all branches, whatever was done.
-        history_bytes: memory of the kept features at its peak.
+        history_bytes: memory of the kept features at its peak; not known (0) of another package's cache.
         milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser (all loops of
             the call, where there are several); None without ``timing=True``.
         errors: step → relative error of the forecast; empty without ``audit=True``.
         flops: what the denoiser's calls cost; None without ``flops=True``.
         loops: sampling loops in the generation (1 but for pipelines that sample in sections); the last is described.
+        package: name and version of the package whose cache it was; None for the methods of this library.
     """
 
     method: str
@@ -161,6 +163,7 @@ class Summary:
     errors: dict[int, float]
     loops: int = 1
     flops: Flops | None = None
+    package: tuple[str, str] | None = None
 
     @property
     def nfe(self) -> int:
@@ -182,11 +185,12 @@ class Summary:
             "calls": self.calls,
             "branches": {name: _branch_dict(branch) for name, branch in self.branches.items()},
             "fallbacks": {str(step): reason for step, reason in self.fallbacks.items()},
-            "history_bytes": self.history_bytes,
+            "history_bytes": None if self.package else self.history_bytes,
             "milliseconds": self.milliseconds,
             "errors": {str(step): error for step, error in self.errors.items()},
             "loops": self.loops,
             "flops": self.flops.to_dict() if self.flops else None,
+            "package": dict(zip(("name", "version"), self.package, strict=True)) if self.package else None,
         }
 
     def __str__(self) -> str:
@@ -198,7 +202,10 @@ class Summary:
         for name, b in self.branches.items():
             lines.append(f"  {name:<10} {b.evaluated:>9} {b.forecast:>9} {b.partial:>8} {b.fallback:>9} {b.steps:>6}")
         lines += [f"  fallback   step {step}: {reason}" for step, reason in self.fallbacks.items()]
-        lines.append(f"  history    {self.history_bytes / 2**20:.1f} MiB at peak, {self.calls} denoiser calls")
+        if self.package:
+            lines.append(f"  package    {' '.join(self.package)}, {self.calls} denoiser calls")
+        else:
+            lines.append(f"  history    {self.history_bytes / 2**20:.1f} MiB at peak, {self.calls} denoiser calls")
         if self.milliseconds:
             lines.append("  time       " + ", ".join(f"{k} {v:.0f} ms" for k, v in self.milliseconds.items()))
         if self.flops:
@@ -250,6 +257,7 @@ def summarize(trace: Trace) -> Summary:
         errors={call.step: call.error for call in first if call.error is not None},
         loops=trace.earlier_loops + 1,
         flops=_flops(trace),
+        package=trace.package,
     )
 
 

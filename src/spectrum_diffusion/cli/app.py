@@ -195,6 +195,8 @@ def list_methods(as_json: AsJson = False) -> None:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("   can do", escape(method["limits"]))
         grid.add_row("   sites", ", ".join(method["sites"]))
+        if method["package"]:
+            grid.add_row("   package", escape(method["package"]))
         grid.add_row("   options", escape(options))
         console.print(grid)
 
@@ -299,6 +301,7 @@ def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawin
         "model": request.model,
         "method": spec.name,
         "options": spec.options,
+        "package": summary.to_dict()["package"],
         "call": request.call_options(),
         "steps": summary.steps,
         "evaluated": summary.evaluated,
@@ -320,6 +323,7 @@ def _result(request: Request, spec: MethodSpec, prompt: str, path: Path, drawing
         "model": request.model,
         "method": spec.name,
         "options": spec.options,
+        "package": summary.to_dict()["package"],
         "fallbacks": summary.to_dict()["fallbacks"],
         "seconds": drawing.seconds,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 
@@ -16,10 +15,20 @@ def methods() -> list[dict[str, Any]]:
             "idea": (cls.__doc__ or "").strip().partition("\n")[0],
             "limits": cls.limits,
             "sites": list(cls.sites),
-            "options": {field.name: field.default for field in fields(cls)},
+            "options": cls.defaults(),
+            "package": _package(cls),
         }
         for name, cls in METHODS.items()
     ]
+
+
+def _package(method: Any) -> str | None:
+    """The package of another's cache with its version; None for the methods of this one."""
+    from ..methods import Rival
+
+    if not issubclass(method, Rival):
+        return None
+    return f"{method.package} {method.version()}" if method.available() else f"{method.package}: not installed"
 
 
 def denoisers() -> list[dict[str, Any]]:

@@ -202,6 +202,7 @@ def _row_dict(comparison: Comparison, row: Row) -> dict[str, Any]:
     summary = row.drawings[-1].summary if row.drawings else None
     return {
         "method": row.label,
+        "package": summary.to_dict()["package"] if summary else None,
         "nfe": _nfe(comparison, row),
         "evaluated": summary.evaluated if summary else None,
         "speedup": _speedup(comparison, row),

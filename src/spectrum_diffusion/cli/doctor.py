@@ -31,6 +31,7 @@ PACKAGES = (
     Package("accelerate", "accelerate", "--offload, quick loading of large models", "pip install accelerate"),
     Package("torchmetrics", "torchmetrics", "SSIM in compare", "pip install 'spectrum-diffusion[metrics]'"),
     Package("imageio-ffmpeg", "imageio_ffmpeg", "videos as mp4", "pip install 'spectrum-diffusion[video]'"),
+    Package("cache-dit", "cache_dit", "its caches in compare", "pip install 'spectrum-diffusion[rivals]'"),
     Package("torchvision", "torchvision", "image processors of some pipelines", "pip install torchvision"),
 )
 

@@ -93,10 +93,11 @@ def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]
     """``a,b:x=1,y=2,c`` → three methods: an item ``key=value`` is one more option of the one before it."""
     found: list[tuple[str, list[str]]] = []
     for item in (part.strip() for part in re.split(r",(?![^\[]*\])", text)):
-        name, colon, first = item.partition(":")
-        if "=" not in name and name:
-            found.append((name, [first] if colon else []))
-        elif "=" in item and found:
+        head, equals, _ = item.partition("=")
+        name = head.rpartition(":")[0] if equals else item  # names of other packages' caches have a colon of their own
+        if name:
+            found.append((name, [item.removeprefix(f"{name}:")] if equals else []))
+        elif equals and found:
             found[-1][1].append(item)
         else:
             raise MistakeError(f"--methods {text!r} has {item!r} where a method's name belongs: write a,b:option=1,c")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields
 from typing import Any
 
 from ..errors import InvalidOptionError
@@ -11,6 +10,7 @@ from .base import SITES, AnyMethod, Method
 from .fewer_steps import FewerSteps
 from .fora import Fora
 from .hicache import HiCache
+from .rivals import RIVALS, Rival
 from .spectrum import Paper, Spectrum
 from .taylor import Reuse, Taylor
 from .taylorseer import TaylorSeer
@@ -24,6 +24,7 @@ METHODS: dict[str, type[AnyMethod]] = {
     "fora": Fora,
     "taylorseer": TaylorSeer,
     "hicache": HiCache,
+    **RIVALS,
 }
 
 
@@ -51,9 +52,9 @@ def make_method(name: str, **options: Any) -> AnyMethod:
     """
     if not isinstance(name, str) or name not in METHODS:
         raise InvalidOptionError(f"method={name!r} is unknown{_nearest(name, METHODS)}: choose one of {_list(METHODS)}")
-    known = [field.name for field in fields(METHODS[name])]
+    known = METHODS[name].defaults()
     for option in options:
-        if option not in known:
+        if option not in known and not _is_unknown_rival(METHODS[name]):
             raise InvalidOptionError(
                 f"{name} has no option {option!r}{_nearest(option, known)}: its options are {_list(known)}"
             )
@@ -62,6 +63,11 @@ def make_method(name: str, **options: Any) -> AnyMethod:
             f"speedup finds the schedule by itself and would ignore {_list(given)}: give either speedup or those"
         )
     return METHODS[name](**options)
+
+
+def _is_unknown_rival(method: type[AnyMethod]) -> bool:
+    """Whether the options can't be checked, as the package isn't there; enable(…) then says how to get it."""
+    return issubclass(method, Rival) and not method.available()
 
 
 def _nearest(word: object, known: Any) -> str:
@@ -73,4 +79,4 @@ def _list(names: Any) -> str:
     return ", ".join(names)
 
 
-__all__ = ["METHODS", "SITES", "AnyMethod", "Method", "make_method", "register_method"]
+__all__ = ["METHODS", "SITES", "AnyMethod", "Method", "Rival", "make_method", "register_method"]

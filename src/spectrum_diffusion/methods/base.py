@@ -53,6 +53,8 @@ class AnyMethod:
     """What a skipped step is: a "forecast", or "partial" where some of the blocks run."""
     in_place: ClassVar[bool] = False
     """Whether the site updates the last kept feature itself on skipped steps, in place of weights."""
+    observes: ClassVar[bool] = False
+    """Whether another package's cache does all of it, and the run only watches."""
     limits: ClassVar[str] = "every denoiser of the table; any other at the output"
     """What the method can be used on, for lists of methods."""
 
@@ -81,6 +83,11 @@ class AnyMethod:
         """Refuse an option that is none of the choices."""
         if getattr(self, name) not in choices:
             raise InvalidOptionError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}")
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The options by name, with their defaults."""
+        return {field.name: field.default for field in fields(cls)}
 
     @property
     def axis(self) -> str:

@@ -112,8 +112,9 @@ def test_a_feature_is_needed_while_a_later_step_is_forecast():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_are_json_and_make_the_same_method(name):
-    for given in ({}, {"slope": 2.0, "site": "output"}, {"speedup": 3.0}):
-        method = make_method(name, **given)
+    known = {field.name for field in fields(METHODS[name])}
+    for given in ({}, {"slope": 2.0, "site": METHODS[name].sites[-1]}, {"speedup": 3.0}, {"threshold": 0.5}):
+        method = make_method(name, **{option: value for option, value in given.items() if option in known})
         options = json.loads(json.dumps(method.options()))
         assert make_method(name, **options) == method
         assert "evaluated" not in options
@@ -246,6 +247,8 @@ def test_wrong_values_are_refused_where_they_are_given(name, options, message):
     # Methods that have no such option refuse it by its name, which is tested above.
     if not set(options) <= {field.name for field in fields(METHODS[name])}:
         message = f"{name} has no option"
+    if "site" in options:
+        message = message.replace("last_block, output", ", ".join(METHODS[name].sites))
     with pytest.raises(InvalidOptionError) as caught:
         make_method(name, **options)
     assert message in str(caught.value)

@@ -193,10 +193,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def identity(model: nn.Module) -> str:
-    """By what calibrations know a denoiser: its class and how many blocks it has, "FluxTransformer2DModel-57"."""
-    row = row_for(model)
+    """By what calibrations know a denoiser: its class and how many blocks it has, "FluxTransformer2DModel-57".
+
+    One that is given more channels than it returns (image-to-video, filling in) bears their number too:
+    "WanTransformer3DModel-40-in36".
+    """
+    row, inner = row_for(model), unwrap(model)
     count = len(main_blocks(model)) if row is not None and row.blocks else 0
-    return f"{type(unwrap(model)).__name__}-{count}"
+    config = getattr(inner, "config", {})
+    taken, returned = config.get("in_channels"), config.get("out_channels")
+    wider = f"-in{taken}" if taken and returned and taken != returned else ""
+    return f"{type(inner).__name__}-{count}{wider}"
 
 
 def row_for(model: nn.Module) -> DenoiserRow | None:
@@ -319,7 +326,13 @@ def first_block(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: a U-Net, whose blocks change the shape, or a model without a last block.
     """
-    row = last_block_row(model)
+    row = row_for(model)
+    if row is None or not row.blocks:
+        raise UnsupportedModelError(
+            f"{type(unwrap(model)).__name__} has no last block that is known"
+            f"{f' ({row.reason})' if row else ''}, so what its blocks add can't be kept: use easycache, or spectrum, "
+            'taylor or reuse with site="output"'
+        )
     if any(path.startswith(("down_", "up_")) for path in row.blocks):
         raise UnsupportedModelError(
             f"{row.cls} is a U-Net: what its blocks add can't be kept, as they change the shape. Use deepcache, or a "

@@ -60,6 +60,11 @@ class History:
         self.features.clear()
 
 
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor as it is, several as one vector, (N,)."""
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
+
+
 def weighted_sum(weights: Iterable[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """``Σ w_k x_k`` of K tensors of one shape, accumulated in float32 (float64 for float64) whatever their dtype.
 

@@ -155,11 +155,21 @@ class Branch:
 
     def restart(self, reason: str) -> Branch:
         """Begin the history anew; ``reason`` explains the fallbacks until it suffices again."""
-        self.history.clear()
+        self.release()
         self.restarted = reason
+        return self
+
+    def release(self) -> None:
+        """Let go of every tensor that is kept."""
+        self.history.clear()
         if self.decider is not None:
             self.decider.reset()
-        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the features, and by what the method looks at to decide, in bytes."""
+        watched = vars(self.decider).values() if self.decider is not None else ()
+        return self.history.nbytes + sum(value.nbytes for value in watched if isinstance(value, torch.Tensor))
 
     def _same(self, call: Arguments, name: str) -> bool:
         return name in self.seen and self.seen[name]() is call.tensors.get(name)
@@ -259,7 +269,8 @@ class Run:
         branches = self._branches[denoiser]
         again = sum(b.name == self.context for b in branches)  # called twice under one name in a step
         label = str(len(branches)) if self.context is None else f"{self.context}.{again}" if again else self.context
-        branch = Branch(label, History(self.method.window), call.shapes, self.context, self.method.decider())
+        branch = Branch(label, History(self.method.window), call.shapes, self.context)
+        branch.decider = self.method.decider(self.clock.total)
         if len(branches) < MAX_BRANCHES:
             branches.append(branch)
         return branch
@@ -332,9 +343,9 @@ class Run:
             return output
         if may_skip:
             record.action = "evaluated"
-        if seen:
-            decider.learn(seen[0], feature)
         self._keep(branch, site, feature, record)
+        if seen:
+            decider.learn(seen[0], feature, output)
         return output
 
     def _forecast(self, branch: Branch, record: Call) -> Iterable[torch.Tensor]:
@@ -359,13 +370,13 @@ class Run:
 
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
-        held = sum(b.history.nbytes for branches in self._branches.values() for b in branches)
+        held = sum(b.nbytes for branches in self._branches.values() for b in branches)
         self.trace.history_bytes = max(self.trace.history_bytes, held)
         if record.step >= self.clock.total - 1:
             # Before the decoder runs, which may need the memory; a branch or expert that stopped has no call now.
             for other in (b for branches in self._branches.values() for b in branches):
                 if other is branch or other.step < record.step - 1:
-                    other.history.clear()
+                    other.release()
         if self.on_step is not None:
             self.on_step(record.step, record.branch, record.action, record.reason)
 

@@ -13,7 +13,7 @@ goes on around them, uncopied.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from . import denoisers
 from .errors import SpectrumError, UnsupportedModelError
-from .history import Feature
+from .history import Feature, joined
 from .run import Arguments, Judge, Site
 
 Around = Callable[[Arguments], Any]
@@ -65,34 +65,40 @@ class Output:
         feature = tuple(leaf for leaf in leaves if _is_floating(leaf))
         rest = [None if _is_floating(leaf) else leaf for leaf in leaves]
         if self._residual:
-            feature = tuple(value - sample_of(call, value) for value in feature)
+            feature = tuple(value - sample for value, sample in zip(feature, samples_of(call, feature), strict=True))
         return output, feature, (rest, spec)
 
     def forecast(self, call: Arguments, feature: Iterable[torch.Tensor], structure: Any) -> Any:
         rest, spec = structure
         values = iter(feature)
         if self._residual:
-            values = (value + sample_of(call, value) for value in values)
+            values = (value + sample for value, sample in zip(values, samples_of(call), strict=True))
         return pytree.tree_unflatten([next(values) if leaf is None else leaf for leaf in rest], spec)
 
     def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
-        if (feature := judge(sample_of(call))) is not None:
+        if (feature := judge(joined(samples_of(call)))) is not None:
             return self.forecast(call, feature, structure), None, structure
         return self.evaluate(call)
 
 
-def sample_of(call: Arguments, like: torch.Tensor | None = None) -> torch.Tensor:
-    """The noisy sample that a denoiser's call is given, (B, …); of the shape of ``like``, or an error."""
+def samples_of(call: Arguments, outputs: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
+    """The noisy sample that a denoiser's call is given, (B, …), or the list of them that some models take.
+
+    Raises:
+        UnsupportedModelError: they are not of the shapes of the ``outputs``.
+    """
     named = (call.named(name) for name in ("hidden_states", "sample", "x"))
-    sample = next((value for value in named if isinstance(value, torch.Tensor)), None)
-    if sample is None:
-        sample = next(value for value in call.tensors.values() if value.is_floating_point())
-    if like is not None and sample.shape != like.shape:
+    given = next((value for value in named if value is not None), None)
+    if given is None:
+        given = next(value for value in call.tensors.values() if value.is_floating_point())
+    samples = list(given) if isinstance(given, (list, tuple)) else [given]
+    of_outputs, of_samples = ([tuple(one.shape) for one in many] for many in (outputs or samples, samples))
+    if of_outputs != of_samples:
         raise UnsupportedModelError(
-            f"the denoiser's output has shape {tuple(like.shape)} but its sample {tuple(sample.shape)}, so their "
-            "difference can't be kept: use a method that keeps the output itself, such as spectrum or taylor"
+            f"{type(call.module).__name__} is given samples of the shapes {of_samples} but returns {of_outputs}, so "
+            'their difference can\'t be kept: use spectrum, taylor or reuse, which can also be at site="output"'
         )
-    return sample
+    return samples
 
 
 class Spliced:
@@ -174,11 +180,13 @@ class Recording:
         self._inside = False
 
     def first(self, call: Arguments) -> Any:
-        if self._kind != "after":
-            self._base = tokens_in(call) if self._kind else None
+        if self._kind == "" or self._base is not None:
+            return self.block(call)
+        if self._kind == "before":
+            self._base = tokens_in(call).clone()  # the model may go on to write into it
             return self.block(call)
         output = call.proceed(*call.args, **call.kwargs)
-        self._base = tokens_out(call, output)
+        self._base = tokens_out(call, output).clone()
         return output
 
     def block(self, call: Arguments) -> Any:
@@ -225,11 +233,13 @@ class Skipping:
         self._last: Any = None
 
     def first(self, call: Arguments) -> Any:
-        if self._kind != "after":
-            self._base = tokens_in(call) if self._kind else None
+        if self._kind == "" or self._base is not None:
+            return self.block(call)
+        if self._kind == "before":
+            self._base = tokens_in(call).clone()  # the model may go on to write into it
             return self.block(call)
         output = call.proceed(*call.args, **call.kwargs)
-        self._base = tokens_out(call, output)
+        self._base = tokens_out(call, output).clone()
         return output
 
     def block(self, call: Arguments) -> Any:
@@ -266,15 +276,19 @@ class Deciding:
         self._signal, self._judge, self._structures, self._kind = signal, judge, structures, base
         self.through: Recording | Skipping = Recording(base)
         self._embedding: torch.Tensor | None = None
+        self._decided = False
 
     def embedder(self, call: Arguments) -> Any:
         output = call.proceed(*call.args, **call.kwargs)
-        self._embedding = output[0]  # (B, D)
+        if isinstance(output, tuple):  # else it embeds a condition alone, which stays the same (ACE-Step)
+            self._embedding = output[0]  # (B, D)
         return output
 
     def first(self, call: Arguments) -> Any:
+        if self._decided:  # a first block that runs more than once in a call (recycling)
+            return self.through.first(call)
         assert isinstance(self.through, Recording)
-        before = len(self.through.structures)
+        self._decided, before = True, len(self.through.structures)
         value, answer = (self._embedding, None) if self._embedding is not None else self._signal(call)
         if (feature := self._judge(value)) is not None:
             self.through = Skipping(feature, self._structures, self._kind).advance(before)
@@ -313,19 +327,27 @@ def _answering(call: Arguments, answer: Any) -> Arguments:
 def modulated_input(call: Arguments) -> tuple[torch.Tensor, None]:
     """The image tokens as the first block's adaptive norm modulates them (TeaCache), (B, N, D).
 
-    A block without such a norm is looked at by its image tokens as they come in.
+    A block without such a norm, or whose norm takes more, is looked at by its image tokens as they come in.
     """
     norm, tokens, temb = getattr(call.module, "norm1", None), tokens_in(call), call.named("temb")
-    if norm is None or temb is None or "emb" not in inspect.signature(norm.forward).parameters:
+    if norm is None or temb is None or not _takes_embedding_alone(norm):
         return tokens, None
     value = norm(tokens, emb=temb)
     return (value[0] if isinstance(value, tuple) else value), None
 
 
+def _takes_embedding_alone(norm: nn.Module) -> bool:
+    _, *others = inspect.signature(norm.forward).parameters.values()
+    needed = {parameter.name for parameter in others if parameter.default is parameter.empty}
+    # The modulation of a pruned norm (Chroma) is a slice of the embedding that only its block knows.
+    return needed <= {"emb"} <= {parameter.name for parameter in others} and "Pruned" not in type(norm).__name__
+
+
 def first_residual(call: Arguments) -> tuple[torch.Tensor, Any]:
     """What the first block adds to the image tokens (first-block cache), (B, N, D); it takes running the block."""
+    before = tokens_in(call).clone()
     output = call.proceed(*call.args, **call.kwargs)
-    return tokens_out(call, output) - tokens_in(call), output
+    return tokens_out(call, output) - before, output
 
 
 def tokens_in(call: Arguments) -> torch.Tensor:
@@ -409,8 +431,8 @@ def _modules(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], 
 def _residual(
     base: str, signal: Signal, model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]
 ) -> Site:
-    blocks, tails = denoisers.resolve(model, denoisers.last_block_row(model))
     first = denoisers.first_block(model)
+    blocks, tails = denoisers.resolve(model, denoisers.last_block_row(model))
     rest = [block for block in blocks if block is not first]
     roles = {"first": [first], "block": rest, "tail": tails}
     if signal is modulated_input:

@@ -7,13 +7,17 @@ from typing import Any
 
 from ..errors import InvalidOptionError
 from .base import SITES, AnyMethod, Method
+from .easycache import EasyCache
 from .fewer_steps import FewerSteps
+from .first_block_cache import FirstBlockCache
 from .fora import Fora
 from .hicache import HiCache
+from .magcache import MagCache
 from .rivals import RIVALS, Rival
 from .spectrum import Paper, Spectrum
 from .taylor import Reuse, Taylor
 from .taylorseer import TaylorSeer
+from .teacache import TeaCache
 
 METHODS: dict[str, type[AnyMethod]] = {
     "spectrum": Spectrum,
@@ -24,6 +28,10 @@ METHODS: dict[str, type[AnyMethod]] = {
     "fora": Fora,
     "taylorseer": TaylorSeer,
     "hicache": HiCache,
+    "teacache": TeaCache,
+    "first-block-cache": FirstBlockCache,
+    "easycache": EasyCache,
+    "magcache": MagCache,
     **RIVALS,
 }
 

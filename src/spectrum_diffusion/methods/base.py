@@ -28,8 +28,8 @@ class Decider(Protocol):
     def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
         """Whether the step is skipped, by what its call shows; ``may_skip`` is False where it must be evaluated."""
 
-    def learn(self, signal: torch.Tensor, feature: Feature) -> None:
-        """What an evaluated step gave."""
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        """What an evaluated step gave: the site's feature, and the denoiser's whole output."""
 
     def reset(self) -> None:
         """Forget all: the branch begins anew, with other shapes."""
@@ -131,8 +131,8 @@ class AnyMethod:
         """The weights of the kept ``steps``, on an axis that gives each step's time in steps, (T,)."""
         return self.weights(tuple(axis[step] for step in steps), axis[target], len(axis))
 
-    def decider(self) -> Decider | None:
-        """Who decides for a branch while the run goes on; None where the schedule says it all."""
+    def decider(self, total: int) -> Decider | None:
+        """Who decides for a branch of a run of ``total`` steps while it goes on; None where the schedule says it."""
         return None
 
     def sampler_steps(self, steps: int) -> int:

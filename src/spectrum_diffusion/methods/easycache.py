@@ -1,0 +1,80 @@
+"""EasyCache (Zhou et al., "Less is Enough: Training-Free Video Diffusion Acceleration via Runtime-Adaptive Caching",
+2025, arXiv 2507.02860).
+
+With x the sample that the denoiser is given and v its output at the last evaluated step: ``E += k·mean|Δx| / mean|v|``
+at every step, where ``k = mean|Δv| / mean|Δx|`` between the last two evaluated steps. While ``E < τ`` the output is x
+plus the last evaluated ``v − x``; else the step is evaluated and ``E = 0``. The first W steps and the last always are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..history import Feature, joined
+from .watching import Watching
+
+
+@dataclass(frozen=True, kw_only=True)
+class EasyCache(Watching):
+    """Output minus sample, added again while the output is expected to have changed little; for any denoiser.
+
+    Each guidance branch decides for itself; in the public code the first one decides for both.
+
+    Attributes:
+        threshold: τ of the expected relative change of the output.
+    """
+
+    threshold: float = 0.05
+    warmup: int = 10
+    site: str = "output_residual"
+
+    sites: ClassVar[tuple[str, ...]] = ("output_residual",)
+    forces_last: ClassVar[bool] = True
+
+    def decider(self, total: int) -> ExpectedChange:
+        return ExpectedChange(self.threshold)
+
+
+class ExpectedChange:
+    """E of one branch, and how fast its output changes with its sample."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        self.previous: torch.Tensor | None = None  # the sample of the last step
+        self.sample: torch.Tensor | None = None  # the sample and output of the last evaluated step
+        self.output: torch.Tensor | None = None
+        self.rate: float | None = None  # k
+        self.expected = 0.0
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        previous, self.previous = self.previous, signal.detach().clone()
+        if may_skip and self.rate is not None and previous is not None and self.output is not None:
+            self.expected += self.rate * float(distance(signal, previous) / mean(self.output))
+            if self.expected < self.threshold:
+                return True
+        self.expected = 0.0
+        return False
+
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        leaves = pytree.tree_leaves(output)
+        now = joined([leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()])
+        if self.output is not None and self.sample is not None:
+            self.rate = float(distance(now, self.output) / distance(signal, self.sample))
+        self.sample, self.output = self.previous, now.detach().clone()
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """``mean|x|``."""
+    return value.abs().mean(dtype=torch.float32)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``mean|a − b|``."""
+    return mean(a - b)

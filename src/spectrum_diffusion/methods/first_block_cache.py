@@ -1,0 +1,53 @@
+"""First-block cache (Zeyi Cheng, "First Block Cache" of ParaAttention, 2024, github.com/chengzeyi/ParaAttention; it has
+no paper and follows TeaCache, arXiv 2411.19108).
+
+The first block always runs. With r what it adds to the image tokens and r′ what it added at the last evaluated step,
+the other blocks are skipped while ``mean|r − r′| / mean|r′| ≤ δ``, and what they added then is added again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..history import Feature
+from ..summary import Action
+from .watching import Watching, relative_change
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstBlockCache(Watching):
+    """The first block runs at every step, the others only when what it adds has changed.
+
+    Attributes:
+        threshold: δ of the relative change since the last evaluated step.
+    """
+
+    threshold: float = 0.05
+    site: str = "first_block"
+
+    sites: ClassVar[tuple[str, ...]] = ("first_block",)
+    skip: ClassVar[Action] = "partial"
+
+    def decider(self, total: int) -> ChangeSinceEvaluated:
+        return ChangeSinceEvaluated(self.threshold)
+
+
+class ChangeSinceEvaluated:
+    """r′ of one branch."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        self.evaluated: torch.Tensor | None = None
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        known = self.evaluated
+        return may_skip and known is not None and relative_change(signal, known) <= self.threshold
+
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        self.evaluated = signal.detach().clone()

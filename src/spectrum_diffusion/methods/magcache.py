@@ -1,0 +1,87 @@
+"""MagCache (Ma et al., "MagCache: Fast Video Generation with Magnitude-Aware Cache", 2025, arXiv 2506.09045).
+
+γ_t is the mean over tokens of ``‖r_t‖ / ‖r_(t−1)‖``, r the residual of all blocks; it hardly depends on the prompt and
+is measured once for a model. At each step ``γ *= γ_t``, ``e += |1 − γ|`` since the last evaluated step; while ``e ≤ δ``
+and at most K steps in a row are skipped, the last residual is added again. The first ``R·T`` steps are evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..history import Feature
+from .watching import Watching, fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagCache(Watching):
+    """The residual of all blocks, added again while its magnitude is known to stay much the same.
+
+    Attributes:
+        threshold: δ of the accumulated error.
+        limit: K, most steps skipped in a row.
+        retention: R, share of the steps evaluated at the start.
+        ratios: γ_t of each step of the calibration's run; without them those of the model. A run of another number of
+            steps takes the nearest ones.
+    """
+
+    threshold: float = 0.24
+    limit: int = 5
+    retention: float = 0.1
+    site: str = "residual"
+    ratios: tuple[float, ...] | None = None
+
+    sites: ClassVar[tuple[str, ...]] = ("residual",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_integer("limit", least=1)
+        self.check_number("retention", least=0.0, most=1.0)
+        if self.ratios is not None:
+            self.check_numbers("ratios")
+
+    def fitted(self, denoiser: str) -> MagCache:
+        return fitted(self, "magcache", denoiser, ("ratios",))
+
+    def forced(self, step: int, total: int) -> bool:
+        return super().forced(step, total) or step < int(self.retention * total + 0.5)
+
+    def decider(self, total: int) -> AccumulatedError:
+        assert self.ratios is not None
+        return AccumulatedError(nearest(self.ratios, total), self.threshold, self.limit)
+
+
+class AccumulatedError:
+    """γ and e of one branch; its decisions depend on the steps alone."""
+
+    def __init__(self, ratios: Sequence[float], threshold: float, limit: int) -> None:
+        self.ratios, self.threshold, self.limit = ratios, threshold, limit
+        self.reset()
+
+    def reset(self) -> None:
+        self.ratio, self.error, self.skipped = 1.0, 0.0, 0
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        if may_skip:
+            self.ratio *= self.ratios[step]
+            self.error += abs(1.0 - self.ratio)
+            self.skipped += 1
+            if self.error <= self.threshold and self.skipped <= self.limit:
+                return True
+        self.reset()
+        return False
+
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        pass
+
+
+def nearest(ratios: Sequence[float], total: int) -> list[float]:
+    """The ratios of a run of ``total`` steps: those of the nearest steps of the calibrated run, (T,)."""
+    if total == 1:
+        return [ratios[-1]]
+    scale = (len(ratios) - 1) / (total - 1)
+    return [ratios[round(step * scale)] for step in range(total)]

@@ -1,0 +1,75 @@
+"""TeaCache (Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model", 2024,
+arXiv 2411.19108).
+
+``A += p(mean|m_t − m_(t−1)| / mean|m_(t−1)|)`` at every step, with m the image tokens as the first block's adaptive
+norm modulates them (Wan: the time embedding) and p a polynomial fitted for the model. While ``A < δ`` the residual of
+the last evaluated step (tokens after the last block − tokens before the first) is added again; else the step is
+evaluated and ``A = 0``. The first and the last step are evaluated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..history import Feature
+from .watching import Watching, fitted, relative_change
+
+CAREFUL = 0.25
+"""δ where none was calibrated: the most careful one that was published for FLUX.1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeaCache(Watching):
+    """The residual of all blocks, added again while the modulated input has changed little.
+
+    Attributes:
+        threshold: δ of the accumulated change; without it the one that was published or calibrated for the model.
+        coefficients: of the polynomial p, highest power first; without them those of the model.
+    """
+
+    threshold: float | None = None
+    site: str = "residual"
+    coefficients: tuple[float, ...] | None = None
+
+    sites: ClassVar[tuple[str, ...]] = ("residual",)
+    forces_last: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coefficients is not None:
+            self.check_numbers("coefficients")
+
+    def fitted(self, denoiser: str) -> TeaCache:
+        return fitted(self, "teacache", denoiser, ("coefficients", "threshold"))
+
+    def decider(self, total: int) -> AccumulatedChange:
+        assert self.coefficients is not None
+        return AccumulatedChange(self.coefficients, CAREFUL if self.threshold is None else self.threshold)
+
+
+class AccumulatedChange:
+    """A of one branch."""
+
+    def __init__(self, coefficients: tuple[float, ...], threshold: float) -> None:
+        self.coefficients, self.threshold = coefficients, threshold
+        self.reset()
+
+    def reset(self) -> None:
+        self.previous: torch.Tensor | None = None
+        self.accumulated = 0.0
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        previous, self.previous = self.previous, signal.detach().clone()
+        if may_skip and previous is not None:
+            self.accumulated += float(np.polyval(self.coefficients, relative_change(signal, previous)))
+            if self.accumulated < self.threshold:
+                return True
+        self.accumulated = 0.0
+        return False
+
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        pass

@@ -82,6 +82,14 @@ def _concept(row: dict[str, str]) -> Concept:
     return Concept(row["name"], row["also"], row["emoji"], row["colour"], *flags)
 
 
+def choose(concepts: list[Concept], names: tuple[str, ...]) -> list[Concept]:
+    """Those called `names`, in the order of the list; all of them if `names` is empty."""
+    unknown = set(names) - {concept.name for concept in concepts}
+    if unknown:
+        raise ValueError(f"no concept is called {', '.join(sorted(unknown))}: see {CONCEPTS_FILE.name}")
+    return [concept for concept in concepts if not names or concept.name in names]
+
+
 def subjects(concepts: list[Concept]) -> list[Subject]:
     """Every concept in its own colours, and those that may be recoloured in every other colour."""
     plain = [Subject(concept, None) for concept in concepts]

@@ -39,6 +39,11 @@ class Pictures:
     subject: torch.Tensor
     background: torch.Tensor
 
+    @property
+    def shown(self) -> tuple[torch.Tensor, ...]:
+        """What the pictures show: the first dimensions of the table of prompts."""
+        return self.subject, self.background
+
 
 def recolour(picture: Image.Image, colour: str) -> Image.Image:
     """`picture` with the pixels of its main hue turned to `colour`; other hues, greys and shading stay."""

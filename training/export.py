@@ -1,41 +1,22 @@
-"""Write the trained parts as a FluxPipeline in half precision."""
+"""Write a trained pipeline in half precision, with the call defaults it was trained for."""
 
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-from transformers import CLIPTokenizer, T5TokenizerFast
-
-from training.flow import TinyFlux
+from diffusers import DiffusionPipeline
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
-# FLUX.1-dev's own settings.
-SCHEDULER = {
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 4096,
-    "max_shift": 1.15,
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-    "use_dynamic_shifting": True,
-}
-CALL_DEFAULTS = {
-    "num_inference_steps": 50,
-    "height": 64,
-    "width": 64,
-    "guidance_scale": 3.0,
-    "max_sequence_length": 16,
-}
 
-
-def load_average(model: TinyFlux, folder: Path) -> None:
+def load_average(model: nn.Module, folder: Path) -> None:
     """Fill `model` with the averaged weights of the distilled checkpoint, or of the undistilled one."""
     path = folder / "distil.pt"
     if not path.exists():
-        path = folder / "flow.pt"
+        path = folder / "denoiser.pt"
     state = torch.load(path, weights_only=True)
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), state["average"], strict=True):
@@ -43,25 +24,19 @@ def load_average(model: TinyFlux, folder: Path) -> None:
     logger.info("weights of step %d of %s", state["step"], path.name)
 
 
-def save_pipeline(model: TinyFlux, vae: AutoencoderKL, clip: CLIPTokenizer, t5: T5TokenizerFast, output: Path) -> None:
-    """Write the folder that ``FluxPipeline.from_pretrained`` reads, with the call defaults beside it."""
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
-        vae=vae,
-        text_encoder=model.clip,
-        tokenizer=clip,
-        text_encoder_2=model.t5,
-        tokenizer_2=t5,
-        transformer=model.transformer,
-    ).to(torch.float16)
-    pipeline.save_pretrained(output)
-    for name in ("text_encoder", "text_encoder_2"):
-        _name_dtype(output / name / "config.json")
-    (output / "call_defaults.json").write_text(json.dumps(CALL_DEFAULTS, indent=2) + "\n", encoding="utf-8")
+def save_pipeline(pipeline: DiffusionPipeline, call_defaults: dict[str, Any], output: Path) -> None:
+    """Write the folder that ``from_pretrained`` reads, with the call defaults beside it."""
+    pipeline.to(torch.float16).save_pretrained(output)
+    for path in sorted(output.glob("text_encoder*")):
+        _name_dtype(path / "config.json")
+    (output / "call_defaults.json").write_text(json.dumps(call_defaults, indent=2) + "\n", encoding="utf-8")
     for path in output.rglob("*.safetensors"):
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     logger.info("%s: %.2f MB", output, size / 1e6)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            logger.info("%s: %.2f million parameters", name, sum(p.numel() for p in part.parameters()) / 1e6)
 
 
 def _name_dtype(path: Path) -> None:

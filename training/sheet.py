@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
 from PIL import Image, ImageDraw
 
-from training.export import CALL_DEFAULTS
+from spectrum_diffusion import load_pipeline
 
 logger = logging.getLogger(__name__)
 PROMPTS_FILE = Path(__file__).with_name("contact_sheet_prompts.txt")
@@ -39,11 +38,11 @@ def draw_sheet(model: Path, folder: Path) -> None:
 
 
 def _generate(model: Path, jobs: list[tuple[str, int]], batch: int = 20) -> list[Image.Image]:
-    pipeline = FluxPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipeline = load_pipeline(model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         generators = [torch.Generator().manual_seed(seed) for _, seed in part]
-        pictures += pipeline([prompt for prompt, _ in part], generator=generators, **CALL_DEFAULTS).images
+        pictures += pipeline([prompt for prompt, _ in part], generator=generators).images
     return pictures

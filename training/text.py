@@ -2,18 +2,22 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
+CLIPEncoder = TypeVar("CLIPEncoder", CLIPTextModel, CLIPTextModelWithProjection)
 PRINTABLE = [chr(code) for code in range(33, 127)]
 
 
@@ -65,9 +69,9 @@ def make_t5_tokenizer(words: list[str], tokens: int) -> T5TokenizerFast:
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=tokens)
 
 
-def make_clip(tokenizer: CLIPTokenizer, config: TextConfig) -> CLIPTextModel:
+def make_clip(tokenizer: CLIPTokenizer, config: TextConfig, kind: type[CLIPEncoder] = CLIPTextModel) -> CLIPEncoder:
     """The encoder whose pooled output modulates every block."""
-    return CLIPTextModel(
+    return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.clip_width,
@@ -81,6 +85,13 @@ def make_clip(tokenizer: CLIPTokenizer, config: TextConfig) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def take_over_clip(clip: CLIPTextModelWithProjection, trained: Path) -> None:
+    """Start `clip` from an encoder without projection, whose pooled output it gives at first."""
+    weights = CLIPTextModel.from_pretrained(trained).state_dict()
+    clip.text_model.load_state_dict(weights)
+    nn.init.eye_(clip.text_projection.weight)
 
 
 def make_t5(tokenizer: T5TokenizerFast, config: TextConfig) -> T5EncoderModel:

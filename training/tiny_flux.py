@@ -1,169 +1,125 @@
-"""Make the tiny FLUX that ships: ``python -m training.tiny_flux all``.
+"""Make the tiny FLUX that ships: ``python -m training.tiny_flux all``."""
 
-Each stage leaves its result in the work folder; run again, it is skipped or goes on from its checkpoint.
-"""
-
-import argparse
-import dataclasses
-import logging
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPTokenizer, T5TokenizerFast
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FluxTransformer2DModel as Transformer
+from torch import nn
+from transformers import CLIPTextModel, T5EncoderModel
 
-from training import concepts, dataset, emoji, text
-from training.dataset import VariantConfig
-from training.export import load_average, save_pipeline
-from training.flow import (
-    DistilConfig,
-    FlowConfig,
-    FlowData,
-    Prompts,
-    TinyFlux,
-    all_prompts,
-    distil_guidance,
-    make_transformer,
-    pack,
-    tokenize,
-    train_flow,
-)
-from training.sheet import draw_sheet
-from training.text import TextConfig
-from training.vae import VaeConfig, encode_all, psnr, train_vae
+from training import text
+from training.denoiser import DistilConfig, Prompts, zero_outputs
+from training.recipe import TINY_FLUX, Config, Recipe, main
 
-logger = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
-ASSET = ROOT / "src" / "spectrum_diffusion" / "assets" / "tiny-flux"
-WORK_DIR = ROOT / "build" / "tiny-flux"
-STAGES = ("data", "vae", "flow", "distil", "export", "sheet")
+# FLUX.1-dev's own settings; they give 64 tokens a shift of 1.6, which is what the training draws σ with.
+SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+SIDE = 8  # tokens
 
 
-@dataclass(frozen=True)
-class Config:
-    """All settings of all stages; a stage's seed lies in its own part."""
+class TinyFlux(nn.Module):
+    """Transformer and text encoders as one model, since they learn together."""
 
-    variants: VariantConfig = field(default_factory=VariantConfig)
-    vae: VaeConfig = field(default_factory=VaeConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    def __init__(self, transformer: Transformer, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
+        super().__init__()
+        self.transformer, self.clip, self.t5 = transformer, clip, t5
+        grid = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).float()
+        self.register_buffer("img_ids", torch.cat([torch.zeros(SIDE * SIDE, 1), grid], dim=1), persistent=False)
+        tokens = clip.config.max_position_embeddings
+        self.register_buffer("txt_ids", torch.zeros(tokens, 3), persistent=False)
+
+    def forward(
+        self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
+    ) -> torch.Tensor:
+        """The velocity noise − data at `noisy` (B, 64, D), for σ and `guidance` (B,)."""
+        clip, t5 = prompts
+        return self.transformer(
+            hidden_states=noisy,
+            timestep=times,
+            guidance=guidance,
+            pooled_projections=self.clip(clip).pooler_output,
+            encoder_hidden_states=self.t5(t5)[0],
+            img_ids=self.img_ids,
+            txt_ids=self.txt_ids,
+            return_dict=False,
+        )[0]
 
 
-class Recipe:
-    """The stages in their order; each asks for what the stages before it made."""
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(N, C, 16, 16) to (N, 64, 4·C), two by two, in the order of FluxPipeline."""
+    n, c, h, w = latents.shape
+    patches = latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)  # (N, 8, 8, C, 2, 2)
+    return patches.reshape(n, h * w // 4, 4 * c)
 
-    def __init__(self, config: Config, work_dir: Path, output: Path) -> None:
-        self.config, self.folder, self.output = config, work_dir, output
-        self.concepts = concepts.read_concepts()
-        self.subjects = concepts.subjects(self.concepts)
-        work_dir.mkdir(parents=True, exist_ok=True)
 
-    def data(self) -> dataset.Pictures:
-        """Draw all pictures, once."""
-        path = self.folder / "pictures.pt"
-        if path.exists():
-            return dataset.Pictures(**torch.load(path, weights_only=True))
-        source = emoji.fetch(self.folder)
-        originals = emoji.read_pictures(source, [concept.emoji for concept in self.concepts])
-        pictures = dataset.draw_all(self.subjects, originals, self.config.variants)
-        torch.save(dataclasses.asdict(pictures), path)
-        logger.info("%d pictures of %d subjects", len(pictures.pixels), len(self.subjects))
-        return pictures
+class TinyFluxRecipe(Recipe):
+    """FLUX.1-dev in small: two kinds of blocks, rotary positions, a guidance embedding."""
 
-    def vae(self) -> AutoencoderKL:
-        """Train the autoencoder, and note the mean and scale of its latents in its configuration."""
-        pixels = self.data().pixels
-        model = train_vae(pixels, self.config.vae, self.folder)
-        latents = self._latents(model, pixels)
-        model.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
-        logger.info("reconstruction: %.2f dB", psnr(model, pixels[::97]))
-        return model
+    name = "tiny-flux"
+    config = Config(distil=DistilConfig())
+    call_defaults = {
+        "num_inference_steps": 50,
+        "height": 64,
+        "width": 64,
+        "guidance_scale": 3.0,
+        "max_sequence_length": 16,
+    }
 
-    def _latents(self, model: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
-        path = self.folder / "latents.pt"
-        if not path.exists():
-            torch.save(encode_all(model, pixels), path)
-        return torch.load(path, weights_only=True)
+    @classmethod
+    def folder_of_model(cls) -> Path:
+        """It ships with the package."""
+        return TINY_FLUX
 
-    def flow(self) -> TinyFlux:
-        """Train the transformer and the text encoders by flow matching."""
-        model = self._untrained()
-        train_flow(model, self._flow_data(), self.config.flow, self.folder)
-        return model
+    def tokenizers(self) -> tuple[Any, ...]:
+        """CLIP's and T5's."""
+        tokens = self.config.text.tokens
+        return text.make_clip_tokenizer(self.words, tokens), text.make_t5_tokenizer(self.words, tokens)
 
-    def distil(self) -> TinyFlux:
-        """Teach the guidance scale."""
-        model = self.flow()
-        distil_guidance(model, self._flow_data(), self.config.flow, self.config.distil, self.folder)
-        return model
-
-    def export(self) -> None:
-        """Write the pipeline in half precision, with what the newest checkpoint holds."""
-        model = self._untrained()
-        load_average(model, self.folder)
-        clip, t5 = self.tokenizers()
-        save_pipeline(model, self.vae(), clip, t5, self.output)
-
-    def sheet(self) -> None:
-        """Draw the contact sheet with the exported pipeline."""
-        draw_sheet(self.output, self.folder)
-
-    def tokenizers(self) -> tuple[CLIPTokenizer, T5TokenizerFast]:
-        """Both tokenizers; they need no training beyond the list of words."""
-        words, tokens = concepts.words(self.concepts), self.config.text.tokens
-        return text.make_clip_tokenizer(words, tokens), text.make_t5_tokenizer(words, tokens)
-
-    def _untrained(self) -> TinyFlux:
-        torch.manual_seed(self.config.flow.seed)
+    def untrained(self) -> TinyFlux:
+        """4.2 million parameters."""
         clip, t5 = self.tokenizers()
         sizes = self.config.text
-        channels = 4 * self.config.vae.latent_channels
-        transformer = make_transformer(channels, sizes.t5_width, sizes.clip_width, self.config.flow)
+        transformer = Transformer(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=4,
+            attention_head_dim=32,
+            num_attention_heads=5,
+            joint_attention_dim=sizes.t5_width,
+            pooled_projection_dim=sizes.clip_width,
+            guidance_embeds=True,
+            axes_dims_rope=(8, 12, 12),
+        )
+        zero_outputs(transformer)
         return TinyFlux(transformer, text.make_clip(clip, sizes), text.make_t5(t5, sizes))
 
-    def _flow_data(self) -> FlowData:
-        pictures, model = self.data(), self.vae()
-        latents = self._latents(model, pictures.pixels)
-        latents = pack((latents - model.config.shift_factor) * model.config.scaling_factor)
+    def normalised(self, latents: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+        """Packed as FluxPipeline packs them."""
+        return pack(super().normalised(latents, vae))
+
+    def pipeline(self, model: TinyFlux, vae: AutoencoderKL) -> DiffusionPipeline:
+        """With FLUX.1-dev's scheduler."""
         clip, t5 = self.tokenizers()
-
-        def tokenizer(texts: list[str]) -> Prompts:
-            return tokenize(texts, clip, t5, self.config.text.tokens)
-
-        prompts = all_prompts(self.subjects, self.config.flow.prompts, tokenizer, self.config.flow.seed)
-        silence = tokenizer([""])
-        empty = Prompts(silence.clip[0], silence.t5[0])
-        return FlowData(latents, pictures.subject, pictures.background, prompts, empty)
-
-
-def _with_steps(config: Config, steps: dict[str, int | None]) -> Config:
-    for name, count in steps.items():
-        if count is not None:
-            part = getattr(config, name)
-            optim = dataclasses.replace(part.optim, steps=count)
-            config = dataclasses.replace(config, **{name: dataclasses.replace(part, optim=optim)})
-    return config
-
-
-def main() -> None:
-    """Read the command line and run the stages asked for."""
-    parser = argparse.ArgumentParser(description="Make the tiny FLUX that ships.")
-    parser.add_argument("stage", choices=("all", *STAGES))
-    parser.add_argument("--work-dir", type=Path, default=WORK_DIR, help="checkpoints go here")
-    parser.add_argument("--output", type=Path, default=ASSET, help="the exported pipeline goes here")
-    parser.add_argument("--threads", type=int, default=2)
-    for name in ("vae", "flow", "distil"):
-        parser.add_argument(f"--{name}-steps", type=int, help="steps of this stage, in place of the recipe's")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(args.threads)
-    steps = {name: getattr(args, f"{name}_steps") for name in ("vae", "flow", "distil")}
-    recipe = Recipe(_with_steps(Config(), steps), args.work_dir, args.output)
-    for stage in STAGES if args.stage == "all" else (args.stage,):
-        getattr(recipe, stage)()
+        return FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
+            vae=vae,
+            text_encoder=model.clip,
+            tokenizer=clip,
+            text_encoder_2=model.t5,
+            tokenizer_2=t5,
+            transformer=model.transformer,
+        )
 
 
 if __name__ == "__main__":
-    main()
+    main(TinyFluxRecipe)

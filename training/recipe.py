@@ -1,0 +1,201 @@
+"""The stages that every small model goes through, and the command line that runs them.
+
+Each stage leaves its result in the work folder; run again, it is skipped or goes on from its checkpoint.
+"""
+
+import argparse
+import dataclasses
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import nn
+
+from training import concepts, dataset, emoji
+from training.dataset import VariantConfig
+from training.denoiser import DenoiserConfig, DistilConfig, Prompts, TrainingData, distil_guidance, train_denoiser
+from training.export import load_average, save_pipeline
+from training.optim import OptimConfig
+from training.sheet import draw_sheet
+from training.text import TextConfig
+from training.vae import VaeConfig, encode_all, psnr, train_vae
+
+logger = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parent.parent
+TINY_FLUX = ROOT / "src" / "spectrum_diffusion" / "assets" / "tiny-flux"
+STAGES = ("data", "vae", "denoiser", "distil", "export", "sheet")
+TRAINED = ("vae", "denoiser", "distil")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of all stages; a stage's seed lies in its own part.
+
+    Attributes:
+        concepts: names of those that are drawn; all if there are none.
+        vae: None for a model that takes over the autoencoder of tiny-flux.
+        distil: None for a model that is guided by two predictions a step.
+    """
+
+    concepts: tuple[str, ...] = ()
+    variants: VariantConfig = field(default_factory=VariantConfig)
+    vae: VaeConfig | None = field(default_factory=VaeConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    distil: DistilConfig | None = None
+
+
+class Recipe(ABC):
+    """The stages in their order; each asks for what the stages before it made.
+
+    A model says what it is made of: `untrained`, `tokenizers`, `normalised` and `pipeline`.
+    """
+
+    name: ClassVar[str]
+    call_defaults: ClassVar[dict[str, Any]]
+    config: Config = Config()
+
+    def __init__(self, config: Config, work_dir: Path, output: Path) -> None:
+        self.config, self.folder, self.output = config, work_dir, output
+        known = concepts.read_concepts()
+        self.words = concepts.words(known)  # of all, so that encoders fit the tokenizers of another model
+        self.concepts = concepts.choose(known, config.concepts)
+        self.subjects = concepts.subjects(self.concepts)
+        work_dir.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def folder_of_model(cls) -> Path:
+        """Where the exported pipeline goes unless told otherwise."""
+        return ROOT / "models" / cls.name
+
+    @abstractmethod
+    def untrained(self) -> nn.Module:
+        """The denoiser with its text encoders, to be called as `training.denoiser` says."""
+
+    @abstractmethod
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizers, in the order in which the pipeline asks them; they need no training."""
+
+    @abstractmethod
+    def pipeline(self, model: nn.Module, vae: nn.Module) -> DiffusionPipeline:
+        """The pipeline of the trained parts."""
+
+    def normalised(self, latents: torch.Tensor, vae: Any) -> torch.Tensor:
+        """Latents as the denoiser takes them."""
+        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+    def data(self) -> dataset.Pictures:
+        """Draw all pictures, once."""
+        path = self.folder / "pictures.pt"
+        if path.exists():
+            return dataset.Pictures(**torch.load(path, weights_only=True))
+        source = emoji.fetch(self.folder)
+        originals = emoji.read_pictures(source, [concept.emoji for concept in self.concepts])
+        pictures = dataset.draw_all(self.subjects, originals, self.config.variants)
+        torch.save(dataclasses.asdict(pictures), path)
+        logger.info("%d pictures of %d subjects", len(pictures.pixels), len(self.subjects))
+        return pictures
+
+    def vae(self) -> AutoencoderKL:
+        """Train the autoencoder, and note the mean and scale of its latents in its configuration."""
+        if self.config.vae is None:
+            return AutoencoderKL.from_pretrained(TINY_FLUX / "vae").eval()
+        pixels = self.data().pixels
+        model = train_vae(pixels, self.config.vae, self.folder)
+        latents = self.latents(model, pixels)
+        model.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+        logger.info("reconstruction: %.2f dB", psnr(model, pixels[::97]))
+        return model
+
+    def latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """The latents of all pictures, as the autoencoder gives them."""
+        path = self.folder / "latents.pt"
+        if not path.exists():
+            torch.save(encode_all(vae, pixels), path)
+        return torch.load(path, weights_only=True)
+
+    def denoiser(self) -> nn.Module:
+        """Train the denoiser and the text encoders."""
+        model = self._seeded()
+        train_denoiser(model, self.training_data(), self.config.denoiser, self.folder)
+        return model
+
+    def distil(self) -> nn.Module:
+        """Teach the guidance scale, where there is an embedding of it."""
+        model = self.denoiser()
+        if self.config.distil is not None:
+            distil_guidance(model, self.training_data(), self.config.denoiser, self.config.distil, self.folder)
+        return model
+
+    def export(self) -> None:
+        """Write the pipeline in half precision, with what the newest checkpoint holds."""
+        model = self._seeded()
+        load_average(model, self.folder)
+        save_pipeline(self.pipeline(model, self.vae()), self.call_defaults, self.output)
+
+    def sheet(self) -> None:
+        """Draw the contact sheet with the exported pipeline."""
+        draw_sheet(self.output, self.folder)
+
+    def texts(self, forms: int) -> tuple[list[str], tuple[int, ...]]:
+        """`forms` seeded ways to ask for everything that is drawn, and the dimensions that they fill."""
+        rng = np.random.default_rng(self.config.denoiser.seed)
+        texts = [
+            concepts.prompt(subject, name, rng)
+            for subject in self.subjects
+            for name in concepts.BACKGROUNDS
+            for _ in range(forms)
+        ]
+        return texts, (len(self.subjects), len(concepts.BACKGROUNDS), forms)
+
+    def tokenize(self, texts: list[str]) -> Prompts:
+        """Token numbers of `texts` (…, tokens), cut and padded as the pipeline does it."""
+        how = {"padding": "max_length", "max_length": self.config.text.tokens, "truncation": True}
+        return tuple(tokenizer(texts, return_tensors="pt", **how).input_ids for tokenizer in self.tokenizers())
+
+    def training_data(self) -> TrainingData:
+        """Latents and prompts, as the denoiser takes them."""
+        pictures, vae = self.data(), self.vae()
+        latents = self.normalised(self.latents(vae, pictures.pixels), vae)
+        texts, dimensions = self.texts(self.config.denoiser.prompts)
+        prompts = tuple(tokens.view(*dimensions, -1) for tokens in self.tokenize(texts))
+        empty = tuple(tokens[0] for tokens in self.tokenize([""]))
+        return TrainingData(latents, pictures.shown, prompts, empty)
+
+    def _seeded(self) -> nn.Module:
+        torch.manual_seed(self.config.denoiser.seed)
+        return self.untrained()
+
+
+def with_steps(config: Config, steps: dict[str, int | None]) -> Config:
+    """`config` with other numbers of training steps, where they are given."""
+    for name, count in steps.items():
+        part = getattr(config, name)
+        if count is not None and part is not None:
+            optim: OptimConfig = dataclasses.replace(part.optim, steps=count)
+            config = dataclasses.replace(config, **{name: dataclasses.replace(part, optim=optim)})
+    return config
+
+
+def main(recipe: type[Recipe]) -> None:
+    """Read the command line and run the stages asked for."""
+    parser = argparse.ArgumentParser(description=f"Make {recipe.name}.")
+    parser.add_argument("stage", choices=("all", *STAGES))
+    work_dir, output = ROOT / "build" / recipe.name, recipe.folder_of_model()
+    parser.add_argument("--work-dir", type=Path, default=work_dir, help="checkpoints go here")
+    parser.add_argument("--output", type=Path, default=output, help="the exported pipeline goes here")
+    parser.add_argument("--threads", type=int, default=2)
+    for name in TRAINED:
+        parser.add_argument(f"--{name}-steps", type=int, help="steps of this stage, in place of the recipe's")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(args.threads)
+    steps = {name: getattr(args, f"{name}_steps") for name in TRAINED}
+    made = recipe(with_steps(recipe.config, steps), args.work_dir, args.output)
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        getattr(made, stage)()

@@ -1,0 +1,191 @@
+"""Make a tiny Stable Diffusion XL: ``python -m training.tiny_sdxl all``."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from training import text
+from training.denoiser import DenoiserConfig, Prompts
+from training.optim import OptimConfig
+from training.process import NoisePrediction
+from training.recipe import TINY_FLUX, Config, Recipe, main
+
+# Stable Diffusion XL's own settings.
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+# The things of the contact sheet: a U-Net learns a thing more slowly than a transformer.
+CONCEPTS = (
+    "apple",
+    "lemon",
+    "banana",
+    "pineapple",
+    "strawberry",
+    "grapes",
+    "watermelon",
+    "carrot",
+    "mushroom",
+    "burger",
+    "pizza",
+    "ice cream",
+    "birthday cake",
+    "coffee",
+    "beer",
+    "dog",
+    "cat",
+    "rabbit",
+    "fox",
+    "panda",
+    "lion",
+    "pig",
+    "frog",
+    "penguin",
+    "turtle",
+    "dinosaur",
+    "fish",
+    "crab",
+    "butterfly",
+    "ladybug",
+    "smiley",
+    "crying face",
+    "face with sunglasses",
+    "ghost",
+    "skull",
+    "pumpkin",
+    "snowman",
+    "car",
+    "bus",
+    "fire truck",
+    "airplane",
+    "rocket",
+    "sailboat",
+    "book",
+    "balloon",
+    "gift",
+    "crown",
+    "dress",
+    "key",
+    "alarm clock",
+    "guitar",
+    "scissors",
+    "soccer ball",
+    "house",
+    "moon",
+    "rainbow",
+    "palm tree",
+    "sunflower",
+    "heart",
+)
+# Original size, place of the crop, wanted size: the pipeline tells them, here they never change.
+SIZES = (64, 64, 0, 0, 64, 64)
+SIZE_WIDTH = 16
+WIDTHS = (64, 96)
+
+
+class TinySDXL(nn.Module):
+    """U-Net and both text encoders as one model, since they learn together."""
+
+    def __init__(self, unet: UNet2DConditionModel, clip: CLIPTextModel, clip_2: CLIPTextModelWithProjection) -> None:
+        super().__init__()
+        self.unet, self.clip, self.clip_2 = unet, clip, clip_2
+
+    def forward(
+        self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
+    ) -> torch.Tensor:
+        """The noise in `noisy` (B, 4, 16, 16), for numbered steps `times` (B,)."""
+        told = [
+            clip(ids, output_hidden_states=True) for clip, ids in zip((self.clip, self.clip_2), prompts, strict=True)
+        ]
+        sizes = torch.tensor(SIZES, dtype=torch.float32).expand(len(noisy), -1)
+        return self.unet(
+            noisy,
+            times,
+            encoder_hidden_states=torch.cat([clip.hidden_states[-2] for clip in told], dim=-1),  # (B, 16, 128)
+            added_cond_kwargs={"text_embeds": told[1].text_embeds, "time_ids": sizes},
+            return_dict=False,
+        )[0]
+
+
+class TinySDXLRecipe(Recipe):
+    """Stable Diffusion XL in small: a U-Net that tells the noise, two CLIPs, guidance by two predictions."""
+
+    name = "tiny-sdxl"
+    config = Config(
+        concepts=CONCEPTS,
+        vae=None,
+        denoiser=DenoiserConfig(
+            process=NoisePrediction(),
+            compile=False,  # takes minutes and gains nothing here
+            optim=OptimConfig(steps=3400, batch=64, rate=2e-3, average=0.998),
+        ),
+    )
+    call_defaults = {"num_inference_steps": 50, "height": 64, "width": 64, "guidance_scale": 4.0}
+
+    def tokenizers(self) -> tuple[Any, ...]:
+        """CLIP's twice."""
+        return tuple(text.make_clip_tokenizer(self.words, self.config.text.tokens) for _ in range(2))
+
+    def untrained(self) -> TinySDXL:
+        """The first CLIP is tiny-flux's, and the second starts from it too, with a projection."""
+        tokenizer, sizes = self.tokenizers()[0], self.config.text
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=WIDTHS,
+            layers_per_block=1,
+            norm_num_groups=16,
+            attention_head_dim=(2, 3),
+            use_linear_projection=True,
+            cross_attention_dim=2 * sizes.clip_width,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=SIZE_WIDTH,
+            projection_class_embeddings_input_dim=sizes.clip_width + len(SIZES) * SIZE_WIDTH,
+        )
+        nn.init.zeros_(unet.conv_out.weight)
+        clip = CLIPTextModel.from_pretrained(TINY_FLUX / "text_encoder")
+        clip_2 = text.make_clip(tokenizer, sizes, CLIPTextModelWithProjection)
+        text.take_over_clip(clip_2, TINY_FLUX / "text_encoder")
+        return TinySDXL(unet, clip, clip_2)
+
+    def vae(self) -> AutoencoderKL:
+        """Tiny-flux's, with the shift under the name that this pipeline knows."""
+        vae = super().vae()
+        mean, std = vae.config.shift_factor, 1 / vae.config.scaling_factor
+        vae.register_to_config(shift_factor=None, scaling_factor=1.0, latents_mean=[mean] * 4, latents_std=[std] * 4)
+        return vae
+
+    def normalised(self, latents: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+        """With unit variance, as the noise is mixed into them."""
+        return (latents - vae.config.latents_mean[0]) / vae.config.latents_std[0]
+
+    def pipeline(self, model: TinySDXL, vae: AutoencoderKL) -> DiffusionPipeline:
+        """The empty prompt is encoded as the others are, and not replaced by zeros: so it was trained."""
+        first, second = self.tokenizers()
+        return StableDiffusionXLPipeline(
+            scheduler=EulerDiscreteScheduler(num_train_timesteps=1000, **SCHEDULER),
+            vae=vae,
+            text_encoder=model.clip,
+            tokenizer=first,
+            text_encoder_2=model.clip_2,
+            tokenizer_2=second,
+            unet=model.unet,
+            force_zeros_for_empty_prompt=False,
+        )
+
+
+if __name__ == "__main__":
+    main(TinySDXLRecipe)

@@ -22,6 +22,7 @@ from . import denoisers
 from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
 from .hooks import Denoiser, Interceptor, Snapshot, compiled, refuse_conflicts, refuse_training
 from .methods import METHODS, AnyMethod, Rival, make_method
+from .plan import Plan, PlanLike, read_plan
 from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
 from .schedule import check_integer, check_number
 from .sites import make_site
@@ -340,6 +341,7 @@ def enable(
     method: str = "spectrum",
     *,
     speedup: float | None = None,
+    plan: PlanLike | None = None,
     timing: bool = False,
     audit: bool = False,
     flops: bool = False,
@@ -352,6 +354,7 @@ def enable(
         pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop under ``handle.run(total_steps=T)``.
         method: a name of ``METHODS``: "spectrum" (the default), "paper", "taylor", "reuse", "fewer-steps", …
         speedup: wanted ratio of steps to evaluations, within 1 … T/(W+1); else the method's own schedule.
+        plan: a file that ``spectrum tune`` wrote, or what is in it: its method and options, but for ``options``.
         timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
         audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.
         flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
@@ -364,7 +367,8 @@ def enable(
         A handle with ``summary()``, ``run(total_steps)``; a context manager that disables at its end.
 
     Raises:
-        InvalidOptionError: an unknown method or option, or a wrong value; nothing is changed.
+        InvalidOptionError: an unknown method or option, a wrong value, or a plan of another method or for another
+            denoiser; nothing is changed.
         UnsupportedModelError: no row for the denoiser's class, or no last block; the message names the way out.
         ConflictError: another cache is active on the denoiser, or its forward was replaced.
         SpectrumError: the denoiser is in training mode.
@@ -373,7 +377,24 @@ def enable(
         raise InvalidOptionError(f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)")
     if speedup is not None:
         options["speedup"] = speedup
+    chosen = read_plan(plan) if plan is not None else None
+    if chosen is not None:
+        method, options = chosen.applied(method, options)
     made = make_method(method, **options)
+    return enable_method(pipe_or_model, made, plan=chosen, timing=timing, audit=audit, flops=flops, on_step=on_step)
+
+
+def enable_method(
+    pipe_or_model: Any,
+    made: AnyMethod,
+    *,
+    plan: Plan | None = None,
+    timing: bool = False,
+    audit: bool = False,
+    flops: bool = False,
+    on_step: OnStep | None = None,
+) -> Handle:
+    """:func:`enable` with a method that is made already, under a name or not."""
     is_pipe = _is_pipeline(pipe_or_model)
     if not is_pipe and not isinstance(pipe_or_model, nn.Module):
         raise UnsupportedModelError(
@@ -384,7 +405,10 @@ def enable(
     previous = _handle_of(pipe_or_model)
     for name, model in _denoisers_of(pipe_or_model, made.site).items():
         _refuse(model, name, made, cached=previous is not None and previous._caches(model))
-        made = made.fitted(denoisers.identity(model))
+        identity = denoisers.identity(model)
+        if plan is not None:
+            plan.check(identity)
+        made = made.fitted(identity)
     disable(pipe_or_model)
     handle = Handle(pipe_or_model, made, timing=timing, audit=audit, flops=flops, on_step=on_step)
     handle._attach()

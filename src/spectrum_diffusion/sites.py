@@ -446,6 +446,7 @@ SITES: dict[str, Make] = {
     "module": _modules,
     "residual": partial(_residual, "before", modulated_input),
     "first_block": partial(_residual, "after", first_residual),
+    "watched": partial(_residual, "", modulated_input),
     "output_residual": lambda *_: Output(residual=True),
     "observed": lambda model, _, interceptor: Observed(denoisers.layers_of(model), interceptor),
 }

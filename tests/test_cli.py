@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS
 from spectrum_diffusion.cli import app, comparison, doctor, drawing
-from spectrum_diffusion.cli.guard import FailureError, MistakeError
+from spectrum_diffusion.cli.guard import MistakeError
 from spectrum_diffusion.cli.outputs import numbered, save, write_atomically
 from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size
+from spectrum_diffusion.errors import InvalidOptionError
 
 STEPS = 10
 QUICK = ["--steps", str(STEPS), "--device", "cpu"]
@@ -356,7 +357,7 @@ def test_likeness_by_hand() -> None:
     found = comparison.likeness([grey], [black])
     assert found.psnr == pytest.approx(10 * np.log10(1 / 0.2**2))
     assert comparison.likeness([grey], [grey]).psnr == float("inf")
-    with pytest.raises(FailureError, match="shape"):
+    with pytest.raises(InvalidOptionError, match="frames"):
         comparison.likeness([grey], [black, black])
 
 

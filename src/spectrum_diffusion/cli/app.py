@@ -276,8 +276,8 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
         console = Console()
         console.print(comparison.table_of(result))
         console.print(f"pictures: {grid}", highlight=False, soft_wrap=True)
-    if any(row.psnr is not None and row.ssim is None for row in result.rows):
-        typer.echo("SSIM needs torchmetrics: pip install 'spectrum-diffusion[metrics]'", err=True)
+    if problem := comparison.METRICS["ssim"].available():
+        typer.echo(f"without SSIM: {problem}", err=True)
     return result.failures
 
 

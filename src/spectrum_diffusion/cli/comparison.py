@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SpectrumError
+from ..metrics import METRICS, average
 from .drawing import Drawing, draw, steps_of
 from .grid import Column, make_grid
 from .guard import FailureError
 from .request import MethodSpec, Request
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from rich.table import Table
 
@@ -27,7 +27,7 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Likeness:
-    """Of a picture to the reference's: PSNR in dB (infinite if equal), SSIM (None without torchmetrics)."""
+    """Of a picture to the reference's: PSNR in dB (infinite if equal), SSIM (None where it can't be computed)."""
 
     psnr: float
     ssim: float | None
@@ -49,8 +49,7 @@ class Row:
     @property
     def psnr(self) -> float | None:
         """Mean over the pictures that differ from the reference's; infinite if none does."""
-        finite = [one.psnr for one in self.likeness if math.isfinite(one.psnr)]
-        return statistics.fmean(finite) if finite else math.inf if self.likeness else None
+        return average(one.psnr for one in self.likeness) if self.likeness else None
 
     @property
     def ssim(self) -> float | None:
@@ -111,28 +110,13 @@ def _add(row: Row, pipe: Any, request: Request, prompt: str, seed: int, spec: Me
 
 
 def likeness(frames: list[Image], reference: list[Image]) -> Likeness:
-    """PSNR and SSIM of pictures as floats in [0, 1]; over all frames of a video."""
-    import torch
-
-    a, b = _tensor(frames), _tensor(reference)
-    if a.shape != b.shape:
-        raise FailureError(f"the pictures have the shape {tuple(a.shape)}, those of the reference {tuple(b.shape)}")
-    error = torch.mean((a - b) ** 2).item()
-    psnr = 10 * math.log10(1 / error) if error else math.inf
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-    except ImportError:
-        return Likeness(psnr, None)
-    value = ssim(a, b, data_range=1.0)
-    return Likeness(psnr, float(value[0] if isinstance(value, tuple) else value))
-
-
-def _tensor(frames: list[Image]) -> torch.Tensor:
-    import numpy as np
-    import torch
-
-    pixels = np.stack([np.asarray(frame.convert("RGB"), dtype=np.float64) for frame in frames])  # (F, H, W, 3)
-    return torch.from_numpy(pixels / 255).permute(0, 3, 1, 2)  # (F, 3, H, W)
+    """PSNR and SSIM of pictures as floats in [0, 1]; of a video the mean over its frames."""
+    psnr, ssim = METRICS["psnr"], METRICS["ssim"]
+    without_ssim = ssim.available() or min(frames[0].size) < ssim.smallest
+    return Likeness(
+        psnr.compare(frames, reference),
+        None if without_ssim else ssim.compare(frames, reference),
+    )
 
 
 def grid_of(comparison: Comparison) -> Image:

@@ -91,7 +91,7 @@ def package(module: str, install: str) -> Callable[[], str]:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            return f"the package {error.name} is not installed: {install}"
+            return f"the package {(error.name or module).split('.')[0]} is not installed: {install}"
         except Exception as error:  # a broken build fails in any way: missing libraries, wrong operators …
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"{module} is installed but can't be imported ({type(error).__name__}: {first}): {install}"

@@ -11,7 +11,7 @@ from .base import Metric, package
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TORCHMETRICS = package("torchmetrics", "pip install 'spectrum-diffusion[metrics]'")
+TORCHMETRICS = package("torchmetrics.functional.image", "pip install 'spectrum-diffusion[metrics]'")
 
 
 def _psnr(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

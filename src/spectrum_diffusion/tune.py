@@ -111,6 +111,8 @@ def tune(
     pictures = Pictures(prompts=prompts, seeds=seeds, call=call or {})
     found = {**_fit(pipe, method, options, pictures, on_run), **options}
     search = Search(pipe, method, found, pictures, on_run)
+    for number in wanted:
+        search.check(number)  # all of them, before the long search for the first
     return [search.plan(number) for number in wanted]
 
 
@@ -262,8 +264,8 @@ class Search:
         self.steps, self.models = 0, ""
         self._tried: dict[float, float] = {}
 
-    def plan(self, wanted: int) -> Plan:
-        """The plan with the threshold whose mean evaluations are nearest to the wanted ones."""
+    def check(self, wanted: int) -> None:
+        """Raise :class:`InvalidOptionError` where no threshold can give that many evaluations."""
         fewest = self.evaluations(HUGE)
         self._tried[0.0] = self.steps
         if not fewest - 0.5 < wanted <= self.steps:
@@ -271,6 +273,9 @@ class Search:
                 f"nfe={wanted} is out of the reach of {self.method}, which evaluates {fewest:g} … {self.steps} of "
                 f"{self.steps} steps here: give a number within, or other options (its warmup, limit …)"
             )
+
+    def plan(self, wanted: int) -> Plan:
+        """The plan with the threshold whose mean evaluations are nearest to the wanted ones."""
         threshold = self._nearest(wanted)
         if abs((reached := self.evaluations(threshold)) - wanted) >= 0.5:
             warn(f"no threshold brings {self.method} to nfe={wanted} on these pictures: the nearest is {reached:g}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import catalog, doctor, outputs
+from ..plan import versions
+from . import catalog, doctor, outputs, tuning
 from .guard import FAILURE, GuardedGroup, MistakeError, errors_console, set_up_logging
 from .request import (
     DEFAULT_MODEL,
@@ -92,7 +92,10 @@ def generate(
         typer.Option("--output", "-o", help="File to write; several prompts give -0, -1 … or fill in {index}."),
     ] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="Name of the method, see `spectrum methods`.")] = "spectrum",
+    method: Annotated[
+        str | None, typer.Option(help="Name of the method, see `spectrum methods`; spectrum without.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
     speedup: Speedup = None,
     site: Site = None,
     steps: Steps = None,
@@ -121,7 +124,8 @@ def generate(
         dtype=dtype,
         offload=offload,
     )
-    spec = MethodSpec(method, {**_shared_options(speedup, site), **parse_options(option or ())})
+    options = {**_shared_options(speedup, site), **parse_options(option or ())}
+    spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
     spec.check(steps)
     outputs.check_output(output)
     results = _generate(request, spec, output, fps)
@@ -136,9 +140,9 @@ def generate(
 @app.command()
 def compare(
     prompts: Prompts = None,
-    methods: Annotated[str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper.")] = (
-        "fewer-steps,reuse,taylor,paper,spectrum"
-    ),
+    methods: Annotated[
+        str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper,plan:FILE.")
+    ] = ("fewer-steps,reuse,taylor,paper,spectrum"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
     speedup: Speedup = None,
@@ -177,6 +181,59 @@ def compare(
         for label, reason in failures.items():
             typer.echo(f"{label} failed: {reason}", err=True)
         raise typer.Exit(FAILURE)
+
+
+@app.command("tune")
+def tune_method(
+    prompts: Prompts = None,
+    method: Annotated[
+        str, typer.Option(help="One that decides while it runs: teacache, magcache, easycache, first-block-cache.")
+    ] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Plan to write; several counts give plan-14.json, plan-10.json.")
+    ] = ...,  # type: ignore[assignment]
+    nfe: Annotated[str, typer.Option(metavar="N[,N…]", help="Wanted evaluations; several give several plans.")] = "14",
+    model: Model = DEFAULT_MODEL,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")] = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    prompt_file: PromptFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate a method on a model and find its threshold for a wanted number of evaluations."""
+    request = Request(
+        prompts=read_prompts(prompts or (), prompt_file),
+        seeds=parse_seeds(seeds, seed),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    counts, spec = tuning.parse_counts(nfe), MethodSpec(method, parse_options(option or ()))
+    spec.check(None)
+    outputs.check_json(output)
+    with _progress() as progress:
+        task = progress.add_task("calibration", total=None)
+        plans = tuning.tune(
+            request, spec, counts, output, lambda done: progress.update(task, advance=1, description=escape(done))
+        )
+    if as_json:
+        _echo_json(plans[-1] | ({"plans": plans} if len(plans) > 1 else {}))
+        return
+    for plan in plans:
+        threshold, nfe_of = plan["options"]["threshold"], f"{plan['nfe']:g} of {plan['steps']} steps evaluated"
+        typer.echo(f"{plan['output']}  {plan['method']} threshold {threshold:g}: {nfe_of}, {plan['wanted_nfe']} wanted")
 
 
 @app.command("methods")
@@ -268,8 +325,8 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
         )
     grid, results = folder / "grid.png", comparison.to_dict(result)
     folder.mkdir(parents=True, exist_ok=True)
-    outputs.save_json(folder / "results.json", {**results, "versions": _versions()})
-    outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": _versions()})
+    outputs.save_json(folder / "results.json", {**results, "versions": versions()})
+    outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": versions()})
     if as_json:
         _echo_json({"output": str(folder), "grid": str(grid), **results})
     else:
@@ -300,12 +357,12 @@ def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawin
         "seed": request.seeds[0],
         "model": request.model,
         "method": spec.name,
-        "options": spec.options,
+        "options": spec.all_options(),
         "package": summary.to_dict()["package"],
         "call": request.call_options(),
         "steps": summary.steps,
         "evaluated": summary.evaluated,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -322,15 +379,11 @@ def _result(request: Request, spec: MethodSpec, prompt: str, path: Path, drawing
         "prompt": prompt,
         "model": request.model,
         "method": spec.name,
-        "options": spec.options,
+        "options": spec.all_options(),
         "package": summary.to_dict()["package"],
         "fallbacks": summary.to_dict()["fallbacks"],
         "seconds": drawing.seconds,
     }
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("spectrum-diffusion", "torch", "diffusers", "transformers")}
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def draw(
         if on_step is not None:
             on_step(step + 1, len(getattr(pipe.scheduler, "timesteps", ())) or step + 1)
 
-    with enable(pipe, spec.name, on_step=note, **spec.options) as handle:
+    with enable(pipe, spec.name, plan=spec.plan, on_step=note, **spec.options) as handle:
         frames, seconds = _call(pipe, request, prompt, seed, started=lambda: bool(steps))
         return Drawing(frames, seconds, handle.summary())
 

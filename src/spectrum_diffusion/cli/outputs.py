@@ -48,6 +48,17 @@ def check_output(path: Path) -> None:
         raise MistakeError("writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]'")
 
 
+def check_json(path: Path) -> None:
+    """Raise :class:`MistakeError` if no JSON file can be written there."""
+    if path.suffix.lower() != ".json":
+        raise MistakeError(f"--output {path} is no name of a JSON file: end it with .json")
+    if path.is_dir() or not path.parent.is_dir():
+        raise MistakeError(
+            f"--output {path} can't be written: there is no folder {path.parent}, or a folder of its name"
+        )
+    _check_writable(path.parent)
+
+
 def check_folder(folder: Path) -> None:
     """Raise :class:`MistakeError` if the folder is none or can't be made."""
     above = folder

@@ -13,6 +13,8 @@ from typing import Any
 from .guard import MistakeError
 
 DEFAULT_MODEL = "tiny-flux"
+PLAN = "plan:"
+"""What a plan's file begins with among the methods."""
 OFFLOADS = ("none", "model", "sequential", "group")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
@@ -70,27 +72,53 @@ class Request:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method with its options, as written on the command line: ``taylor:order=2,speedup=5``."""
+    """A method with its options, as written on the command line: ``taylor:order=2,speedup=5``.
+
+    With a ``plan`` its method and options; those that are given win.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    plan: str | None = None
+
+    @classmethod
+    def planned(cls, file: str, options: dict[str, Any], name: str | None = None) -> MethodSpec:
+        """The method of a plan's file; ``name`` is what was asked for beside it."""
+        from ..plan import read_plan
+
+        plan = read_plan(file)
+        return cls(plan.applied(name or plan.method, {})[0], options, file)
 
     @property
     def label(self) -> str:
         options = ",".join(f"{key}={_shown(value)}" for key, value in self.options.items())
-        return f"{self.name}:{options}" if options else self.name
+        name = self.name if self.plan is None else f"{PLAN}{self.plan}"
+        return f"{name}:{options}" if options else name
 
     def check(self, steps: int | None) -> None:
         """Raise :class:`SpectrumError` for an unknown method or option, or a value wrong for ``steps``."""
         from ..methods import make_method
 
-        method = make_method(self.name, **self.options)
+        method = make_method(self.name, **self.all_options())
         if steps is not None:
             method.begin(steps)
 
+    def all_options(self) -> dict[str, Any]:
+        """The options, those of the plan included."""
+        from ..plan import read_plan
+
+        return self.options if self.plan is None else read_plan(self.plan).applied(self.name, self.options)[1]
+
+
+def _spec(name: str, options: dict[str, Any]) -> MethodSpec:
+    return MethodSpec.planned(name.removeprefix(PLAN), options) if name.startswith(PLAN) else MethodSpec(name, options)
+
 
 def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]:
-    """``a,b:x=1,y=2,c`` → three methods: an item ``key=value`` is one more option of the one before it."""
+    """``a,b:x=1,y=2,c`` → three methods: an item ``key=value`` is one more option of the one before it.
+
+    ``plan:FILE`` is the method of a plan.
+    """
     found: list[tuple[str, list[str]]] = []
     for item in (part.strip() for part in re.split(r",(?![^\[]*\])", text)):
         head, equals, _ = item.partition("=")
@@ -101,7 +129,7 @@ def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]
             found[-1][1].append(item)
         else:
             raise MistakeError(f"--methods {text!r} has {item!r} where a method's name belongs: write a,b:option=1,c")
-    specs = tuple(MethodSpec(name, {**defaults, **parse_options(options)}) for name, options in found)
+    specs = tuple(_spec(name, {**defaults, **parse_options(options)}) for name, options in found)
     labels = [spec.label for spec in specs]
     for label in labels:
         if labels.count(label) > 1:

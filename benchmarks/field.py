@@ -75,7 +75,48 @@ def fewer(nfe: int) -> Row:
     return Row("fewer-steps", {"speedup": 50 / nfe})
 
 
-COST: tuple[Table, ...] = ()  # filled below
+COST: tuple[Table, ...] = (
+    Table(
+        "cost14",
+        "about the cost of 14 evaluations",
+        (
+            Row("paper"),
+            Row("spectrum"),
+            Row("spectrum", {"warmup": 2, "slope": 0.41}),
+            Row("taylor"),
+            Row("reuse"),
+            Row("fora"),
+            Row("taylorseer", {"interval": 5}),
+            Row("taylorseer", {"interval": 5, "order": 2}),
+            Row("taylorseer", {"interval": 5, "site": "last_block"}),
+            Row("hicache", {"interval": 5}),
+            Row("first-block-cache", {"threshold": 0.121}),
+            Row("easycache", {"threshold": 0.186, "warmup": 3}),
+        ),
+        fewer(14),
+        timed=True,
+    ),
+    Table(
+        "cost10",
+        "about the cost of 10 evaluations",
+        (
+            Row("paper", {"slope": 3.0}),
+            Row("spectrum", {"slope": 3.0}),
+            Row("spectrum", {"warmup": 2, "slope": 1.14}),
+            Row("taylor", {"slope": 3.0}),
+            Row("reuse", {"slope": 3.0}),
+            Row("fora", {"interval": 6}),
+            Row("taylorseer", {"interval": 8}),
+            Row("taylorseer", {"interval": 8, "order": 2}),
+            Row("taylorseer", {"interval": 8, "site": "last_block"}),
+            Row("hicache", {"interval": 8}),
+            Row("first-block-cache", {"threshold": 0.181}),
+            Row("easycache", {"threshold": 0.352, "warmup": 3}),
+        ),
+        fewer(10),
+        timed=True,
+    ),
+)
 
 CLAIMS: tuple[Table, ...] = (
     Table(

@@ -26,6 +26,7 @@ from .plan import Plan, PlanLike, read_plan
 from .run import Arguments, Clock, ManualClock, ManualRun, OnStep, Run
 from .schedule import check_integer, check_number
 from .sites import make_site
+from .solvers import check_solver, sampling_with
 from .summary import Summary, Trace, summarize
 
 DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
@@ -409,6 +410,8 @@ def enable_method(
         if plan is not None:
             plan.check(identity)
         made = made.fitted(identity)
+    if made.solver is not None:
+        check_solver(pipe_or_model, made.solver)
     disable(pipe_or_model)
     handle = Handle(pipe_or_model, made, timing=timing, audit=audit, flops=flops, on_step=on_step)
     handle._attach()
@@ -476,7 +479,7 @@ def _scoped(cls: type, handle: Handle) -> type:
 
 @contextmanager
 def _generation(handle: Handle, pipe: Any) -> Iterator[None]:
-    with handle._generating(), ExitStack() as stack:
+    with handle._generating(), sampling_with(pipe, handle.method.solver), ExitStack() as stack:
         handle._trace = None
         generation = Generation(handle, pipe)
         stack.callback(generation.close)

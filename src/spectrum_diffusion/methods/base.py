@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SITES = ("last_block", "output", "module")
 TIMES = ("index", "sigma", "log-snr")
+SOLVERS = ("dpm++", "unipc")
 
 M = TypeVar("M", bound="AnyMethod")
 
@@ -93,6 +94,11 @@ class AnyMethod:
     def axis(self) -> str:
         """The axis on which weights are computed, one of :data:`TIMES`."""
         return "index"
+
+    @property
+    def solver(self) -> str | None:
+        """The solver that a pipeline is to sample with, a name of :data:`SOLVERS`; None is its own."""
+        return None
 
     @property
     def site_options(self) -> tuple[Any, ...]:

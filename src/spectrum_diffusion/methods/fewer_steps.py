@@ -1,4 +1,8 @@
-"""Fewer steps of the same sampler: the rival that every user already has. Nothing is forecast."""
+"""Fewer steps of the same sampler, or of a better one: the rival that every user already has. Nothing is forecast.
+
+DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) and UniPC (Zhao et al., 2023, arXiv 2302.04867) are solvers of higher
+order, made for few steps.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from ..errors import InvalidOptionError
 from ..forecast import Weights
 from ..schedule import at_most
-from .base import Method
+from .base import SOLVERS, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +19,17 @@ class FewerSteps(Method):
     """The sampler itself takes as many steps as the schedule would have evaluated (14 of 50 by default).
 
     With ``speedup`` it takes the wanted steps over it, rounded down.
+
+    Attributes:
+        solver: "dpm++" or "unipc" in place of the pipeline's own scheduler, where its kind of prediction allows.
     """
+
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.solver is not None:
+            self.check_choice("solver", SOLVERS)
         if self.evaluated is not None:
             raise InvalidOptionError("fewer-steps evaluates all of its steps: give speedup, or interval and slope")
 

@@ -1,0 +1,133 @@
+"""Another solver in a pipeline while a generation runs: DPM-Solver++ and UniPC, as diffusers has them.
+
+The solver is made from the configuration of the pipeline's own scheduler, as in ``UniPCMultistepScheduler.from_config(
+pipe.scheduler.config)``, so that noise schedule, kind of prediction and shift stay the model's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import InvalidOptionError, UnsupportedModelError
+
+CLASSES = {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
+"""The solvers of :data:`methods.base.SOLVERS`."""
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
+"""Settings of flow matching that these solvers would take for another noise schedule, or do not have."""
+
+
+def check_solver(target: Any, solver: str) -> None:
+    """Raise where a pipeline can't sample with a solver.
+
+    Raises:
+        UnsupportedModelError: its scheduler or its call can't work with it; the message names those that can.
+        InvalidOptionError: ``target`` is a bare model, whose loop is the user's own.
+    """
+    if isinstance(target, nn.Module):
+        raise InvalidOptionError(
+            f"solver={solver!r} is for a pipeline: in a loop of your own use {CLASSES[solver]} where you step"
+        )
+    if reason := obstacle(target, solver):
+        able = [f"solver={other!r}" for other in CLASSES if not obstacle(target, other)]
+        raise UnsupportedModelError(
+            f"{type(target).__name__} with {type(target.scheduler).__name__} can't sample with {CLASSES[solver]}: "
+            f"{reason}. Use {' or '.join([*able, 'no solver'])} here"
+        )
+
+
+@contextmanager
+def sampling_with(pipe: Any, solver: str | None) -> Iterator[None]:
+    """Put a solver in place of the pipeline's scheduler, and the scheduler back whatever happens."""
+    if solver is None:
+        yield
+        return
+    check_solver(pipe, solver)  # the scheduler may have been changed since enable(…)
+    own = pipe.scheduler
+    # Not by setattr, with which the pipeline would write the new class into its configuration.
+    pipe.__dict__["scheduler"] = make(own, solver)
+    try:
+        yield
+    finally:
+        pipe.__dict__["scheduler"] = own
+
+
+def make(scheduler: Any, solver: str) -> Any:
+    """The solver for what a scheduler is configured for."""
+    import diffusers
+
+    changes = {}
+    if is_flow_matching(scheduler):
+        shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
+        changes = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    return getattr(diffusers, CLASSES[solver]).from_config(scheduler.config, **changes)
+
+
+def is_flow_matching(scheduler: Any) -> bool:
+    """Whether the model predicts a flow, by the scheduler's class or configuration."""
+    return "FlowMatch" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas", False))
+
+
+def obstacle(pipe: Any, solver: str) -> str:
+    """Why the pipeline can't sample with the solver, or ""."""
+    flow = is_flow_matching(pipe.scheduler)
+    return (_flow_obstacle if flow else _noise_obstacle)(pipe.scheduler, solver) or _call_obstacle(pipe, solver)
+
+
+def _flow_obstacle(scheduler: Any, solver: str) -> str:
+    config = scheduler.config
+    if found := [name for name in SPACINGS if config.get(name)]:
+        return f"it has no {found[0]}=True for flow matching"
+    if config.get("use_dynamic_shifting") and config.get("time_shift_type", "exponential") != "exponential":
+        return f"it shifts exponentially only, not time_shift_type={config['time_shift_type']!r}"
+    if config.get("shift_terminal") and solver == "dpm++":
+        return "it has no shift_terminal"
+    return ""
+
+
+def _noise_obstacle(scheduler: Any, solver: str) -> str:
+    own = getattr(scheduler, "alphas_cumprod", None)
+    if own is None:
+        return "the scheduler has no alphas_cumprod, so its noise schedule is of another kind"
+    if not torch.allclose(torch.as_tensor(own).float(), make(scheduler, solver).alphas_cumprod.float(), atol=1e-6):
+        return "it would not have the scheduler's noise schedule (alphas_cumprod)"
+    return ""
+
+
+def _call_obstacle(pipe: Any, solver: str) -> str:
+    """What the pipeline's own code asks of a scheduler, which is in no interface: it is read in the source."""
+    cls: Any = type(pipe)
+    made, source = make(pipe.scheduler, solver), _source_of(cls)
+    takes = inspect.signature(made.set_timesteps).parameters
+    asks_sigmas = re.search(r"\bsigmas = np\.linspace", source) and "config.use_flow_sigmas" not in source
+    if asks_sigmas and "sigmas" not in takes:
+        return "the pipeline passes sigmas, which its set_timesteps does not take"
+    if asks_sigmas and not made.config.get("use_flow_sigmas"):
+        return "the pipeline passes sigmas, which it takes for flow matching only"
+    if re.search(r"\bmu=mu\b", source) and solver == "dpm++" and not made.config.get("use_dynamic_shifting"):
+        return "the pipeline passes mu, which it takes with use_dynamic_shifting=True only"
+    if "scheduler.scale_noise(" in source and not hasattr(made, "scale_noise"):
+        return "the pipeline adds noise to an image with scale_noise, which it does not have"
+    return ""
+
+
+@functools.cache
+def _source_of(cls: Any) -> str:
+    """The code of a pipeline's class and of its bases up to diffusers' common one."""
+    bases = [
+        base for base in cls.__mro__ if base.__name__.endswith("Pipeline") and base.__name__ != "DiffusionPipeline"
+    ]
+    sources = []
+    for base in bases:
+        try:
+            sources.append(inspect.getsource(base))
+        except (OSError, TypeError):  # made while running, such as the thin subclass of an enabled pipeline
+            continue
+    return "\n".join(sources)

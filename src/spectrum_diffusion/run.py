@@ -11,6 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,14 +43,16 @@ class Arguments:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     module: nn.Module
-    tensors: dict[str, torch.Tensor] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors among the arguments, and in lists of them, by name or place."""
         named = [(str(i), value) for i, value in enumerate(self.args)] + list(self.kwargs.items())
-        self.tensors = {}
+        found = {}
         for name, value in named:
             items = value if isinstance(value, (list, tuple)) else (value,)
-            self.tensors.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
+            found.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
+        return found
 
     def named(self, name: str) -> Any:
         """The argument of that name, by keyword or by its place in the forward's signature; None if not given."""

@@ -309,7 +309,8 @@ class Watching:
 
     def layer(self, call: Arguments) -> Any:
         layer: Any = call.module
-        self.work += next(iter(call.tensors.values())).numel() * layer.weight.shape[0]
+        sample = call.args[0] if call.args else next(iter(call.kwargs.values()))
+        self.work += sample.numel() * layer.weight.shape[0]
         return call.proceed(*call.args, **call.kwargs)
 
 

@@ -26,6 +26,7 @@ from . import denoisers
 from .errors import SpectrumError, UnsupportedModelError
 from .history import Feature, joined
 from .run import Arguments, Judge, Site
+from .tokens import Tokens
 
 Around = Callable[[Arguments], Any]
 
@@ -448,6 +449,7 @@ SITES: dict[str, Make] = {
     "residual": partial(_residual, "before", modulated_input),
     "first_block": partial(_residual, "after", first_residual),
     "watched": partial(_residual, "", modulated_input),
+    "tokens": lambda model, where, interceptor: Tokens(model, where.site_options, interceptor),
     "output_residual": lambda *_: Output(residual=True),
     "observed": lambda model, _, interceptor: Observed(denoisers.layers_of(model), interceptor),
 }

@@ -18,6 +18,7 @@ from .spectrum import Paper, Spectrum
 from .taylor import Reuse, Taylor
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
+from .toca import ToCa
 
 METHODS: dict[str, type[AnyMethod]] = {
     "spectrum": Spectrum,
@@ -32,6 +33,7 @@ METHODS: dict[str, type[AnyMethod]] = {
     "first-block-cache": FirstBlockCache,
     "easycache": EasyCache,
     "magcache": MagCache,
+    "toca": ToCa,
     **RIVALS,
 }
 

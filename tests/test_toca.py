@@ -1,0 +1,257 @@
+"""ToCa against a second, slow writing: every module runs on all tokens, and plain hooks put the kept ones back.
+
+Attention received is computed from the queries and keys by an explicit softmax over all pairs; tokens are chosen by
+sorting. Steps are counted by the scheduler's `step`, branches by the order of a module's calls.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from pipelines import PIPELINES
+from torch import Tensor, nn
+
+import spectrum_diffusion
+from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion.tokens import received, share_of
+
+STEPS = 14
+RATIO = 0.6
+INTERVAL = 4
+FULL = [0, 1, 2, 6, 10]
+KEYS = {"flux": ("text", "image"), "sd3": ("image", "text"), "wan": ("image",), "hunyuan-video": ("image", "text")}
+NAMES = ["flux", "flux-true-cfg", "sd3", "wan", "hunyuan-video"]
+
+
+class Slow:
+    """What one pipeline's hooks know."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self.keys = keys
+        self.step = 0
+        self.calls: dict[nn.Module, int] = defaultdict(int)
+        self.kept: dict[Any, Any] = {}
+        self.maps: list[Tensor] = []
+
+    def next_step(self) -> None:
+        self.step += 1
+        self.calls.clear()
+
+    def attend(self, original: Any) -> Any:
+        def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+            scores = torch.einsum("bhqd,bhkd->bhqk", query, key) / query.shape[-1] ** 0.5
+            if attn_mask is not None:
+                scores = (
+                    scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+                )
+            self.maps.append(torch.softmax(scores, dim=-1).mean(dim=(1, 2)))  # (B, N)
+            return original(query, key, value, attn_mask=attn_mask, **kwargs)
+
+        return sdpa
+
+    def clear_maps(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.maps.clear()
+
+    def attention(self, module: nn.Module, args: Any, kwargs: Any, output: Any, block: nn.Module, scored: bool) -> Any:
+        branch = self.calls[module]
+        self.calls[module] += 1
+        if self.step not in FULL:
+            return self.kept[module, branch]
+        self.kept[module, branch] = output
+        if scored:
+            outputs = output if isinstance(output, tuple) else (output,)
+            self.kept[block, branch, "scores"] = self._split(
+                self.maps[0], [o.shape[1] for o in outputs if o is not None]
+            )
+        return output
+
+    def _split(self, received: Tensor, counts: list[int]) -> dict[str, Tensor]:
+        found = {"all": received}
+        if len(counts) == 2 and len(self.keys) == 2:
+            image, text = counts
+            first = image if self.keys[0] == "image" else text
+            found |= {self.keys[0]: received[:, :first], self.keys[1]: received[:, first:]}
+        else:
+            found["image"] = received
+        return {kind: part / part.norm(dim=1, keepdim=True) for kind, part in found.items()}
+
+    def computed(
+        self, module: nn.Module, args: Any, output: Tensor, block: nn.Module, kind: str, share: float
+    ) -> Tensor:
+        branch = self.calls[module]
+        self.calls[module] += 1
+        key = (module, branch)
+        if self.step in FULL:
+            self.kept[key] = output.clone()
+            self.kept[(*key, "stale")] = torch.zeros(output.shape[:2])
+            return output
+        score = self.kept[block, branch, "scores"][kind] + 0.25 * self.kept[(*key, "stale")] / INTERVAL
+        for sample in range(output.shape[0]):
+            ranked = sorted(range(output.shape[1]), key=lambda token: -float(score[sample, token]))
+            self.kept[(*key, "stale")][sample] += 1
+            for token in ranked[: int(share * output.shape[1])]:
+                self.kept[key][sample, token] = output[sample, token]
+                self.kept[(*key, "stale")][sample, token] = 0
+        return self.kept[key].clone()
+
+
+@contextmanager
+def slow(pipe: Any, name: str, run: Slow, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    model, handles = pipe.transformer, []
+
+    def watch(block: nn.Module, attention: str, outputs: dict[str, str], share: float) -> None:
+        module = getattr(block, attention)
+        handles.append(module.register_forward_pre_hook(run.clear_maps, with_kwargs=True))
+        handles.append(
+            module.register_forward_hook(
+                lambda m, a, k, o: run.attention(m, a, k, o, block, attention != "attn2"), with_kwargs=True
+            )
+        )
+        for path, kind in outputs.items():
+            if getattr(block, path, None) is not None:
+                handles.append(
+                    getattr(block, path).register_forward_hook(
+                        lambda m, a, o, kind=kind: run.computed(m, a, o, block, kind, share)
+                    )
+                )
+
+    doubles = model.blocks if name == "wan" else model.transformer_blocks
+    for layer, block in enumerate(doubles):
+        share = RATIO * (1.5 - layer / 27) * 0.4
+        if name == "wan":
+            watch(block, "attn1", {"ffn": "image"}, share)
+            watch(block, "attn2", {}, share)
+        else:
+            watch(block, "attn", {"ff": "image", "ff_context": "text"}, share)
+    for layer, block in enumerate(getattr(model, "single_transformer_blocks", ())):
+        watch(block, "attn", {"proj_out": "all"}, min(1.0, RATIO * (1.5 - layer / 27) * 1.6))
+    step = pipe.scheduler.step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        run.next_step()
+        return result
+
+    pipe.scheduler.step = counted
+    functional = torch.nn.functional
+    with monkeypatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", run.attend(functional.scaled_dot_product_attention))
+        yield
+    del pipe.scheduler.step
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_to_the_slow_writing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "toca", ratio=RATIO) as handle:
+        ours = torch.as_tensor(entry.call(pipe, steps=STEPS))
+        summary = handle.summary()
+    assert summary.evaluated == FULL
+    assert all((b.evaluated, b.partial, b.forecast) == (5, STEPS - 5, 0) for b in summary.branches.values())
+    family = name.removesuffix("-true-cfg")
+    with slow(pipe, family, Slow(KEYS[family]), monkeypatch):
+        theirs = torch.as_tensor(entry.call(pipe, steps=STEPS))
+    torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5)
+    with spectrum_diffusion.enable(pipe, "toca", ratio=0.0):
+        assert not torch.allclose(ours, torch.as_tensor(entry.call(pipe, steps=STEPS)), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tokens_is_fora_with_its_schedule(name: str) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "toca", ratio=0.0):
+        nothing = torch.as_tensor(entry.call(pipe, steps=STEPS))
+    with spectrum_diffusion.enable(pipe, "fora", warmup=3):
+        torch.testing.assert_close(nothing, torch.as_tensor(entry.call(pipe, steps=STEPS)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "hunyuan-video"])
+@pytest.mark.parametrize(("interval", "nfe"), [(4, 14), (6, 10)])
+def test_evaluations_of_table_6(name: str, interval: int, nfe: int) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "toca", interval=interval) as handle:
+        entry.call(pipe, steps=50)
+        assert handle.summary().nfe == nfe
+        assert handle.summary().branches[next(iter(handle.summary().branches))].partial == 50 - nfe
+
+
+def test_more_tokens_cost_more() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    costs = []
+    for ratio in (0.0, 0.3, 0.6, 10.0):
+        with spectrum_diffusion.enable(pipe, "toca", ratio=ratio, flops=True) as handle:
+            entry.call(pipe, steps=20)
+            flops = handle.summary().flops
+            assert flops is not None
+            costs.append(flops.evaluations)
+            assert flops.evaluations < 20
+    assert costs == sorted(set(costs))
+
+
+def test_share_of_tokens_by_layer() -> None:
+    assert share_of(0, "double", 0.1) == pytest.approx(0.06)
+    assert share_of(27, "single", 0.1) == pytest.approx(0.08)
+    assert share_of(18, "double", 0.1) == pytest.approx(0.1 * (1.5 - 18 / 27) * 0.4)
+    assert share_of(60, "single", 0.1) == 0.0
+    assert share_of(0, "single", 1.0) == 1.0
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+def test_attention_received_in_chunks(mask: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 3, 700, 8, generator=generator), torch.randn(2, 3, 50, 8, generator=generator)
+    seen = torch.rand(2, 1, 700, 50, generator=generator) > 0.3
+    given = {None: None, "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)}[mask]
+    scores = (query @ key.mT) / 8**0.5
+    if mask is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    expected = scores.softmax(-1).mean(dim=(1, 2))
+    torch.testing.assert_close(received(query, key, key, given), expected)
+    torch.testing.assert_close(received(query, key, key, given).sum(dim=1), torch.ones(2))
+
+
+def test_batch_is_two_single_runs() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    inputs = entry.family.inputs
+    other = {name: value.flip(-1) for name, value in inputs.items() if isinstance(value, Tensor)}
+    noise = torch.randn(
+        2, *torch.as_tensor(entry.call(pipe, steps=1)).shape[1:], generator=torch.Generator().manual_seed(1)
+    )
+    both = {name: torch.cat([inputs[name], value]) for name, value in other.items()}
+    with spectrum_diffusion.enable(pipe, "toca", ratio=RATIO):
+        one = [
+            torch.as_tensor(entry.call(pipe, steps=STEPS, latents=noise[i : i + 1], **given))
+            for i, given in enumerate(({}, other))
+        ]
+        two = torch.as_tensor(entry.call(pipe, steps=STEPS, latents=noise, **both))
+    torch.testing.assert_close(two, torch.cat(one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "qwen-image", "cogvideox"])
+def test_other_models_are_refused_by_name(name: str) -> None:
+    pipe = PIPELINES[name].build()
+    with pytest.raises(UnsupportedModelError, match=r"toca can't do .*Flux.*fora"):
+        spectrum_diffusion.enable(pipe, "toca")
+
+
+def test_kept_features_are_counted_and_let_go() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "toca") as handle:
+        entry.call(pipe, steps=STEPS)
+        toca = handle.summary().history_bytes
+    with spectrum_diffusion.enable(pipe, "fora", warmup=3) as handle:
+        entry.call(pipe, steps=STEPS)
+        assert handle.summary().history_bytes < toca < 2.5 * handle.summary().history_bytes

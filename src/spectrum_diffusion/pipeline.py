@@ -561,9 +561,10 @@ def _refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = Fa
     if "output" in method.site:
         return
     if compiled(model) and not method.observes:
+        way = 'site="output"' if "output" in method.sites else 'easycache, or spectrum with site="output"'
         raise UnsupportedModelError(
-            f"{name} is compiled as a whole, and no block can be skipped inside one graph: use "
-            'site="output", or compile its blocks with compile_repeated_blocks(fullgraph=True)'
+            f"{name} is compiled as a whole, and no block can be skipped inside one graph: use {way}, or compile its "
+            "blocks with compile_repeated_blocks(fullgraph=True)"
         )
     if method.site == "module" and any(compiled(block) for block in denoisers.main_blocks(model)):
         raise UnsupportedModelError(

@@ -1,0 +1,98 @@
+"""Methods beside the untouched pipeline over many prompts: pictures, metrics with intervals, costs, a report.
+
+>>> from spectrum_diffusion.evaluate import Request, Row, evaluate          # doctest: +SKIP
+>>> request = Request(model="tiny-flux", rows=(Row("paper"),), prompts=prompts)   # doctest: +SKIP
+>>> results = evaluate(pipe, request, folder)                               # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .identity import machine
+from .lock import locked
+from .measures import choose_metrics
+from .plan import Plan, make_plan
+from .request import REFERENCE, Case, Request, Row
+from .results import Results, collect
+from .store import Store
+from .work import OnUnit, Work
+
+
+def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Results:
+    """Draw, measure and write results, going on from what the folder already holds.
+
+    Whatever determines a result goes into its key, so that a folder may be used again with other methods, prompts,
+    versions or another model: what fits is taken, the rest is made, and results never mix. It may be killed at any
+    moment; the same call goes on.
+
+    Args:
+        pipe: a diffusers pipeline, on its device.
+        request: what to evaluate.
+        folder: made if need be. It gets ``results.jsonl``, ``results.json``, ``table.md``, ``table.tex``,
+            ``report.html``, ``manifest.json`` and the frames in ``units/``.
+        on_unit: called with the number of units done, that of all, and what is done next.
+
+    Raises:
+        ConflictError: another evaluation uses the folder.
+        StoreError: the folder can't be written; what is finished is kept.
+        SpectrumError: an unknown metric. What the untouched pipeline raises goes through.
+    """
+    metrics = choose_metrics(request.metrics)
+    with locked(folder):
+        files.remove_temporaries(folder)
+        store, plan = Store(folder), make_plan(pipe, request)
+        manifest = _begin(folder, plan)
+        work = Work(pipe, plan, store, metrics, on_unit)
+        work.run()
+        results = collect(folder, plan, store, metrics)
+        results.computed, results.manifest = work.computed, manifest
+        _write(results, store)
+        _end(folder, manifest, work)
+    return results
+
+
+def _begin(folder: Path, plan: Plan) -> dict[str, Any]:
+    """The manifest: what is evaluated now, and every time that the command was given in this folder."""
+    before = files.read_json(folder / "manifest.json") or {}
+    request = plan.request
+    manifest = {
+        "model": request.model,
+        "command": request.command,
+        "settings": plan.settings,
+        "rows": [{"label": row.label, "method": row.method, "options": dict(row.options)} for row in request.rows],
+        "prompts": list({case.prompt.text: asdict(case.prompt) for case in plan.cases}.values()),
+        "seeds": list(request.seeds),
+        "runs": [*before.get("runs", []), {"begun": _now(), "command": request.command, **machine()}],
+    }
+    files.write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _end(folder: Path, manifest: dict[str, Any], work: Work) -> None:
+    manifest["runs"][-1] |= {"ended": _now(), "computed": work.computed}
+    files.write_json(folder / "manifest.json", manifest)
+
+
+def _write(results: Results, store: Store) -> None:
+    from .report import write_report
+    from .tables import latex, markdown
+
+    lines = "".join(json.dumps(unit, ensure_ascii=False, allow_nan=False) + "\n" for unit in results.units)
+    files.write_text(results.folder / "results.jsonl", lines)
+    files.write_json(results.folder / "results.json", results.to_dict())
+    files.write_text(results.folder / "table.md", markdown(results))
+    files.write_text(results.folder / "table.tex", latex(results))
+    write_report(results, store)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+__all__ = ["REFERENCE", "Case", "Request", "Results", "Row", "evaluate"]

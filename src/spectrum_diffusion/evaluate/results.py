@@ -1,0 +1,175 @@
+"""From the records of a plan to its results: a line a unit, and a row a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..metrics import Metric
+from .measures import read_metrics
+from .plan import Plan, Unit
+from .request import REFERENCE
+from .statistics import by_prompt, difference, estimate, median, quartiles, verdict
+from .store import Store
+
+Values = Mapping[tuple[str, int], float | None]
+
+
+@dataclass
+class Results:
+    """What an evaluation gave.
+
+    Attributes:
+        folder: where it lies.
+        units: a dict for each finished unit, the references first; the lines of ``results.jsonl``.
+        rows: a dict for each method, in the order asked for, the reference first; see ``results.json``.
+        metrics: by name, title, unit and direction of each metric.
+        baseline: label of the row that the others are compared with, or None.
+        failures: label → reason.
+        computed: calls of the pipeline that were made this time.
+        settings: what goes into every key: model, call, environment.
+    """
+
+    folder: Path
+    model: str
+    units: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
+    baseline: str | None
+    failures: dict[str, str]
+    settings: dict[str, Any]
+    computed: int = 0
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the units."""
+        return {
+            "model": self.model,
+            "prompts": len({unit["prompt"] for unit in self.units}),
+            "seeds": sorted({unit["seed"] for unit in self.units}),
+            "baseline": self.baseline,
+            "metrics": self.metrics,
+            "rows": self.rows,
+            "failures": self.failures,
+            "settings": self.settings,
+        }
+
+
+def collect(folder: Path, plan: Plan, store: Store, metrics: dict[str, Metric]) -> Results:
+    """Read back what is finished of a plan."""
+    units = _read_units(plan, store, metrics)
+    baseline = plan.request.find_baseline()
+    of = {label: [unit for unit in units if unit["row"] == label] for label in (REFERENCE, *_labels(plan))}
+    rows = [_row(label, found, of[REFERENCE], of.get(baseline or "", []), metrics) for label, found in of.items()]
+    for row in rows:
+        row |= _of_method(row["label"], plan, store, baseline)
+    shown = {
+        name: {"title": metric.title, "unit": metric.unit, "higher_is_better": metric.higher_is_better}
+        for name, metric in metrics.items()
+    }
+    return Results(folder, plan.request.model, units, rows, shown, baseline, dict(plan.failures), plan.settings)
+
+
+def _labels(plan: Plan) -> list[str]:
+    return [row.label for row in plan.request.rows]
+
+
+def _read_units(plan: Plan, store: Store, metrics: dict[str, Metric]) -> list[dict[str, Any]]:
+    references = {unit.case: unit for unit in plan.references}
+    found = []
+    for unit in plan.every:
+        if (record := store.record(unit)) is None:
+            continue
+        measured = read_metrics(store, unit, references[unit.case], metrics) if unit.row else {}
+        found.append(_line(unit, record, measured, store))
+    return found
+
+
+def _line(unit: Unit, record: dict[str, Any], measured: dict[str, Any], store: Store) -> dict[str, Any]:
+    kept = {name: value for name, value in record.items() if name not in ("files", "key", "row", "prompt", "seed")}
+    return {
+        "row": unit.label,
+        "prompt": unit.case.prompt.text,
+        "category": unit.case.prompt.category,
+        "seed": unit.case.seed,
+        "file": store.frames_file(record),
+        **kept,
+        "metrics": {name: value.get("value") for name, value in measured.items()},
+        "infinite": [name for name, value in measured.items() if value.get("infinite")],
+        "problems": {name: value["problem"] for name, value in measured.items() if "problem" in value},
+        "key": unit.key,
+    }
+
+
+def _of_method(label: str, plan: Plan, store: Store, baseline: str | None) -> dict[str, Any]:
+    """What is known of a row beside its units."""
+    asked = next((row for row in plan.request.rows if row.label == label), None)
+    counted = store.record(plan.flops[label]) if label in plan.flops else None
+    return {
+        "method": asked.method if asked else None,
+        "options": plan.options.get(label, dict(asked.options) if asked else {}),
+        "flops": (counted or {}).get("flops"),
+        "is_baseline": label == baseline,
+        "error": plan.failures.get(label),
+    }
+
+
+def _row(
+    label: str,
+    units: list[dict[str, Any]],
+    references: list[dict[str, Any]],
+    baseline: list[dict[str, Any]],
+    metrics: dict[str, Metric],
+) -> dict[str, Any]:
+    """Means over a row's units; its own baseline is no difference."""
+    nfe, seconds = [unit["nfe"] for unit in units], [unit["seconds"] for unit in units]
+    gaps = baseline if baseline and baseline[0]["row"] != label and label != REFERENCE else []
+    return {
+        "label": label,
+        "units": len(units),
+        "of": len(references),
+        "nfe": {"mean": sum(nfe) / len(nfe), "least": min(nfe), "most": max(nfe)} if nfe else None,
+        "fewer_evaluations": _median_ratio(references, units, "nfe"),
+        "seconds": median(seconds),
+        "seconds_quartiles": quartiles(seconds),
+        "faster": _median_ratio(references, units, "seconds"),
+        "history_bytes": max((unit["history_bytes"] for unit in units), default=None),
+        "metrics": {name: _metric(name, metric, units, gaps) for name, metric in metrics.items() if label != REFERENCE},
+        "path_rmse": _mean_path(units),
+    }
+
+
+def _metric(name: str, metric: Metric, units: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and interval; infinite values (PSNR of identical pictures) are counted apart, in no method's favour."""
+    values = _values(units, name)
+    found: dict[str, Any] = {
+        **estimate(list(by_prompt(values).values())).to_dict(),
+        "infinite": sum(name in unit["infinite"] for unit in units),
+        "problem": next((unit["problems"][name] for unit in units if name in unit["problems"]), None),
+    }
+    if baseline and units:
+        gap = difference(values, _values(baseline, name))
+        found["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, metric.higher_is_better)}
+    return found
+
+
+def _values(units: list[dict[str, Any]], name: str) -> Values:
+    return {(unit["prompt"], unit["seed"]): unit["metrics"].get(name) for unit in units}
+
+
+def _median_ratio(references: list[dict[str, Any]], units: list[dict[str, Any]], name: str) -> float | None:
+    """How many times less of something than the reference, case by case."""
+    whole = {(unit["prompt"], unit["seed"]): unit[name] for unit in references}
+    ratios = [whole[case] / unit[name] for unit in units if (case := (unit["prompt"], unit["seed"])) in whole]
+    return median([ratio for ratio in ratios if math.isfinite(ratio)])
+
+
+def _mean_path(units: list[dict[str, Any]]) -> list[float] | None:
+    """The latents' error after each step, over the units that have it."""
+    paths = [unit["path_rmse"] for unit in units if unit.get("path_rmse")]
+    if not paths or len({len(path) for path in paths}) > 1:
+        return None
+    return [sum(values) / len(values) for values in zip(*paths, strict=True)]

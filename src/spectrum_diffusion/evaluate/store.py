@@ -1,0 +1,128 @@
+"""The folder of an evaluation: what is finished is kept under its key, and read back only if it is whole.
+
+units/METHOD/PROMPT-sSEED-KEY.png       frames without loss (.zip of PNGs for a video), written first
+units/METHOD/PROMPT-sSEED-KEY.json      the record, which makes the unit finished
+units/METHOD/PROMPT-sSEED-KEY.metrics   metrics, each under a key of its own
+flops/METHOD/…json                      operations counted once a method
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import files
+from .plan import Unit
+from .sampling import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VIDEO_FPS = 16
+
+
+class Store:
+    """Reads and writes the units of a folder that this process holds the lock of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record(self, unit: Unit) -> dict[str, Any] | None:
+        """The record of a finished unit; None where it is missing, of another key, cut off, or its files are."""
+        record = files.read_json(self._path(unit, ".json"))
+        if record is None or record.get("key") != unit.key:
+            return None
+        whole = all(self._whole(name, checksum) for name, checksum in record.get("files", {}).items())
+        return record if whole else None
+
+    def save(self, unit: Unit, sample: Sample, measured: dict[str, Any]) -> dict[str, Any]:
+        """Keep a sample: its files, then its record.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        suffix, data = files.encode(sample.frames)
+        made = {self._path(unit, suffix): data}
+        if sample.latents is not None and unit.row is None:
+            made[self._path(unit, ".npy")] = _npy(sample.latents)
+        for path, content in made.items():
+            files.write_bytes(path, content)
+        if suffix == ".zip":
+            write_video(self._path(unit, ".mp4"), sample.frames)
+        record = {
+            "key": unit.key,
+            "row": unit.label,
+            "prompt": unit.case.prompt.text,
+            "seed": unit.case.seed,
+            "frames": len(sample.frames),
+            "files": {self._name(path): files.digest(content) for path, content in made.items()},
+            **measured,
+        }
+        self.save_record(unit, record)
+        return record
+
+    def save_record(self, unit: Unit, record: dict[str, Any]) -> None:
+        files.write_json(self._path(unit, ".json"), {**record, "key": unit.key})
+
+    def frames(self, unit: Unit, record: dict[str, Any]) -> list[Image]:
+        """The frames of a finished unit."""
+        path = self._file(record, ".png", ".zip")
+        return files.decode((self.folder / path).read_bytes(), Path(path).suffix)
+
+    def frames_file(self, record: dict[str, Any]) -> str:
+        """The path of a unit's frames within the folder."""
+        return self._file(record, ".png", ".zip")
+
+    def latents(self, record: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+        """What was kept of a reference's path, (T, …)."""
+        name = self._file(record, ".npy")
+        return np.load(self.folder / name) if name else None
+
+    def metrics(self, unit: Unit) -> dict[str, Any]:
+        """Metrics of a unit by name, whatever their key."""
+        found = files.read_json(self._path(unit, ".metrics")) or {}
+        return {name: value for name, value in found.items() if isinstance(value, dict)}
+
+    def save_metrics(self, unit: Unit, metrics: dict[str, Any]) -> None:
+        files.write_json(self._path(unit, ".metrics"), metrics)
+
+    def _path(self, unit: Unit, suffix: str) -> Path:
+        # Not with_suffix: prompts have dots.
+        return self.folder / f"{unit.name}{suffix}"
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _file(self, record: dict[str, Any], *suffixes: str) -> str:
+        return next((name for name in record["files"] if name.endswith(suffixes)), "")
+
+    def _whole(self, name: str, checksum: str) -> bool:
+        try:
+            return files.digest((self.folder / name).read_bytes()) == checksum
+        except OSError:
+            return False
+
+
+def write_video(path: Path, frames: list[Image]) -> None:
+    """An mp4 to look at beside the lossless frames, where imageio-ffmpeg is installed."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return
+    with files.written(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary), frames[0].size, fps=VIDEO_FPS, quality=8, macro_block_size=2
+        )
+        writer.send(None)
+        for frame in frames:
+            writer.send(frame.convert("RGB").tobytes())
+        writer.close()
+
+
+def _npy(array: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

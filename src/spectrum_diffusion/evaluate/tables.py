@@ -1,0 +1,162 @@
+"""The rows as a table: Markdown and LaTeX from one list of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .results import Results
+
+MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
+"""How a verdict is written beside a value."""
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": r"$-$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "→": r"$\rightarrow$",
+    "…": r"\ldots{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, and of a row its text and the number that it is sorted by."""
+
+    title: str
+    text: Callable[[dict[str, Any]], str]
+    value: Callable[[dict[str, Any]], float | None]
+
+
+def columns(results: Results) -> list[Column]:
+    """Cost first, then each metric with its interval and verdict."""
+    cost = [
+        Column("NFE", _nfe, lambda row: _of(row, "nfe", "mean")),
+        Column("fewer", lambda row: number(row["fewer_evaluations"], ".2f", "×"), lambda row: row["fewer_evaluations"]),
+        Column("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
+        Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"]),
+        Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
+        Column("history MiB", lambda row: number(_mebibytes(row), ".3g"), _mebibytes),
+    ]
+    return cost + [_metric_column(name, shown) for name, shown in results.metrics.items() if _has(results, name)]
+
+
+def flops(row: dict[str, Any]) -> float | None:
+    """Floating-point operations of a row's first case in whole evaluations; the reference's are its steps."""
+    if row["method"] is None and row["nfe"]:
+        return float(row["nfe"]["mean"])
+    return _of(row, "flops", "evaluations")
+
+
+def markdown(results: Results) -> str:
+    """A table for a README, with what its marks mean."""
+    shown = columns(results)
+    titles = ["method", *(column.title for column in shown)]
+    lines = [_line(titles), _line(["---", *(["---:"] * len(shown))])]
+    for row in results.rows:
+        lines.append(_line([row["label"], *(column.text(row) for column in shown)]))
+    return "\n".join([*lines, "", legend(results), ""])
+
+
+def latex(results: Results) -> str:
+    """A tabular with booktabs' rules."""
+    shown = columns(results)
+    titles = " & ".join(escape_latex(title) for title in ("method", *(column.title for column in shown)))
+    body = [
+        " & ".join(escape_latex(cell) for cell in (row["label"], *(column.text(row) for column in shown))) + r" \\"
+        for row in results.rows
+    ]
+    head = [f"% {legend(results)}".replace("\n", " "), r"\begin{tabular}{l" + "r" * len(shown) + "}", r"\toprule"]
+    return "\n".join([*head, titles + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def legend(results: Results) -> str:
+    """What the numbers and marks of the table are, in two or three sentences."""
+    counted = results.to_dict()
+    size = f"{counted['prompts']} prompts × {len(counted['seeds'])} seeds"
+    parts = [f"{results.model}, {size}. Brackets: 95 % intervals by a bootstrap over prompts."]
+    if results.baseline:
+        parts.append(
+            f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."
+        )
+    if failed := [row["label"] for row in results.rows if row["error"]]:
+        parts.append(f"Failed, wholly or in part: {', '.join(failed)}.")
+    return " ".join(parts)
+
+
+def escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def metric_text(found: dict[str, Any], digits: int) -> str:
+    """Mean, interval and verdict of a metric."""
+    if found["mean"] is None:
+        return "identical" if found["infinite"] else "–"
+    text = f"{found['mean']:.{digits}f}"
+    if found["low"] is not None:
+        text += f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    if gap := found.get("against_baseline"):
+        text += f" {MARKS[gap['verdict']]}"
+    return text
+
+
+def digits_of(shown: dict[str, Any]) -> int:
+    """Decimals worth showing: values in dB are tens, others mostly within 0 … 1."""
+    return 2 if shown["unit"] else 4
+
+
+def _metric_column(name: str, shown: dict[str, Any]) -> Column:
+    arrow = "↑" if shown["higher_is_better"] else "↓"
+    title = " ".join(part for part in (shown["title"], shown["unit"], arrow) if part)
+    return Column(
+        title,
+        lambda row: metric_text(row["metrics"][name], digits_of(shown)) if name in row["metrics"] else "–",
+        lambda row: _of(row["metrics"], name, "mean"),
+    )
+
+
+def _has(results: Results, name: str) -> bool:
+    """Whether any row has the metric: pictures may be too small for it."""
+    return any(
+        found["mean"] is not None or found["infinite"]
+        for row in results.rows
+        if (found := row["metrics"].get(name)) is not None
+    )
+
+
+def _nfe(row: dict[str, Any]) -> str:
+    nfe = row["nfe"]
+    if not nfe:
+        return "–"
+    if nfe["least"] == nfe["most"]:
+        return str(nfe["least"])
+    return f"{nfe['mean']:.1f} ({nfe['least']}…{nfe['most']})"
+
+
+def _mebibytes(row: dict[str, Any]) -> float | None:
+    return None if row["history_bytes"] is None else row["history_bytes"] / 2**20
+
+
+def _of(row: dict[str, Any], *names: str) -> float | None:
+    value: Any = row
+    for name in names:
+        value = value.get(name) if value else None
+    return None if value is None else float(value)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -397,6 +397,48 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in every if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
 
 
+def deep_modules(model: nn.Module, branch: int) -> tuple[nn.Module, list[nn.Module]]:
+    """What lies inside of skip connection ``branch`` of a U-Net (DeepCache): the last to run, and all before it.
+
+    Raises:
+        UnsupportedModelError: no U-Net of down, mid and up blocks made of layers, or ``branch`` is too deep.
+    """
+    unet: Any = unwrap(model)
+    downs, ups = list(getattr(unet, "down_blocks", None) or ()), list(getattr(unet, "up_blocks", None) or ())
+    if not downs or not ups or not all(hasattr(block, "resnets") for block in (*downs, *ups)):
+        raise UnsupportedModelError(
+            f"deepcache can't do {type(unet).__name__}, which is no U-Net of blocks with resnets, such as "
+            "UNet2DConditionModel: use spectrum, taylor or reuse, which can do any denoiser"
+        )
+    connections = [(b, layer) for b, block in enumerate(downs) for layer in range(len(_layers(block)))]
+    if branch >= len(connections):
+        raise UnsupportedModelError(
+            f"branch={branch} is too deep: this {type(unet).__name__} has skip connections 0 … {len(connections) - 1}"
+        )
+    depth, layer = connections[branch]
+    inner_down = [*_flat(_layers(downs[depth])[layer:]), *downs[depth + 1 :]] if layer else downs[depth:]
+    meeting = len(ups) - 1 - depth
+    split = max(0, len(ups[meeting].resnets) - 1 - layer)
+    inner_up = [*ups[:meeting], *_flat(_layers(ups[meeting])[:split])]
+    middle = [unet.mid_block] if getattr(unet, "mid_block", None) is not None else []
+    deep = [*inner_down, *middle, *inner_up]
+    return deep[-1], deep[:-1]
+
+
+def _layers(block: nn.Module) -> list[list[nn.Module]]:
+    """A U-Net block's layers: a convolution with the attention that follows it; last what changes the resolution."""
+    count = len(block.resnets)  # type: ignore[arg-type]
+    names = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")  # in the order they run
+    lists = [getattr(block, name) for name in names if isinstance(getattr(block, name, None), nn.ModuleList)]
+    layers = [[children[i] for children in lists if i < len(children)] for i in range(count)]
+    samplers = getattr(block, "downsamplers", None)
+    return [*layers, list(samplers)] if samplers else layers
+
+
+def _flat(layers: list[list[nn.Module]]) -> list[nn.Module]:
+    return [module for layer in layers for module in layer]
+
+
 _TEXT_FIRST = ("AuraFlow", "Bria", "Chroma", "Flux", "JointTransformerBlock", "LongCatImage", "Ovis", "QwenImage")
 
 

@@ -430,6 +430,11 @@ def _modules(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], 
     return Spliced("module", {"module": features, "block": skipped}, interceptor)
 
 
+def _deep(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]) -> Site:
+    last, before = denoisers.deep_modules(model, *where.site_options)
+    return Spliced("deep", {"module": [last], "block": before}, interceptor)
+
+
 def _residual(
     base: str, signal: Signal, model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]
 ) -> Site:
@@ -449,6 +454,7 @@ SITES: dict[str, Make] = {
     "residual": partial(_residual, "before", modulated_input),
     "first_block": partial(_residual, "after", first_residual),
     "watched": partial(_residual, "", modulated_input),
+    "deep": _deep,
     "tokens": lambda model, where, interceptor: Tokens(model, where.site_options, interceptor),
     "output_residual": lambda *_: Output(residual=True),
     "observed": lambda model, _, interceptor: Observed(denoisers.layers_of(model), interceptor),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import InvalidOptionError
 from .base import SITES, AnyMethod, Method
+from .deepcache import DeepCache
 from .easycache import EasyCache
 from .fewer_steps import FewerSteps
 from .first_block_cache import FirstBlockCache
@@ -34,6 +35,7 @@ METHODS: dict[str, type[AnyMethod]] = {
     "easycache": EasyCache,
     "magcache": MagCache,
     "toca": ToCa,
+    "deepcache": DeepCache,
     **RIVALS,
 }
 

@@ -1,0 +1,111 @@
+"""DeepCache against a second writing: the whole U-Net runs, and plain hooks put the kept deep feature back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pipelines import PIPELINES
+from torch import nn
+from zoo import ZOO, samples_of
+
+import spectrum_diffusion
+from spectrum_diffusion import UnsupportedModelError, denoisers
+
+STEPS = 12
+FULL = [0, 3, 6, 9]
+
+
+def meeting_place(unet: nn.Module, branch: int) -> nn.Module:
+    """The first module outside: the convolution of the upper branch that meets skip connection ``branch``."""
+    convolutions = [resnet for block in unet.up_blocks for resnet in block.resnets]
+    return convolutions[len(convolutions) - 1 - branch]
+
+
+@pytest.mark.parametrize("branch", [0, 1, 2])
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-dpmpp", "sdxl-ddim"])
+def test_equal_to_the_second_writing(name: str, branch: int) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "deepcache", branch=branch) as handle:
+        ours = torch.as_tensor(entry.call(pipe, steps=STEPS))
+        summary = handle.summary()
+    assert summary.evaluated == FULL
+    assert all((b.evaluated, b.partial) == (4, 8) for b in summary.branches.values())
+    kept: list[torch.Tensor] = []
+    step = [0]
+
+    def keep(module: nn.Module, args: Any) -> Any:
+        # Its input is the upper branch beside the skip connection, which is this step's own.
+        value, *rest = args
+        deep = value.shape[1] - skips(pipe.unet, branch)
+        if step[0] in FULL:
+            kept[:] = [value[:, :deep].clone()]
+        return (torch.cat([kept[0], value[:, deep:]], dim=1), *rest)
+
+    hook = meeting_place(pipe.unet, branch).register_forward_pre_hook(keep)
+    count = pipe.unet.register_forward_hook(lambda *_: step.__setitem__(0, step[0] + 1))
+    theirs = torch.as_tensor(entry.call(pipe, steps=STEPS))
+    hook.remove()
+    count.remove()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours, torch.as_tensor(entry.call(pipe, steps=STEPS)), rtol=1e-4, atol=1e-5)
+
+
+def skips(unet: nn.Module, branch: int) -> int:
+    """Channels of skip connection ``branch``."""
+    channels = [unet.config.block_out_channels[0]]
+    for block, width in zip(unet.down_blocks, unet.config.block_out_channels, strict=True):
+        channels += [width] * (len(block.resnets) + bool(block.downsamplers))
+    return channels[branch]
+
+
+def test_deeper_branches_cost_more() -> None:
+    entry = PIPELINES["sdxl"]
+    pipe = entry.build()
+    costs = []
+    for branch in range(3):
+        with spectrum_diffusion.enable(pipe, "deepcache", branch=branch, flops=True) as handle:
+            entry.call(pipe, steps=STEPS)
+            flops = handle.summary().flops
+            assert flops is not None
+            costs.append(flops.evaluations)
+    assert 4 < costs[0] < costs[1] <= costs[2] < STEPS
+
+
+UNETS = [name for name, entry in ZOO.items() if entry.available and name.endswith(("UNet", "Model")) and "UNet" in name]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_every_u_net_replays_or_is_refused_by_name(name: str) -> None:
+    model, entry = ZOO[name].build(), ZOO[name]
+    with torch.no_grad():
+        plain = samples_of(model(**entry.inputs(seed=0)))
+    try:
+        handle = spectrum_diffusion.enable(model, "deepcache")
+    except UnsupportedModelError as refusal:
+        message = str(refusal)
+        handle = None
+    if handle is None:
+        assert name in message
+        assert "spectrum" in message
+        return
+    deepest, before = denoisers.deep_modules(model, 0)
+    ran: list[nn.Module] = []
+    for module in (deepest, *before):
+        module.register_forward_pre_hook(lambda module, _: ran.append(module))
+    with torch.no_grad(), handle.run(total_steps=2) as loop:
+        for step in range(2):
+            loop.step(step)
+            ran.clear()
+            replayed = samples_of(model(**entry.inputs(seed=0)))
+    assert ran == []
+    assert all(torch.equal(a, b) for a, b in zip(replayed, plain, strict=True))
+
+
+def test_branch_too_deep_and_no_u_net() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"branch=99 is too deep.*0 …"):
+        spectrum_diffusion.enable(PIPELINES["sdxl"].build(), "deepcache", branch=99)
+    with pytest.raises(UnsupportedModelError, match=r"FluxTransformer2DModel.*UNet2DConditionModel"):
+        spectrum_diffusion.enable(PIPELINES["flux"].build(), "deepcache")

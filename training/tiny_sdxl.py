@@ -129,7 +129,8 @@ class TinySDXLRecipe(Recipe):
         denoiser=DenoiserConfig(
             process=NoisePrediction(),
             compile=False,  # takes minutes and gains nothing here
-            optim=OptimConfig(steps=3400, batch=64, rate=2e-3, average=0.998),
+            bfloat16=False,
+            optim=OptimConfig(steps=2600, batch=64, rate=2e-3, average=0.998),
         ),
     )
     call_defaults = {"num_inference_steps": 50, "height": 64, "width": 64, "guidance_scale": 4.0}

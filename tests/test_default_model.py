@@ -9,7 +9,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
-from spectrum_diffusion.default_model import ASSETS, DEFAULT_MODEL, load_default_pipeline, load_pipeline
+from spectrum_diffusion import default_model
+from spectrum_diffusion.default_model import (
+    ASSETS,
+    DEFAULT_MODEL,
+    load_default_pipeline,
+    load_pipeline,
+    small_models,
+)
 
 FOLDER = ASSETS / DEFAULT_MODEL
 
@@ -124,3 +131,33 @@ def test_unknown_call_default(pipeline: FluxPipeline, tmp_path: Path) -> None:
     (tmp_path / "call_defaults.json").write_text('{"steps": 3}', encoding="utf-8")
     with pytest.raises(ValueError, match="names steps, which FluxPipeline does not take"):
         load_pipeline(tmp_path)
+
+
+def test_every_small_model_loads_by_name_and_draws_by_prompt_alone() -> None:
+    others = set(small_models()) - {DEFAULT_MODEL}
+    for name in sorted(others):
+        pipe = load_pipeline(name)
+        pipe.set_progress_bar_config(disable=True)
+        output = pipe("red apple", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np")
+        assert np.isfinite(np.asarray(output[0])).all(), name
+
+
+def test_every_small_model_is_small_and_has_a_card() -> None:
+    for name, folder in small_models().items():
+        assert (folder / "README.md").is_file(), name
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 10_000_000, name
+
+
+def test_a_checkouts_models_are_found_beside_the_one_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny-other").mkdir()
+    (tmp_path / "tiny-other" / "model_index.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "tiny-unfinished").mkdir()
+    monkeypatch.setattr(default_model, "CHECKOUT_MODELS", tmp_path)
+    assert small_models() == {"tiny-other": tmp_path / "tiny-other", DEFAULT_MODEL: FOLDER}
+
+
+def test_without_a_checkout_only_the_shipped_model_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_model, "CHECKOUT_MODELS", tmp_path / "none")
+    assert list(small_models()) == [DEFAULT_MODEL]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny-flux"
 CALL_DEFAULTS_FILE = "call_defaults.json"
 ASSETS = Path(__file__).with_name("assets")
+CHECKOUT_MODELS = Path(__file__).parents[2] / "models"  # other small models; they lie in the repository only
 
 
 def load_default_pipeline(torch_dtype: torch.dtype = torch.float32) -> FluxPipeline:
@@ -39,7 +40,7 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
     what is passed to the call wins.
 
     Args:
-        name_or_dir: the name of a model that ships ("tiny-flux"), a folder, or an id that diffusers knows.
+        name_or_dir: the name of a small model (``small_models`` lists them), a folder, or an id that diffusers knows.
         kwargs: passed on to ``from_pretrained``.
     """
     from diffusers import DiffusionPipeline
@@ -55,11 +56,15 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
     return pipeline
 
 
+def small_models() -> dict[str, Path]:
+    """Names and folders of the small trained models: the one that ships, and in a checkout those beside it."""
+    files = [file for root in (CHECKOUT_MODELS, ASSETS) for file in sorted(root.glob("tiny-*/model_index.json"))]
+    return {file.parent.name: file.parent for file in files}
+
+
 def _shipped(name: str | Path) -> Path | None:
-    """The folder of the shipped model called `name`, unless a folder of that name lies in the current one."""
-    folder = ASSETS / str(name)
-    known = isinstance(name, str) and Path(name).name == name and (folder / "model_index.json").is_file()
-    return folder if known and not Path(name).is_dir() else None
+    """The folder of the small model called `name`, unless a folder of that name lies in the current one."""
+    return None if not isinstance(name, str) or Path(name).is_dir() else small_models().get(name)
 
 
 @functools.cache

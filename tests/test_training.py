@@ -1,0 +1,104 @@
+"""The recipes of the small models: a few steps on a few pictures, exported, loaded and drawn."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spectrum_diffusion import load_pipeline
+from training import dataset, recipe
+from training.denoiser import DistilConfig, draw_batch
+from training.optim import OptimConfig
+from training.process import FlowMatching, NoisePrediction
+from training.recipe import Recipe
+from training.tiny_flux import TinyFluxRecipe
+from training.tiny_sd3 import TinySD3Recipe
+from training.tiny_sdxl import TinySDXLRecipe
+
+RECIPES = [TinyFluxRecipe, TinySD3Recipe, TinySDXLRecipe]
+OPTIM = OptimConfig(steps=2, batch=4, log_every=1)
+
+
+def shortened(kind: type[Recipe], folder: Path) -> Recipe:
+    """The recipe with two concepts, two steps a stage and no compiler; its VAE is tiny-flux's."""
+    whole = kind.config
+    config = dataclasses.replace(
+        whole,
+        concepts=("apple", "lemon"),
+        variants=dataset.VariantConfig(plain=2, recoloured=1),
+        vae=None,
+        denoiser=dataclasses.replace(whole.denoiser, prompts=2, compile=False, optim=OPTIM),
+        distil=None if whole.distil is None else DistilConfig(optim=OPTIM),
+    )
+    return kind(config, folder / "work", folder / "model")
+
+
+@pytest.fixture
+def originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discs in place of the emoji, which would have to be fetched."""
+
+    def read(folder: Path, names: list[str]) -> dict[str, Image.Image]:
+        disc = np.hypot(*np.mgrid[-1:1:64j, -1:1:64j]) < 0.8
+        picture = Image.fromarray(np.dstack([255 * disc, 40 * disc, 40 * disc, 255 * disc]).astype(np.uint8), "RGBA")
+        return dict.fromkeys(names, picture)
+
+    monkeypatch.setattr(recipe.emoji, "fetch", lambda folder: folder)
+    monkeypatch.setattr(recipe.emoji, "read_pictures", read)
+
+
+@pytest.mark.parametrize("kind", RECIPES, ids=lambda kind: kind.name)
+@pytest.mark.usefixtures("originals")
+def test_a_few_steps_give_a_pipeline_that_draws(kind: type[Recipe], tmp_path: Path) -> None:
+    made = shortened(kind, tmp_path)
+    made.distil()
+    made.export()
+    pipe = load_pipeline(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("red apple", num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+    assert np.isfinite(picture).all()
+
+
+@pytest.mark.usefixtures("originals")
+def test_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    made = shortened(TinySD3Recipe, tmp_path)
+    made.denoiser()
+    path = tmp_path / "work" / "denoiser.pt"
+    before = torch.load(path, weights_only=True)
+    made.config = recipe.with_steps(made.config, {"denoiser": 3})
+    made.denoiser()
+    after = torch.load(path, weights_only=True)
+    assert (before["step"], after["step"]) == (2, 3)
+    assert after["losses"][:2] == before["losses"]
+
+
+@pytest.mark.usefixtures("originals")
+def test_a_step_draws_the_same_batch_each_time(tmp_path: Path) -> None:
+    made = shortened(TinySD3Recipe, tmp_path)
+    data, config = made.training_data(), made.config.denoiser
+    first, second, other = (draw_batch(data, 4, config, seed, 0.5) for seed in (7, 7, 8))
+    torch.testing.assert_close(first.noisy, second.noisy, rtol=0, atol=0)
+    assert not torch.equal(first.noisy, other.noisy)
+
+
+def test_an_unknown_concept_is_named(tmp_path: Path) -> None:
+    config = dataclasses.replace(TinySD3Recipe.config, concepts=("apple", "unicycle"))
+    with pytest.raises(ValueError, match="no concept is called unicycle"):
+        TinySD3Recipe(config, tmp_path, tmp_path)
+
+
+def test_flow_matching_ends_at_the_noise() -> None:
+    latents, noise = torch.randn(2, 3, 4, 4, 4)
+    process = FlowMatching(shift=3.0)
+    for sigma, expected in ((0.0, latents), (1.0, noise)):
+        torch.testing.assert_close(process.noisy(latents, noise, torch.full((3,), sigma)), expected)
+
+
+def test_noise_prediction_keeps_unit_variance() -> None:
+    latents, noise = torch.randn(2, 1000, 4, 8, 8)
+    process = NoisePrediction()
+    noisy = process.noisy(latents, noise, process.times(torch.linspace(0, 1, 1000)))
+    assert noisy.var().item() == pytest.approx(1, abs=0.01)

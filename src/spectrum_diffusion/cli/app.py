@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..plan import versions
-from . import catalog, doctor, outputs, tuning
+from . import catalog, doctor, evaluation, outputs, tuning
 from .guard import FAILURE, GuardedGroup, MistakeError, errors_console, set_up_logging
 from .request import (
     DEFAULT_MODEL,
@@ -179,6 +179,67 @@ def compare(
     outputs.check_folder(output)
     if failures := _compare(request, specs, output, as_json):
         for label, reason in failures.items():
+            typer.echo(f"{label} failed: {reason}", err=True)
+        raise typer.Exit(FAILURE)
+
+
+@app.command()
+def evaluate(
+    prompts: Prompts = None,
+    methods: Annotated[str, typer.Option(help="Methods, with options if wanted: taylor:order=2,paper,plan:FILE.")] = (
+        "fewer-steps,paper,spectrum,taylorseer,fora"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, tables and report.html.")] = ...,  # type: ignore[assignment]
+    source: Annotated[
+        str | None, typer.Option("--prompts", metavar="LIST|FILE", help="tiny, drawbench, coco, vbench, or a file.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many prompts.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="psnr,ssim,…; every one that can be had without.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that the others are compared with; fewer-steps without.")
+    ] = None,
+    path: Annotated[bool, typer.Option("--path", help="Also compare the latents after each step.")] = False,
+    model: Model = DEFAULT_MODEL,
+    speedup: Speedup = None,
+    site: Site = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")] = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods over many prompts: metrics with intervals, cost, a report. Given again, it goes on."""
+    found = evaluation.find_prompts(prompts or [], source, limit)
+    request = Request(
+        prompts=tuple(prompt.text for prompt in found),
+        seeds=parse_seeds(seeds, seed),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    specs = parse_methods(methods, {**_shared_options(speedup, site), **parse_options(option or ())})
+    for spec in specs:
+        spec.check(None)
+    outputs.check_folder(output)
+    chosen = tuple(name.strip() for name in metrics.split(",")) if metrics else None
+    results = evaluation.evaluate(request, specs, found, output, metrics=chosen, baseline=baseline, path=path)
+    if as_json:
+        _echo_json(evaluation.to_dict(results))
+    else:
+        evaluation.show(results)
+    if results.failures:
+        for label, reason in results.failures.items():
             typer.echo(f"{label} failed: {reason}", err=True)
         raise typer.Exit(FAILURE)
 

@@ -48,7 +48,14 @@ def columns(results: Results) -> list[Column]:
         Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
         Column("history MiB", lambda row: number(_mebibytes(row), ".3g"), _mebibytes),
     ]
-    return cost + [_metric_column(name, shown) for name, shown in results.metrics.items() if _has(results, name)]
+    return cost + [_metric_column(results, name) for name in _known(results)]
+
+
+def brief_columns(results: Results) -> list[Column]:
+    """The columns without intervals and what can be derived, for a terminal."""
+    wanted = ("NFE", "s/call", "faster")
+    cost = [column for column in columns(results) if column.title in wanted]
+    return cost + [_metric_column(results, name, brief=True) for name in _known(results)]
 
 
 def flops(row: dict[str, Any]) -> float | None:
@@ -80,11 +87,15 @@ def latex(results: Results) -> str:
     return "\n".join([*head, titles + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def legend(results: Results) -> str:
     """What the numbers and marks of the table are, in two or three sentences."""
     counted = results.to_dict()
-    size = f"{counted['prompts']} prompts × {len(counted['seeds'])} seeds"
-    parts = [f"{results.model}, {size}. Brackets: 95 % intervals by a bootstrap over prompts."]
+    size = f"{_count(counted['prompts'], 'prompt')} × {_count(len(counted['seeds']), 'seed')}"
+    parts = [f"{results.model}, {size}; brackets are 95 % intervals by a bootstrap over prompts."]
     if results.baseline:
         parts.append(
             f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."
@@ -102,40 +113,44 @@ def number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def metric_text(found: dict[str, Any], digits: int) -> str:
+def metric_text(found: dict[str, Any], digits: int, *, intervals: bool = True) -> str:
     """Mean, interval and verdict of a metric."""
     if found["mean"] is None:
         return "identical" if found["infinite"] else "–"
     text = f"{found['mean']:.{digits}f}"
-    if found["low"] is not None:
+    if intervals and found["low"] is not None:
         text += f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
     if gap := found.get("against_baseline"):
         text += f" {MARKS[gap['verdict']]}"
     return text
 
 
-def digits_of(shown: dict[str, Any]) -> int:
-    """Decimals worth showing: values in dB are tens, others mostly within 0 … 1."""
-    return 2 if shown["unit"] else 4
+def digits_of(results: Results, name: str) -> int:
+    """Decimals worth showing of a metric: fewer where its values are tens, as in dB."""
+    means = (_of(row["metrics"], name, "mean") for row in results.rows)
+    return 2 if any(mean is not None and abs(mean) >= 10 for mean in means) else 4
 
 
-def _metric_column(name: str, shown: dict[str, Any]) -> Column:
+def _metric_column(results: Results, name: str, *, brief: bool = False) -> Column:
+    shown, digits = results.metrics[name], digits_of(results, name) - brief
     arrow = "↑" if shown["higher_is_better"] else "↓"
     title = " ".join(part for part in (shown["title"], shown["unit"], arrow) if part)
-    return Column(
-        title,
-        lambda row: metric_text(row["metrics"][name], digits_of(shown)) if name in row["metrics"] else "–",
-        lambda row: _of(row["metrics"], name, "mean"),
-    )
+
+    def text(row: dict[str, Any]) -> str:
+        found = row["metrics"].get(name)
+        return metric_text(found, digits, intervals=not brief) if found else "–"
+
+    return Column(title, text, lambda row: _of(row["metrics"], name, "mean"))
 
 
-def _has(results: Results, name: str) -> bool:
-    """Whether any row has the metric: pictures may be too small for it."""
-    return any(
-        found["mean"] is not None or found["infinite"]
-        for row in results.rows
-        if (found := row["metrics"].get(name)) is not None
-    )
+def _known(results: Results) -> list[str]:
+    """The metrics that any row has: pictures may be too small for one."""
+    return [name for name in results.metrics if any(_has(row, name) for row in results.rows)]
+
+
+def _has(row: dict[str, Any], name: str) -> bool:
+    found = row["metrics"].get(name)
+    return found is not None and (found["mean"] is not None or found["infinite"] > 0)
 
 
 def _nfe(row: dict[str, Any]) -> str:

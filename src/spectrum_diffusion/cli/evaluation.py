@@ -1,0 +1,166 @@
+"""The command ``evaluate``: from what was typed to the library's request, progress with the time left, a table."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .guard import FailureError, MistakeError, errors_console
+from .request import MethodSpec, Request
+
+if TYPE_CHECKING:
+    from ..evaluate import Results
+    from ..prompts import Prompt
+
+LINE_EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal to draw a bar in."""
+MEMORY = 3600.0
+"""Seconds that the time left is estimated from: one call may take minutes."""
+
+
+def find_prompts(given: list[str], source: str | None, limit: int | None) -> list[Prompt]:
+    """The prompts of the command line, then those of a list or file, at most ``limit`` in all.
+
+    Raises:
+        MistakeError: there is none.
+    """
+    from ..prompts import Prompt, load_prompts
+
+    if limit is not None and limit < 1:
+        raise MistakeError(f"--limit {limit} leaves no prompt: give a number ≥ 1")
+    found = [Prompt(text) for text in given] + (load_prompts(source) if source else [])
+    if not found:
+        raise MistakeError("there is no prompt: give one or more, or --prompts with a list or file of them")
+    return found[:limit]
+
+
+def evaluate(
+    request: Request, specs: tuple[MethodSpec, ...], prompts: list[Prompt], folder: Path, **settings: Any
+) -> Results:
+    """Load the pipeline and evaluate; ``settings`` are fields of the library's request.
+
+    Raises:
+        MistakeError: the model can't be had, or what was asked for makes no evaluation.
+        FailureError: the folder can't be written.
+    """
+    from .. import evaluate as library
+    from ..evaluate.files import StoreError
+    from .drawing import load
+
+    asked = library.Request(
+        model=request.model,
+        rows=tuple(library.Row(spec.name, spec.options, spec.label, spec.plan) for spec in specs),
+        prompts=tuple(prompts),
+        seeds=request.seeds,
+        call=request.call_options(),
+        command=shlex.join(["spectrum", *sys.argv[1:]]),
+        **settings,
+    )
+    pipe = load(request)
+    try:
+        with _meter() as meter:
+            return library.evaluate(pipe, asked, folder, meter)
+    except StoreError as error:
+        raise FailureError(str(error)) from error
+
+
+def table_of(results: Results) -> Table:
+    """What fits a terminal: cost, and the mean of each metric with its verdict; the intervals are in the files."""
+    from ..evaluate.tables import brief_columns
+
+    columns = brief_columns(results)
+    table = Table(title=escape(results.model))
+    table.add_column("method", overflow="fold", min_width=12)
+    for column in columns:
+        table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in results.rows:
+        name = f"{row['label']} (failed)" if row["error"] else row["label"]
+        table.add_row(escape(name), *(escape(column.text(row)) for column in columns))
+    return table
+
+
+def to_dict(results: Results) -> dict[str, Any]:
+    """The one object on stdout: rows, and where everything lies."""
+    names = ("report.html", "results.json", "results.jsonl", "table.md", "table.tex", "manifest.json")
+    return {
+        "output": str(results.folder),
+        "files": {name: str(results.folder / name) for name in names},
+        "computed": results.computed,
+        **results.to_dict(),
+    }
+
+
+class _Lines:
+    """Progress where stderr is no terminal: a line now and then, with the time left."""
+
+    def __init__(self) -> None:
+        self._begin = self._said = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self._first = done if self._first is None else self._first
+        now = time.monotonic()
+        if now - self._said < LINE_EVERY or done == self._first:
+            return
+        self._said = now
+        left = (now - self._begin) / (done - self._first) * (total - done)
+        errors_console().print(f"{done} of {total} calls done, {_span(left)} left", highlight=False)
+
+
+class _Bar:
+    """Progress in a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._task is None:  # what was done before says nothing of the time left
+            self._task = self._progress.add_task("", total=total, completed=done)
+        self._progress.update(self._task, completed=done)
+        if what:
+            self._progress.update(self._task, description=escape(what))
+
+
+@contextmanager
+def _meter() -> Iterator[_Lines | _Bar]:
+    console = errors_console()
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=MEMORY) as progress:
+        yield _Bar(progress)
+
+
+def show(results: Results) -> None:
+    """The table, and where the rest is."""
+    from ..evaluate.tables import legend
+
+    console = Console()
+    console.print(table_of(results))
+    console.print(legend(results), highlight=False)
+    console.print(f"report: {results.folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -28,6 +28,10 @@ class MissingPackageError(SpectrumError, ImportError):
     """Something optional is not here: a package, or a model's weights; the message says how to get it."""
 
 
+class ProgramError(SpectrumError, RuntimeError):
+    """Another program that was run for a metric failed; the message says which, and what it said last."""
+
+
 class SpectrumWarning(UserWarning):
     """Said once: the result is right, but not what was hoped for (nothing to skip, a stochastic scheduler …)."""
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidOptionError
+from .errors import InvalidOptionError, MissingPackageError
+from .metrics.programs.environment import environment_of
 
 TINY_FILE = Path(__file__).with_name("assets") / "tiny_prompts.csv"
+VBENCH_FILE = "VBench_full_info.json"
 
 TEXT_COLUMNS = ("prompt", "prompts", "prompt_en", "text", "caption")
 CATEGORY_COLUMNS = ("category", "dimension")
@@ -30,7 +33,8 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
 
     Args:
         source: ``drawbench``, ``coco``, ``vbench``, ``tiny``, or a file: ``.txt`` with one prompt a line, or
-            ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` with a column "prompt" and perhaps "category".
+            ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` with a column "prompt" and perhaps "category"; COCO's own files
+            of captions and VBench's of prompts are known too.
         limit: at most so many, from the beginning; None for all.
 
     Raises:
@@ -85,7 +89,17 @@ def _lines(text: str) -> list[str]:
 
 def _json(text: str) -> list[Any]:
     found = json.loads(text)
+    if isinstance(found, dict) and isinstance(found.get("annotations"), list):
+        return _coco_captions(found["annotations"])
     return found if isinstance(found, list) else [found]
+
+
+def _coco_captions(annotations: list[dict[str, Any]]) -> list[Any]:
+    """The first caption of each picture, in the order of the file."""
+    by_picture: dict[Any, str] = {}
+    for one in annotations:
+        by_picture.setdefault(one.get("image_id"), one.get("caption", ""))
+    return list(by_picture.values())
 
 
 def _json_lines(text: str) -> list[Any]:
@@ -104,9 +118,77 @@ _PARSERS: dict[str, Callable[[str], list[Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class HubList:
+    """A list of prompts on the Hub, read with the package ``datasets``; nothing of it ships with this library.
+
+    Attributes:
+        repository: its id there, or a folder with a copy of it.
+        split: which part.
+        columns: of the texts, and of the categories or "".
+    """
+
+    repository: str
+    split: str
+    columns: tuple[str, str]
+
+    def __call__(self) -> list[Prompt]:
+        try:
+            import datasets
+        except ImportError:
+            raise MissingPackageError(
+                f"the prompts of {self.repository} need the package datasets: "
+                "pip install 'spectrum-diffusion[prompts]', or give a file of prompts"
+            ) from None
+        wanted = [name for name in self.columns if name]
+        try:
+            table = datasets.load_dataset(self.repository, split=self.split)
+            rows = zip(*(table[name] for name in wanted), strict=True)
+        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+            raise InvalidOptionError(
+                f"the prompts {self.repository} (split {self.split}, columns {', '.join(wanted)}) can't be loaded: "
+                f"{str(error).splitlines()[0]}; go online once, or give a file of prompts"
+            ) from error
+        return [Prompt(_first(text).strip(), *categories) for text, *categories in rows]
+
+
+def _first(text: str | list[str]) -> str:
+    """COCO has several captions a picture: the first stands for it."""
+    return text if isinstance(text, str) else text[0]
+
+
+def _vbench() -> list[Prompt]:
+    for file in _vbench_files():
+        if file.is_file():
+            return read_file(file)
+    raise MissingPackageError(
+        "the prompts of VBench come in the package vbench: pip install --no-deps vbench "
+        "(it is read, not imported), or give a file of prompts"
+    )
+
+
+def _vbench_files() -> Iterable[Path]:
+    """In this environment, or in that of the program which computes its metrics."""
+    spec = importlib.util.find_spec("vbench")  # of a top-level package: finding it imports nothing
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        yield Path(folder) / VBENCH_FILE
+    yield from sorted(environment_of("vbench").glob(f"lib/python*/site-packages/vbench/{VBENCH_FILE}"))
+
+
 def _tiny() -> list[Prompt]:
     return read_file(TINY_FILE)
 
 
-SOURCES: dict[str, Callable[[], list[Prompt]]] = {"tiny": _tiny}
+DRAWBENCH = HubList("sayakpaul/drawbench", "train", ("Prompts", "Category"))
+"""Saharia et al.: Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding, 2022; 200 prompts."""
+
+COCO = HubList("phiyodr/coco2017", "validation", ("captions", ""))
+"""Lin et al.: Microsoft COCO, 2014: the captions of the 5000 pictures of 2017's validation part."""
+
+SOURCES: dict[str, Callable[[], list[Prompt]]] = {
+    "drawbench": DRAWBENCH,
+    "coco": COCO,
+    "vbench": _vbench,
+    "tiny": _tiny,
+}
 """The lists known by name."""

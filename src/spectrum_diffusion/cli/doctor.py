@@ -21,6 +21,8 @@ class Package:
     install: str = ""
 
 
+METRICS_EXTRA = "pip install 'spectrum-diffusion[metrics]'"
+
 PACKAGES = (
     Package("torch", "torch", "everything"),
     Package("diffusers", "diffusers", "pipelines"),
@@ -29,7 +31,11 @@ PACKAGES = (
     Package("numpy", "numpy", "weights of the forecasts"),
     Package("pillow", "PIL.Image", "pictures"),
     Package("accelerate", "accelerate", "--offload, quick loading of large models", "pip install accelerate"),
-    Package("torchmetrics", "torchmetrics", "SSIM in compare", "pip install 'spectrum-diffusion[metrics]'"),
+    Package("torchmetrics", "torchmetrics.functional.image", "SSIM, MS-SSIM, LPIPS", METRICS_EXTRA),
+    Package("flip-evaluator", "flip_evaluator", "FLIP", METRICS_EXTRA),
+    Package("ssimulacra2", "ssimulacra2", "SSIMULACRA2", METRICS_EXTRA),
+    Package("cvvdp", "pycvvdp", "ColorVideoVDP, beside a torchvision that fits", "pip install cvvdp"),
+    Package("datasets", "datasets", "prompts of DrawBench and COCO", "pip install 'spectrum-diffusion[prompts]'"),
     Package("imageio-ffmpeg", "imageio_ffmpeg", "videos as mp4", "pip install 'spectrum-diffusion[video]'"),
     Package("cache-dit", "cache_dit", "its caches in compare", "pip install 'spectrum-diffusion[rivals]'"),
     Package("torchvision", "torchvision", "image processors of some pipelines", "pip install torchvision"),

@@ -56,7 +56,8 @@ SSIM = Metric(
     score=_ssim,
     needs=(TORCHMETRICS,),
     smallest=11,
-    source="Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment, 2004; 11x11 Gaussian of sigma 1.5, range 1",
+    source="Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment, 2004; 11x11 Gaussian of sigma 1.5, range 1, "
+    "borders reflected",
 )
 
 MS_SSIM = Metric(
@@ -65,6 +66,6 @@ MS_SSIM = Metric(
     higher_is_better=True,
     score=_ms_ssim,
     needs=(TORCHMETRICS,),
-    smallest=161,  # five scales: the last is a sixteenth, and must hold the window of 11
+    smallest=176,  # five scales: the last is a sixteenth, and must hold the window of 11
     source="Wang, Simoncelli, Bovik: Multi-scale Structural Similarity, 2003; as SSIM, at five scales",
 )

@@ -232,7 +232,9 @@ class Run:
         return output
 
     def close(self) -> None:
-        """Let go of every feature; the trace stays."""
+        """Let go of every feature, even where a traceback still holds the run; the trace stays."""
+        for branch in (b for branches in self._branches.values() for b in branches):
+            branch.release()
         self._branches.clear()
 
     def _locate(self, call: Arguments) -> tuple[int, bool]:

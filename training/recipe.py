@@ -21,9 +21,9 @@ from training.dataset import VariantConfig
 from training.denoiser import DenoiserConfig, DistilConfig, Prompts, TrainingData, distil_guidance, train_denoiser
 from training.export import load_average, save_pipeline
 from training.optim import OptimConfig
-from training.sheet import draw_sheet
+from training.sheet import PROMPTS_FILE, draw_sheet
 from training.text import TextConfig
-from training.vae import VaeConfig, encode_all, psnr, train_vae
+from training.vae import VaeConfig, encode_all, make_vae, psnr, train_vae
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +106,7 @@ class Recipe(ABC):
         if self.config.vae is None:
             return AutoencoderKL.from_pretrained(TINY_FLUX / "vae").eval()
         pixels = self.data().pixels
-        model = train_vae(pixels, self.config.vae, self.folder)
+        model = train_vae(make_vae, pixels, self.config.vae, self.folder)
         latents = self.latents(model, pixels)
         model.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
         logger.info("reconstruction: %.2f dB", psnr(model, pixels[::97]))
@@ -140,7 +140,13 @@ class Recipe(ABC):
 
     def sheet(self) -> None:
         """Draw the contact sheet with the exported pipeline."""
-        draw_sheet(self.output, self.folder)
+        draw_sheet(self.output, self.folder, self.sheet_prompts())
+
+    def sheet_prompts(self) -> list[str]:
+        """Those of the contact sheet that ask for a concept of this model."""
+        names = tuple(name for concept in self.concepts for name in (concept.name, concept.also) if name)
+        lines = PROMPTS_FILE.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if f" {line.partition(' on ')[0]}".endswith(tuple(f" {n}" for n in names))]
 
     def texts(self, forms: int) -> tuple[list[str], tuple[int, ...]]:
         """`forms` seeded ways to ask for everything that is drawn, and the dimensions that they fill."""

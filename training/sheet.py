@@ -17,9 +17,8 @@ CELL = 128
 LABEL = 14
 
 
-def draw_sheet(model: Path, folder: Path) -> None:
-    """Draw every prompt with every seed, shuffled and numbered, to sheet.png, the key to sheet-key.txt."""
-    prompts = PROMPTS_FILE.read_text(encoding="utf-8").splitlines()
+def draw_sheet(model: Path, folder: Path, prompts: list[str]) -> None:
+    """Draw every one of `prompts` with every seed, shuffled and numbered, to sheet.png, the key to sheet-key.txt."""
     jobs = [(prompt, seed) for prompt in prompts for seed in SEEDS]
     order = np.random.default_rng(0).permutation(len(jobs))
     jobs = [jobs[index] for index in order]

@@ -27,7 +27,7 @@ SCHEDULER = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
-# The things of the contact sheet: a U-Net learns a thing more slowly than a transformer.
+# Few things and narrow blocks: convolutions cost so much more than tokens that training is short.
 CONCEPTS = (
     "apple",
     "lemon",
@@ -41,58 +41,31 @@ CONCEPTS = (
     "burger",
     "pizza",
     "ice cream",
-    "birthday cake",
-    "coffee",
-    "beer",
-    "dog",
-    "cat",
-    "rabbit",
-    "fox",
     "panda",
-    "lion",
     "pig",
     "frog",
     "penguin",
     "turtle",
-    "dinosaur",
-    "fish",
     "crab",
-    "butterfly",
-    "ladybug",
     "smiley",
     "crying face",
     "face with sunglasses",
-    "ghost",
     "skull",
     "pumpkin",
     "snowman",
     "car",
-    "bus",
     "fire truck",
-    "airplane",
-    "rocket",
-    "sailboat",
-    "book",
     "balloon",
     "gift",
-    "crown",
-    "dress",
-    "key",
-    "alarm clock",
-    "guitar",
-    "scissors",
     "soccer ball",
     "house",
-    "moon",
-    "rainbow",
-    "palm tree",
     "sunflower",
     "heart",
 )
 # Original size, place of the crop, wanted size: the pipeline tells them, here they never change.
 SIZES = (64, 64, 0, 0, 64, 64)
 SIZE_WIDTH = 16
-WIDTHS = (64, 96)
+WIDTHS = (32, 64)
 
 
 class TinySDXL(nn.Module):
@@ -130,7 +103,7 @@ class TinySDXLRecipe(Recipe):
             process=NoisePrediction(),
             compile=False,  # takes minutes and gains nothing here
             bfloat16=False,
-            optim=OptimConfig(steps=2600, batch=64, rate=2e-3, average=0.998),
+            optim=OptimConfig(steps=1700, batch=64, rate=2e-3, average=0.996, save_every=200),
         ),
     )
     call_defaults = {"num_inference_steps": 50, "height": 64, "width": 64, "guidance_scale": 4.0}
@@ -149,7 +122,7 @@ class TinySDXLRecipe(Recipe):
             block_out_channels=WIDTHS,
             layers_per_block=1,
             norm_num_groups=16,
-            attention_head_dim=(2, 3),
+            attention_head_dim=(1, 2),
             use_linear_projection=True,
             cross_attention_dim=2 * sizes.clip_width,
             addition_embed_type="text_time",

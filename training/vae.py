@@ -1,8 +1,10 @@
 """The autoencoder: 64×64 pictures to 16×16 latents and back."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -24,6 +26,7 @@ class VaeConfig:
     crop: int = 32
     crop_share: float = 0.8
     seed: int = 1
+    bfloat16: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2400, batch=32, rate=3e-3, average=0.998))
 
 
@@ -41,7 +44,7 @@ def make_vae(config: VaeConfig) -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
-    )
+    ).to(memory_format=torch.channels_last)
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:
@@ -49,10 +52,10 @@ def to_unit(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def train_vae(pixels: torch.Tensor, config: VaeConfig, folder: Path) -> AutoencoderKL:
-    """Train on uint8 `pixels` (N, 3, 64, 64): crops first, which are cheap, then whole pictures."""
+def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: VaeConfig, folder: Path) -> Any:
+    """Train what `make` gives on uint8 `pixels` (N, 3, …, H, W): crops first, which are cheap, then all of them."""
     torch.manual_seed(config.seed)
-    vae = make_vae(config).to(memory_format=torch.channels_last)
+    vae = make(config)
     optimizers = make_optimizers([], vae.parameters(), config.optim)
     trainer = Trainer("vae", vae, optimizers, config.optim, folder)
 
@@ -62,7 +65,10 @@ def train_vae(pixels: torch.Tensor, config: VaeConfig, folder: Path) -> Autoenco
         images = pixels[index]
         if step < config.crop_share * config.optim.steps:
             images = _crop(images, config.crop, generator)
-        return vae_loss(vae, to_unit(images).contiguous(memory_format=torch.channels_last), config)
+        images = to_unit(images)
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return vae_loss(vae, images, config)
 
     trainer.run(loss_at)
     trainer.average.copy_to(vae)
@@ -74,27 +80,27 @@ def _crop(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.
     return images[..., top : top + size, left : left + size]
 
 
-def vae_loss(vae: AutoencoderKL, images: torch.Tensor, config: VaeConfig) -> torch.Tensor:
+def vae_loss(vae: Any, images: torch.Tensor, config: VaeConfig) -> torch.Tensor:
     """Absolute and squared error, error of the edges, and a light pull of the latents to a unit normal."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.sample()).sample
     error = output.float() - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    kl = posterior.kl().sum() / posterior.mean.numel()
     return error.abs().mean() + 2 * error.square().mean() + config.edges * edges + config.kl * kl
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, pixels: torch.Tensor, batch: int = 256) -> torch.Tensor:
-    """Means of the latents of all pictures, (N, C, 16, 16) in float32."""
+def encode_all(vae: Any, pixels: torch.Tensor, batch: int = 256) -> torch.Tensor:
+    """Means of the latents of all pictures, (N, C, …) in float32."""
     return torch.cat([vae.encode(to_unit(part)).latent_dist.mean for part in pixels.split(batch)])
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pixels: torch.Tensor) -> float:
+def psnr(vae: Any, pixels: torch.Tensor) -> float:
     """Mean over pictures of the peak signal-to-noise ratio of their reconstructions, in dB."""
     images = to_unit(pixels)
     output = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
-    mse = functional.mse_loss(output, images, reduction="none").mean(dim=(1, 2, 3)) / 4
+    mse = functional.mse_loss(output, images, reduction="none").flatten(1).mean(1) / 4
     return float((-10 * mse.log10()).mean())

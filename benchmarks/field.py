@@ -75,6 +75,9 @@ def fewer(nfe: int) -> Row:
     return Row("fewer-steps", {"speedup": 50 / nfe})
 
 
+LITE = {"taylor_factors_dtype": "float32", "use_lite_mode": True}
+"""diffusers' TaylorSeer after the last block; per module it leaves out less than half of a FLUX block's work."""
+
 COST: tuple[Table, ...] = (
     Table(
         "cost14",
@@ -90,8 +93,15 @@ COST: tuple[Table, ...] = (
             Row("taylorseer", {"interval": 5, "order": 2}),
             Row("taylorseer", {"interval": 5, "site": "last_block"}),
             Row("hicache", {"interval": 5}),
-            Row("first-block-cache", {"threshold": 0.121}),
+            Row("teacache", {"threshold": 0.18}),
+            Row("magcache", {"threshold": 0.17, "limit": 10, "retention": 0.04}),
             Row("easycache", {"threshold": 0.186, "warmup": 3}),
+            Row("first-block-cache", {"threshold": 0.265}),
+            Row("toca", {"interval": 6}),
+            Row("fewer-steps", {"speedup": 50 / 14, "solver": "unipc"}),
+            Row("diffusers:taylorseer", {"cache_interval": 5, **LITE}),
+            Row("diffusers:fbc", {"threshold": 0.3}),
+            Row("cache-dit:taylorseer", {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.5}),
         ),
         fewer(14),
         timed=True,
@@ -110,8 +120,12 @@ COST: tuple[Table, ...] = (
             Row("taylorseer", {"interval": 8, "order": 2}),
             Row("taylorseer", {"interval": 8, "site": "last_block"}),
             Row("hicache", {"interval": 8}),
-            Row("first-block-cache", {"threshold": 0.181}),
+            Row("teacache", {"threshold": 0.2785}),
+            Row("magcache", {"threshold": 0.35, "limit": 10, "retention": 0.04}),
             Row("easycache", {"threshold": 0.352, "warmup": 3}),
+            Row("toca", {"interval": 10, "ratio": 0.05}),
+            Row("fewer-steps", {"speedup": 5.0, "solver": "unipc"}),
+            Row("diffusers:taylorseer", {"cache_interval": 8, **LITE}),
         ),
         fewer(10),
         timed=True,

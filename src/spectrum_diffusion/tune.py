@@ -107,7 +107,7 @@ def tune(
         UnsupportedModelError: the method can't be on the pipeline's denoiser.
     """
     _check(method, options)
-    wanted = [check_integer("nfe", n, least=1) for n in ([nfe] if isinstance(nfe, int) else nfe)]
+    wanted = [check_integer("nfe", n, least=1) for n in (nfe if isinstance(nfe, Iterable) else [nfe])]
     pictures = Pictures(prompts=prompts, seeds=seeds, call=call or {})
     found = {**_fit(pipe, method, options, pictures, on_run), **options}
     search = Search(pipe, method, found, pictures, on_run)

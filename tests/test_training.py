@@ -17,6 +17,8 @@ from training.recipe import Recipe
 from training.tiny_flux import TinyFluxRecipe
 from training.tiny_sd3 import TinySD3Recipe
 from training.tiny_sdxl import TinySDXLRecipe
+from training.tiny_wan import TinyWanRecipe
+from training.video import VideoConfig
 
 RECIPES = [TinyFluxRecipe, TinySD3Recipe, TinySDXLRecipe]
 OPTIM = OptimConfig(steps=2, batch=4, log_every=1)
@@ -60,6 +62,21 @@ def test_a_few_steps_give_a_pipeline_that_draws(kind: type[Recipe], tmp_path: Pa
     picture = pipe("red apple", num_inference_steps=2, output_type="np").images[0]
     assert picture.shape == (64, 64, 3)
     assert np.isfinite(picture).all()
+
+
+@pytest.mark.usefixtures("originals")
+def test_a_few_steps_give_a_pipeline_that_draws_videos(tmp_path: Path) -> None:
+    short = shortened(TinyWanRecipe, tmp_path).config
+    vae = dataclasses.replace(TinyWanRecipe.config.vae, optim=dataclasses.replace(OPTIM, batch=1))
+    config = dataclasses.replace(short, concepts=("apple",), videos=VideoConfig(variants=1), vae=vae)
+    made = TinyWanRecipe(config, tmp_path / "work", tmp_path / "model")
+    made.denoiser()
+    made.export()
+    pipe = load_pipeline(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe("red apple spinning", num_inference_steps=2, output_type="np").frames[0]
+    assert frames.shape == (13, 48, 48, 3)
+    assert np.isfinite(frames).all()
 
 
 @pytest.mark.usefixtures("originals")

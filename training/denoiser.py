@@ -82,7 +82,7 @@ def zero_outputs(transformer: nn.Module) -> None:
 
 
 def _is_modulation(name: str) -> bool:
-    return ".linear." in name and "norm" in name
+    return (".linear." in name and "norm" in name) or "time_proj." in name or "scale_shift_table" in name
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -92,7 +92,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name, parameter in model.named_parameters():
         in_block = "blocks." in name or "layers." in name or ".block." in name
         hidden = in_block and parameter.ndim == 2 and not _is_modulation(name) and "bias" not in name
-        (matrices if hidden and "scale_shift" not in name else others).append(parameter)
+        (matrices if hidden else others).append(parameter)
     return matrices, others
 
 

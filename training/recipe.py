@@ -24,6 +24,7 @@ from training.optim import OptimConfig
 from training.sheet import PROMPTS_FILE, draw_sheet
 from training.text import TextConfig
 from training.vae import VaeConfig, encode_all, make_vae, psnr, train_vae
+from training.video import VideoConfig
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ class Config:
 
     concepts: tuple[str, ...] = ()
     variants: VariantConfig = field(default_factory=VariantConfig)
+    videos: VideoConfig = field(default_factory=VideoConfig)
     vae: VaeConfig | None = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)

@@ -12,12 +12,13 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5EncoderModel,
 )
 
 CLIPEncoder = TypeVar("CLIPEncoder", CLIPTextModel, CLIPTextModelWithProjection)
+T5Encoder = TypeVar("T5Encoder", T5EncoderModel, UMT5EncoderModel)
 PRINTABLE = [chr(code) for code in range(33, 127)]
 
 
@@ -94,10 +95,10 @@ def take_over_clip(clip: CLIPTextModelWithProjection, trained: Path) -> None:
     nn.init.eye_(clip.text_projection.weight)
 
 
-def make_t5(tokenizer: T5TokenizerFast, config: TextConfig) -> T5EncoderModel:
-    """The encoder whose tokens stand beside the picture's in every block."""
-    return T5EncoderModel(
-        T5Config(
+def make_t5(tokenizer: T5TokenizerFast, config: TextConfig, kind: type[T5Encoder] = T5EncoderModel) -> T5Encoder:
+    """The encoder whose tokens every block of the denoiser looks at."""
+    return kind(
+        kind.config_class(
             vocab_size=len(tokenizer),
             d_model=config.t5_width,
             d_kv=config.t5_width // config.t5_heads,

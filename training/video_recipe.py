@@ -1,0 +1,86 @@
+"""The stages of a model of videos: those of pictures, with moving things, and strips of frames to look at."""
+
+import dataclasses
+import logging
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from spectrum_diffusion import load_pipeline
+from training import emoji, video
+from training.recipe import Recipe
+from training.vae import psnr, train_vae
+
+logger = logging.getLogger(__name__)
+STRIP_PROMPTS = (
+    "red apple spinning on blue",
+    "panda growing",
+    "soccer ball bouncing on green",
+    "smiley moving left",
+    "fish moving right on blue",
+    "balloon moving up on yellow",
+    "pumpkin shrinking",
+    "heart moving down on green",
+)
+
+
+class VideoRecipe(Recipe):
+    """A model says, beside the other things, what its untrained autoencoder is."""
+
+    @abstractmethod
+    def untrained_vae(self) -> Any:
+        """The autoencoder of videos."""
+
+    def data(self) -> Any:
+        """Draw all videos, once."""
+        path = self.folder / "videos.pt"
+        if path.exists():
+            return video.Videos(**torch.load(path, weights_only=True))
+        originals = emoji.read_pictures(emoji.fetch(self.folder), [concept.emoji for concept in self.concepts])
+        videos = video.draw_all(self.concepts, originals, self.config.videos)
+        torch.save(dataclasses.asdict(videos), path)
+        logger.info("%d videos of %d things", len(videos.pixels), len(self.concepts))
+        return videos
+
+    def vae(self) -> Any:
+        """Train the autoencoder, and note the means and scales of its channels in its configuration."""
+        assert self.config.vae is not None
+        pixels = self.data().pixels
+        vae = train_vae(lambda config: self.untrained_vae(), pixels, self.config.vae, self.folder)
+        self.note_scales(vae, self.latents(vae, pixels))
+        logger.info("reconstruction: %.2f dB", psnr(vae, pixels[::97]))
+        return vae
+
+    @abstractmethod
+    def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
+        """Write into the configuration what brings the latents to unit variance."""
+
+    def texts(self, forms: int) -> tuple[list[str], tuple[int, ...]]:
+        """`forms` seeded ways to ask for every thing, on every background, in every motion."""
+        rng = np.random.default_rng(self.config.denoiser.seed)
+        texts = [
+            video.prompt(concept, background, motion, rng)
+            for concept in self.concepts
+            for background in video.GROUNDS
+            for motion in video.MOTIONS
+            for _ in range(forms)
+        ]
+        return texts, (len(self.concepts), len(video.GROUNDS), len(video.MOTIONS), forms)
+
+    def sheet(self) -> None:
+        """Every other frame of some videos, one video a row, to sheet.png."""
+        pipeline = load_pipeline(self.output, torch_dtype=torch.float32)
+        pipeline.set_progress_bar_config(disable=True)
+        names = {concept.name for concept in self.concepts}
+        prompts = [text for text in STRIP_PROMPTS if any(name in text for name in names)]
+        rows = []
+        for text in prompts:
+            frames = pipeline(text, generator=torch.Generator().manual_seed(0), output_type="np").frames[0]
+            rows.append(np.concatenate(list(frames[::2]), axis=1))
+        picture = Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8))
+        picture.resize((2 * picture.width, 2 * picture.height)).save(self.folder / "sheet.png")
+        (self.folder / "sheet-key.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")

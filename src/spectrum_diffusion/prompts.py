@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def _json_lines(text: str) -> list[Any]:
 
 
 def _table(delimiter: str) -> Callable[[str], list[Any]]:
-    return lambda text: list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+    return lambda text: list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
 _PARSERS: dict[str, Callable[[str], list[Any]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,12 +42,6 @@ def _file(frame: torch.Tensor) -> io.BytesIO:
     return file
 
 
-def _cvvdp(video: torch.Tensor, reference: torch.Tensor, fps: float) -> torch.Tensor:
-    rate = fps if len(video) > 1 else 0  # at a rate of 0 it is a picture
-    quality, _ = _cvvdp_model().predict(video.float(), reference.float(), dim_order="FCHW", frames_per_second=rate)
-    return quality.double().reshape(1)
-
-
 @lru_cache(maxsize=1)
 def _cvvdp_model() -> Any:
     from pycvvdp import cvvdp
@@ -57,12 +51,19 @@ def _cvvdp_model() -> Any:
 
 def color_video_vdp(fps: float) -> Metric:
     """ColorVideoVDP of a video of so many frames a second; the rate is nothing to a picture."""
+
+    def score(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        rate = fps if len(video) > 1 else 0  # at a rate of 0 it is a picture
+        model = _cvvdp_model()
+        quality, _ = model.predict(video.float(), reference.float(), dim_order="FCHW", frames_per_second=rate)
+        return quality.double().reshape(1)
+
     return Metric(
         name="cvvdp",
         title="ColorVideoVDP",
         unit="JOD",
         higher_is_better=True,
-        score=partial(_cvvdp, fps=fps),
+        score=score,
         needs=(TORCHVISION, package("pycvvdp", "pip install cvvdp")),
         smallest=4,
         source="Mantiuk et al.: ColorVideoVDP, 2024; on the display standard_4k, 10 is no difference",

@@ -233,10 +233,80 @@ def test_mistakes(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
+def test_tune_writes_plans_that_generate_and_compare_take(tmp_path: Path) -> None:
+    plan, picture = tmp_path / "plan.json", tmp_path / "a.png"
+    result = run("tune", "red apple", "--method", "teacache", "--nfe", "6,4", "-o", plan, "--json", *QUICK)
+    found = json.loads(result.stdout)
+    assert [Path(one["output"]).name for one in found["plans"]] == ["plan-6.json", "plan-4.json"]
+    assert (found["nfe"], found["steps"], found["method"]) == (4, STEPS, "teacache")
+    written = json.loads((tmp_path / "plan-6.json").read_text(encoding="utf-8"))
+    assert written.items() <= found["plans"][0].items()
+    assert written["provenance"].keys() == {"command", "pipeline", "prompts", "seeds", "call"}
+    made = json.loads(
+        run("generate", "red apple", "--plan", tmp_path / "plan-6.json", "-o", picture, "--json", *QUICK).stdout
+    )
+    assert (made["nfe"], made["method"], made["options"]) == (6, "teacache", written["options"])
+    assert json.loads(Image.open(picture).text["spectrum"])["options"] == written["options"]
+    methods = f"plan:{tmp_path / 'plan-6.json'},plan:{tmp_path / 'plan-4.json'}:threshold=0,first-block-cache"
+    run("compare", "red apple", "--methods", methods, "-o", tmp_path / "c", *QUICK)
+    rows = json.loads((tmp_path / "c" / "results.json").read_text(encoding="utf-8"))["methods"]
+    assert [row["nfe"] for row in rows[:3]] == [STEPS, 6, STEPS]
+    assert rows[1]["method"] == f"plan:{tmp_path / 'plan-6.json'}"
+
+
+def test_tune_says_in_words_what_was_reached(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    result = run("tune", "red apple", "--method", "first-block-cache", "--nfe", 5, "-o", plan, *QUICK)
+    assert f"first-block-cache threshold 0.{result.stdout.partition('threshold 0.')[2][:1]}" in result.stdout
+    assert f"5 of {STEPS} steps evaluated, 5 wanted" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+TUNE_MISTAKES: list[tuple[list[str], str]] = [
+    (["apple", "--method", "fora"], "fora has no threshold to be found: tune one of teacache"),
+    (["apple", "--method", "teacash"], "did you mean 'teacache'"),
+    (["apple", "--method", "teacache", "--nfe", "few"], "--nfe 'few' is no list of evaluations"),
+    (["apple", "--method", "teacache", "--nfe", "0"], "--nfe '0' is no list of evaluations"),
+    (
+        ["apple", "--method", "teacache", "--nfe", "5,1"],
+        "nfe=1 is out of the reach of teacache, which evaluates 2 … 10",
+    ),
+    (["apple", "--method", "teacache", "--option", "threshold=1"], "threshold is what is searched"),
+    (["apple", "--method", "teacache", "--option", "limit=1"], "teacache has no option 'limit'"),
+    (["--method", "teacache"], "there is no prompt"),
+    (["apple", "--method", "teacache", "-o", "plan.txt"], "end it with .json"),
+    (["apple", "--method", "teacache", "-o", "nowhere/plan.json"], "can't be written"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), TUNE_MISTAKES)
+def test_mistakes_of_tune(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("tune", "-o", "plan.json", *arguments, *QUICK, code=2)
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_beside_another_method_and_one_that_is_none(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"method": "easycache", "options": {}, "model": "FluxTransformer2DModel-57"}', encoding="utf-8")
+    for arguments, message in (
+        (["--plan", plan, "--method", "fora"], "method='fora' disagrees with the plan"),
+        (["--plan", plan], "made for FluxTransformer2DModel-57, and this denoiser is FluxTransformer2DModel-6"),
+        (["--plan", plan, "--option", "order=2"], "easycache has no option 'order'"),
+        (["--plan", tmp_path / "none.json"], "can't be read"),
+    ):
+        result = run("generate", "red apple", "-o", tmp_path / "a.png", *arguments, *QUICK, code=2)
+        assert message in " ".join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "spectrum,nothing"], "nothing"),
+        (["--methods", "plan:none.json"], "plan='none.json' can't be read"),
         (["--methods", "order=2"], "where a method's name belongs"),
         (["--methods", "paper,paper"], "twice"),
         (["--seeds", "0,x"], "--seeds"),

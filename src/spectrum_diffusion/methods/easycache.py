@@ -34,6 +34,7 @@ class EasyCache(Watching):
 
     sites: ClassVar[tuple[str, ...]] = ("output_residual",)
     forces_last: ClassVar[bool] = True
+    limits: ClassVar[str] = "every denoiser whose output has the shape of its sample"
 
     def decider(self, total: int) -> ExpectedChange:
         return ExpectedChange(self.threshold)

@@ -7,6 +7,7 @@ order, made for few steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import InvalidOptionError
 from ..forecast import Weights
@@ -25,6 +26,8 @@ class FewerSteps(Method):
     """
 
     solver: str | None = None
+
+    limits: ClassVar[str] = "every pipeline that takes num_inference_steps; the solvers where its scheduler allows"
 
     def __post_init__(self) -> None:
         super().__post_init__()

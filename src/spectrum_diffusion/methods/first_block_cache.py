@@ -30,6 +30,7 @@ class FirstBlockCache(Watching):
 
     sites: ClassVar[tuple[str, ...]] = ("first_block",)
     skip: ClassVar[Action] = "partial"
+    limits: ClassVar[str] = "transformers in the table whose tokens keep their shape"
 
     def decider(self, total: int) -> ChangeSinceEvaluated:
         return ChangeSinceEvaluated(self.threshold)

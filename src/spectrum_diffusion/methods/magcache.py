@@ -36,6 +36,7 @@ class MagCache(Watching):
     ratios: tuple[float, ...] | None = None
 
     sites: ClassVar[tuple[str, ...]] = ("residual",)
+    limits: ClassVar[str] = "transformers in the table, with calibration"
 
     def __post_init__(self) -> None:
         super().__post_init__()

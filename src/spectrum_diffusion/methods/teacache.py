@@ -36,6 +36,7 @@ class TeaCache(Watching):
     coefficients: tuple[float, ...] | None = None
 
     sites: ClassVar[tuple[str, ...]] = ("residual",)
+    limits: ClassVar[str] = "transformers in the table with calibration; published for FLUX.1, HunyuanVideo and Wan2.1"
     forces_last: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

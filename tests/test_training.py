@@ -15,12 +15,14 @@ from training.optim import OptimConfig
 from training.process import FlowMatching, NoisePrediction
 from training.recipe import Recipe
 from training.tiny_flux import TinyFluxRecipe
+from training.tiny_hunyuan import TinyHunyuanRecipe
 from training.tiny_sd3 import TinySD3Recipe
 from training.tiny_sdxl import TinySDXLRecipe
 from training.tiny_wan import TinyWanRecipe
 from training.video import VideoConfig
 
 RECIPES = [TinyFluxRecipe, TinySD3Recipe, TinySDXLRecipe]
+VIDEO_RECIPES = [TinyWanRecipe, TinyHunyuanRecipe]
 OPTIM = OptimConfig(steps=2, batch=4, log_every=1)
 
 
@@ -64,13 +66,14 @@ def test_a_few_steps_give_a_pipeline_that_draws(kind: type[Recipe], tmp_path: Pa
     assert np.isfinite(picture).all()
 
 
+@pytest.mark.parametrize("kind", VIDEO_RECIPES, ids=lambda kind: kind.name)
 @pytest.mark.usefixtures("originals")
-def test_a_few_steps_give_a_pipeline_that_draws_videos(tmp_path: Path) -> None:
-    short = shortened(TinyWanRecipe, tmp_path).config
-    vae = dataclasses.replace(TinyWanRecipe.config.vae, optim=dataclasses.replace(OPTIM, batch=1))
+def test_a_few_steps_give_a_pipeline_that_draws_videos(kind: type[Recipe], tmp_path: Path) -> None:
+    short = shortened(kind, tmp_path).config
+    vae = dataclasses.replace(kind.config.vae, optim=dataclasses.replace(OPTIM, batch=1))
     config = dataclasses.replace(short, concepts=("apple",), videos=VideoConfig(variants=1), vae=vae)
-    made = TinyWanRecipe(config, tmp_path / "work", tmp_path / "model")
-    made.denoiser()
+    made = kind(config, tmp_path / "work", tmp_path / "model")
+    made.distil()
     made.export()
     pipe = load_pipeline(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)

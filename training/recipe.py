@@ -163,8 +163,8 @@ class Recipe(ABC):
 
     def tokenize(self, texts: list[str]) -> Prompts:
         """Token numbers of `texts` (…, tokens), cut and padded as the pipeline does it."""
-        how = {"padding": "max_length", "max_length": self.config.text.tokens, "truncation": True}
-        return tuple(tokenizer(texts, return_tensors="pt", **how).input_ids for tokenizer in self.tokenizers())
+        how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return tuple(tokenizer(texts, **how).input_ids for tokenizer in self.tokenizers())
 
     def training_data(self) -> TrainingData:
         """Latents and prompts, as the denoiser takes them."""

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
     T5EncoderModel,
     T5TokenizerFast,
     UMT5EncoderModel,
@@ -70,6 +73,17 @@ def make_t5_tokenizer(words: list[str], tokens: int) -> T5TokenizerFast:
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=tokens)
 
 
+def make_word_tokenizer(words: list[str], tokens: int) -> PreTrainedTokenizerFast:
+    """One token for each word, in small letters, and one for all words unknown; a start stands before them."""
+    vocabulary = {piece: index for index, piece in enumerate(["<pad>", "<s>", "<unk>", *words])}
+    whole = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    whole.normalizer = normalizers.Lowercase()
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    whole.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=whole, model_max_length=tokens, **special)
+
+
 def make_clip(tokenizer: CLIPTokenizer, config: TextConfig, kind: type[CLIPEncoder] = CLIPTextModel) -> CLIPEncoder:
     """The encoder whose pooled output modulates every block."""
     return kind(
@@ -80,7 +94,7 @@ def make_clip(tokenizer: CLIPTokenizer, config: TextConfig, kind: type[CLIPEncod
             projection_dim=config.clip_width,
             num_hidden_layers=config.layers,
             num_attention_heads=config.clip_heads,
-            max_position_embeddings=config.tokens,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -107,6 +121,25 @@ def make_t5(tokenizer: T5TokenizerFast, config: TextConfig, kind: type[T5Encoder
             num_heads=config.t5_heads,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
+            use_cache=False,
+        )
+    )
+
+
+def make_llama(tokenizer: PreTrainedTokenizerFast, config: TextConfig) -> LlamaModel:
+    """One layer that HunyuanVideo looks at, and the two after it, which it skips."""
+    return LlamaModel(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.t5_width,
+            intermediate_size=config.t5_hidden,
+            num_hidden_layers=3,
+            num_attention_heads=config.t5_heads,
+            num_key_value_heads=config.t5_heads,
+            max_position_embeddings=4 * config.tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
             use_cache=False,
         )
     )

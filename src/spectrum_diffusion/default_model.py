@@ -49,10 +49,9 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
     defaults = folder / CALL_DEFAULTS_FILE
     if not defaults.is_file():
         return DiffusionPipeline.from_pretrained(name_or_dir, **kwargs)
-    values = json.loads(defaults.read_text(encoding="utf-8"))
     with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **kwargs)
-    pipeline.__class__ = _with_call_defaults(type(pipeline), tuple(values.items()))  # type: ignore[arg-type]
+    pipeline.__class__ = _with_call_defaults(type(pipeline), defaults.read_text(encoding="utf-8"))  # type: ignore[arg-type]
     return pipeline
 
 
@@ -68,13 +67,13 @@ def _shipped(name: str | Path) -> Path | None:
 
 
 @functools.cache
-def _with_call_defaults(base: type, defaults: tuple[tuple[str, Any], ...]) -> type:
-    """A subclass of the pipeline class `base` in which only the defaults of its call differ.
+def _with_call_defaults(base: type, defaults: str) -> type:
+    """A subclass of the pipeline class `base` in which only the defaults of its call differ: those in JSON.
 
     It bears its base's name: diffusers writes the class's name into ``model_index.json``, and the saved
     pipeline must load without this package.
     """
-    values = dict(defaults)
+    values = json.loads(defaults)
     signature = inspect.signature(base.__call__)
     unknown = values.keys() - signature.parameters.keys()
     if unknown:

@@ -1,0 +1,147 @@
+"""Make a tiny HunyuanVideo: ``python -m training.tiny_hunyuan all``."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from torch import nn
+from transformers import CLIPTextModel, LlamaModel
+
+from training import text, video
+from training.denoiser import DenoiserConfig, DistilConfig, Prompts, zero_outputs
+from training.optim import OptimConfig
+from training.process import FlowMatching
+from training.recipe import Config, main
+from training.vae import VaeConfig
+from training.video_recipe import VideoRecipe
+
+CHANNELS = 8
+CLIP_TOKENS = 77  # the pipeline asks for no fewer; the pooled token is the first end of text, wherever it stands
+USED_STATE = -3  # the pipeline takes Llama's state two layers before its last
+
+
+class TinyHunyuan(nn.Module):
+    """Transformer and text encoders as one model, since they learn together."""
+
+    def __init__(self, transformer: HunyuanVideoTransformer3DModel, llama: LlamaModel, clip: CLIPTextModel) -> None:
+        super().__init__()
+        self.transformer, self.llama, self.clip = transformer, llama, clip
+
+    def forward(
+        self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
+    ) -> torch.Tensor:
+        """The velocity noise − data at `noisy` (B, 8, 4, 12, 12), for σ and `guidance` (B,)."""
+        llama, clip = prompts
+        said = (llama != self.llama.config.pad_token_id).long()
+        states = self.llama(llama, attention_mask=said, output_hidden_states=True).hidden_states
+        return self.transformer(
+            hidden_states=noisy,
+            timestep=1000 * times,
+            encoder_hidden_states=states[USED_STATE],
+            encoder_attention_mask=said,
+            pooled_projections=self.clip(clip).pooler_output,
+            guidance=1000 * guidance,
+            return_dict=False,
+        )[0]
+
+
+class TinyHunyuanRecipe(VideoRecipe):
+    """HunyuanVideo in small: joint attention over 144 tokens of space and time, a guidance embedding."""
+
+    name = "tiny-hunyuan"
+    config = Config(
+        concepts=video.CONCEPTS,
+        vae=VaeConfig(
+            latent_channels=CHANNELS,
+            crop=24,
+            crop_share=0.9,
+            bfloat16=False,  # slower than float32 for these convolutions
+            optim=OptimConfig(steps=800, batch=8, rate=3e-3, average=0.995, save_every=100),
+        ),
+        denoiser=DenoiserConfig(
+            process=FlowMatching(shift=2.0),
+            prompts=6,
+            compile=False,  # the masks are built in a loop over the batch
+            optim=OptimConfig(steps=3000, batch=32, rate=2e-3, average=0.998, save_every=200),
+        ),
+        distil=DistilConfig(optim=OptimConfig(steps=400, batch=32, rate=6e-4, average=0.99, warmup=30, save_every=100)),
+    )
+    call_defaults = {
+        "num_inference_steps": 50,
+        "height": video.SIZE,
+        "width": video.SIZE,
+        "num_frames": video.FRAMES,
+        "guidance_scale": 3.0,
+        "max_sequence_length": 16,
+        "prompt_template": {"template": "{}", "crop_start": 0},
+    }
+
+    def tokenizers(self) -> tuple[Any, ...]:
+        """Llama's and CLIP's, with the words of the motions."""
+        words = sorted({*self.words, *video.words()})
+        return text.make_word_tokenizer(words, self.config.text.tokens), text.make_clip_tokenizer(words, CLIP_TOKENS)
+
+    def untrained_vae(self) -> AutoencoderKLHunyuanVideo:
+        """A quarter of the size and of the frames, as 13 frames of 48×48 become 4 of 12×12."""
+        widths = (12, 24, 36)
+        return AutoencoderKLHunyuanVideo(
+            latent_channels=CHANNELS,
+            down_block_types=("HunyuanVideoDownBlock3D",) * len(widths),
+            up_block_types=("HunyuanVideoUpBlock3D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=1,
+            norm_num_groups=6,
+            spatial_compression_ratio=4,
+            temporal_compression_ratio=4,
+            mid_block_add_attention=False,
+        )
+
+    def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
+        """HunyuanVideo knows one factor; the pull to a unit normal keeps the mean near zero."""
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
+
+    def normalised(self, latents: torch.Tensor, vae: AutoencoderKLHunyuanVideo) -> torch.Tensor:
+        """By the one factor."""
+        return latents * vae.config.scaling_factor
+
+    def untrained(self) -> TinyHunyuan:
+        """3 million parameters."""
+        llama, clip = self.tokenizers()
+        sizes = self.config.text
+        transformer = HunyuanVideoTransformer3DModel(
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_attention_heads=4,
+            attention_head_dim=32,
+            num_layers=2,
+            num_single_layers=3,
+            num_refiner_layers=1,
+            text_embed_dim=sizes.t5_width,
+            pooled_projection_dim=sizes.clip_width,
+            rope_axes_dim=(8, 12, 12),
+        )
+        zero_outputs(transformer)
+        return TinyHunyuan(transformer, text.make_llama(llama, sizes), text.make_clip(clip, sizes))
+
+    def pipeline(self, model: TinyHunyuan, vae: AutoencoderKLHunyuanVideo) -> DiffusionPipeline:
+        """With a shift for small videos; the large model's is 7."""
+        llama, clip = self.tokenizers()
+        return HunyuanVideoPipeline(
+            text_encoder=model.llama,
+            tokenizer=llama,
+            transformer=model.transformer,
+            vae=vae,
+            scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
+            text_encoder_2=model.clip,
+            tokenizer_2=clip,
+        )
+
+
+if __name__ == "__main__":
+    main(TinyHunyuanRecipe)

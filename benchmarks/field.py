@@ -281,25 +281,27 @@ def markdown(table: Table, results: dict[str, Result], pairs: int) -> str:
         head.insert(3, "time")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for label, result in results.items():
-        lines.append(f"| {label} | " + " | ".join(_cells(result, baseline, table.timed)) + " |")
+        cells = _cells(result, baseline, table.timed, foreign=":" in label)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", f"{LEGEND} {_provenance(table.block, pairs)}"]
     return "\n".join(lines)
 
 
 LEGEND = (
-    "Cost: FLOP of the denoiser's calls in whole evaluations. Memory: kept features at their peak. PSNR: mean in dB to "
-    "the 50-step pictures ± standard deviation of single pictures. Ahead: pairs in which it is above the first row."
+    "Cost: FLOP of the denoiser's calls in whole evaluations. Memory: kept features at their peak (of other packages "
+    "not known). PSNR: mean in dB to the 50-step pictures ± standard deviation of single pictures. Ahead: pairs in which "
+    "it is above the first row."
 )
 
 
-def _cells(result: Result, baseline: Result, timed: bool) -> list[str]:
+def _cells(result: Result, baseline: Result, timed: bool, foreign: bool) -> list[str]:
     if result.error:
         return ["–"] * (4 if timed else 3) + [result.error, "–"]
     ahead = sum(a > b for a, b in zip(result.psnr, baseline.psnr, strict=True))
     cells = [
         f"{result.nfe:.3g}",
         f"{result.evaluations:.1f}",
-        f"{result.memory:.1f} MiB",
+        "–" if foreign else f"{result.memory:.2f} MiB",
         f"{np.mean(result.psnr):.1f} ± {np.std(result.psnr):.1f}",
         "–" if result is baseline else f"{ahead} of {len(result.psnr)}",
     ]

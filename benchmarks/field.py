@@ -289,8 +289,8 @@ def markdown(table: Table, results: dict[str, Result], pairs: int) -> str:
 
 LEGEND = (
     "Cost: FLOP of the denoiser's calls in whole evaluations. Memory: kept features at their peak (of other packages "
-    "not known). PSNR: mean in dB to the 50-step pictures ± standard deviation of single pictures. Ahead: pairs in which "
-    "it is above the first row."
+    "not known). PSNR: mean in dB to the 50-step pictures ± standard deviation of single pictures. Ahead: pairs in "
+    "which it is above the first row."
 )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from ...errors import InvalidOptionError, ProgramError
 
 FOLDER_VARIABLE = "SPECTRUM_PROGRAMS"
-PYTHONS = ("3.10", "3.11")
-"""Versions of Python for which all the pinned packages have wheels."""
+PYTHONS = ("3.11",)
+"""Versions of Python for which all the pinned packages can be had."""
 
 _LOCKS = Path(__file__).parent
 _BUILD_TOOLS = ("setuptools==80.10.2", "wheel==0.48.0")
@@ -65,7 +65,7 @@ def _check_python(python: str) -> None:
     version = _run(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     if version not in PYTHONS:
         raise InvalidOptionError(
-            f"{python!r} is Python {version}, for which the pinned packages have no wheels: "
+            f"{python!r} is Python {version}, which not all of the pinned packages support: "
             f"give one of Python {' or '.join(PYTHONS)}"
         )
 

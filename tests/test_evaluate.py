@@ -10,6 +10,8 @@ import random
 import signal
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +22,10 @@ import pytest
 import torch
 from PIL import Image
 from prompted import STEPS, TEXTS, prompted, request
+from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
+from spectrum_diffusion.cli import app
 from spectrum_diffusion.errors import ConflictError, InvalidOptionError
 from spectrum_diffusion.evaluate import Row, evaluate, files, lock
 from spectrum_diffusion.evaluate.files import StoreError
@@ -38,7 +42,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def essence(folder: Path) -> list[dict[str, Any]]:
     """The lines without what differs from run to run: time."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "run")} for line in lines(folder)]
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -341,8 +345,7 @@ def test_a_row_that_fails_does_not_lose_the_others(
     rows = (*request().rows, Row("reuse", {"evaluated": [0, 1]}, "breaks"))
     results = evaluate(pipe, request(*rows), tmp_path)
     assert results.failures["breaks"] == "'panda', seed 0: RuntimeError: out of luck"
-    kept = [line for line in lines(tmp_path) if line["row"] in ("reference", "fewer", "reuse")]
-    assert [{**line, "seconds": 0} for line in kept] == [{**line, "seconds": 0} for line in lines(whole)]
+    assert [line for line in essence(tmp_path) if line["row"] != "breaks"] == essence(whole)
     assert [row["units"] for row in results.rows if row["label"] == "breaks"] == [1]
     monkeypatch.setattr(work, "sample", original)
     again = evaluate(pipe, request(*rows), tmp_path)  # it is tried again, and nothing else is
@@ -483,3 +486,89 @@ def test_an_unknown_metric_is_refused_before_the_work(pipe: Any, tmp_path: Path)
 def test_a_prompt_that_comes_twice_counts_once() -> None:
     twice = request(prompts=(Prompt("fox", "animal"), Prompt("owl"), Prompt("fox", "other")), seeds=(0, 0))
     assert [(case.prompt.text, case.prompt.category) for case in twice.cases] == [("fox", "animal"), ("owl", "")]
+
+
+# The command
+
+QUICK = ["--device", "cpu", "--steps", "8", "--methods", "fewer-steps:speedup=2,paper", "--metrics", "psnr"]
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["evaluate", *(str(argument) for argument in arguments)])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_the_command_prints_one_json_object_and_goes_on(tmp_path: Path) -> None:
+    arguments = ("red apple", "--prompts", "tiny", "--limit", 2, "-o", tmp_path / "out", "--json", *QUICK)
+    found = json.loads(run(*arguments).stdout)
+    assert found["computed"] == 8
+    assert found["prompts"] == 2
+    assert [row["label"] for row in found["rows"]] == ["reference", "fewer-steps:speedup=2", "paper"]
+    assert all(Path(file).is_file() for file in found["files"].values())
+    again = json.loads(run(*arguments).stdout)
+    assert again["computed"] == 0
+    assert again["rows"] == found["rows"]
+
+
+def test_the_command_prints_a_table(tmp_path: Path) -> None:
+    result = run("panda", "-o", tmp_path / "out", *QUICK)
+    assert "fewer-steps" in result.stdout
+    assert "report.html" in result.stdout
+
+
+def test_the_command_tells_of_failures_by_its_exit_code(tmp_path: Path) -> None:
+    evaluated = "--methods=paper,reuse:evaluated=[0,90]"  # there is no step 90 of 8
+    result = run("panda", "-o", tmp_path / "out", *QUICK[:4], evaluated, "--metrics", "psnr", code=1)
+    assert "reuse:evaluated=[0,90] failed" in result.output
+    assert {line["row"] for line in lines(tmp_path / "out")} == {"reference", "paper"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0", "--prompts", "tiny"], "leaves no prompt"),
+        ([], "there is no prompt"),
+        (["panda", "--prompts", "nowhere.txt"], "no list and no file of prompts"),
+        (["panda", "--metrics", "beauty"], "'beauty' is unknown"),
+        (["panda", "--baseline", "nobody"], "is no row"),
+        (["panda", "--methods", "papre"], "did you mean 'paper'"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = run(*arguments, "-o", tmp_path / "out", "--device", "cpu", code=2)
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_told(tmp_path: Path) -> None:
+    with lock.locked(tmp_path):
+        assert "in use by another evaluation" in run("panda", "-o", tmp_path, *QUICK, code=2).output
+
+
+def test_a_full_disk_is_a_failure_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flush(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_flush", flush)
+    assert "No space left on device" in run("panda", "-o", tmp_path, *QUICK, code=1).output
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(tmp_path: Path) -> None:
+    """The whole program, from its start, killed at random moments."""
+    program = "from spectrum_diffusion.cli import main; main()"
+    command = [sys.executable, "-c", program, "evaluate", "panda", "dog", "--json", *QUICK, "-o"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    chooser = random.Random(0)
+    for _ in range(8):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(chooser.uniform(2, 12))
+        process.kill()
+        process.wait()
+    found = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, text=True)
+    assert json.loads(found.stdout)["failures"] == {}
+    assert essence(tmp_path / "killed") == essence(tmp_path / "whole")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +125,7 @@ def _row(
 ) -> dict[str, Any]:
     """Means over a row's units; its own baseline is no difference."""
     nfe, seconds = [unit["nfe"] for unit in units], [unit["seconds"] for unit in units]
+    history = [unit["history_bytes"] for unit in units if unit["history_bytes"] is not None]  # None of other packages'
     gaps = baseline if baseline and baseline[0]["row"] != label and label != REFERENCE else []
     return {
         "label": label,
@@ -135,8 +135,8 @@ def _row(
         "fewer_evaluations": _median_ratio(references, units, "nfe"),
         "seconds": median(seconds),
         "seconds_quartiles": quartiles(seconds),
-        "faster": _median_ratio(references, units, "seconds"),
-        "history_bytes": max((unit["history_bytes"] for unit in units), default=None),
+        "faster": _median_ratio(references, units, "seconds", together=True),
+        "history_bytes": max(history, default=None),
         "metrics": {name: _metric(name, metric, units, gaps) for name, metric in metrics.items() if label != REFERENCE},
         "path_rmse": _mean_path(units),
     }
@@ -160,11 +160,19 @@ def _values(units: list[dict[str, Any]], name: str) -> Values:
     return {(unit["prompt"], unit["seed"]): unit["metrics"].get(name) for unit in units}
 
 
-def _median_ratio(references: list[dict[str, Any]], units: list[dict[str, Any]], name: str) -> float | None:
-    """How many times less of something than the reference, case by case."""
-    whole = {(unit["prompt"], unit["seed"]): unit[name] for unit in references}
-    ratios = [whole[case] / unit[name] for unit in units if (case := (unit["prompt"], unit["seed"])) in whole]
-    return median([ratio for ratio in ratios if math.isfinite(ratio)])
+def _median_ratio(
+    references: list[dict[str, Any]], units: list[dict[str, Any]], name: str, *, together: bool = False
+) -> float | None:
+    """How many times less of something than the reference, case by case; ``together``: where both are of one run."""
+    whole = {(unit["prompt"], unit["seed"]): unit for unit in references}
+    pairs = [(whole.get((unit["prompt"], unit["seed"])), unit) for unit in units]
+    return median(
+        [
+            reference[name] / unit[name]
+            for reference, unit in pairs
+            if reference and unit[name] and (not together or reference["run"] == unit["run"])
+        ]
+    )
 
 
 def _mean_path(units: list[dict[str, Any]]) -> list[float] | None:

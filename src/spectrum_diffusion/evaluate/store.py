@@ -65,12 +65,15 @@ class Store:
         return record
 
     def save_record(self, unit: Unit, record: dict[str, Any]) -> None:
-        files.write_json(self._path(unit, ".json"), {**record, "key": unit.key})
+        files.write_json(self._path(unit, ".json"), {**record, "key": unit.key}, indent=None)
 
     def frames(self, unit: Unit, record: dict[str, Any]) -> list[Image]:
         """The frames of a finished unit."""
-        path = self._file(record, ".png", ".zip")
-        return files.decode((self.folder / path).read_bytes(), Path(path).suffix)
+        return self.read_frames(self.frames_file(record))
+
+    def read_frames(self, name: str) -> list[Image]:
+        """The frames in a file of the folder."""
+        return files.decode((self.folder / name).read_bytes(), Path(name).suffix)
 
     def frames_file(self, record: dict[str, Any]) -> str:
         """The path of a unit's frames within the folder."""
@@ -87,7 +90,7 @@ class Store:
         return {name: value for name, value in found.items() if isinstance(value, dict)}
 
     def save_metrics(self, unit: Unit, metrics: dict[str, Any]) -> None:
-        files.write_json(self._path(unit, ".metrics"), metrics)
+        files.write_json(self._path(unit, ".metrics"), metrics, indent=None)
 
     def _path(self, unit: Unit, suffix: str) -> Path:
         # Not with_suffix: prompts have dots.

@@ -11,6 +11,9 @@ from .results import Results
 MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
 """How a verdict is written beside a value."""
 
+BRIEF = 3
+"""Metrics that fit a terminal of 80 columns."""
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{character: "\\" + character for character in "&%$#_{}"},
@@ -31,11 +34,12 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title, and of a row its text and the number that it is sorted by."""
+    """One column: its title, and of a row its text and the number that it is sorted by; the metric's name, if one."""
 
     title: str
     text: Callable[[dict[str, Any]], str]
     value: Callable[[dict[str, Any]], float | None]
+    name: str = ""
 
 
 def columns(results: Results) -> list[Column]:
@@ -48,14 +52,14 @@ def columns(results: Results) -> list[Column]:
         Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
         Column("history MiB", lambda row: number(_mebibytes(row), ".3g"), _mebibytes),
     ]
-    return cost + [_metric_column(results, name) for name in _known(results)]
+    return cost + [_metric_column(results, name) for name in known_metrics(results)]
 
 
 def brief_columns(results: Results) -> list[Column]:
     """The columns without intervals and what can be derived, for a terminal."""
     wanted = ("NFE", "s/call", "faster")
     cost = [column for column in columns(results) if column.title in wanted]
-    return cost + [_metric_column(results, name, brief=True) for name in _known(results)]
+    return cost + [_metric_column(results, name, brief=True) for name in known_metrics(results)[:BRIEF]]
 
 
 def flops(row: dict[str, Any]) -> float | None:
@@ -87,14 +91,15 @@ def latex(results: Results) -> str:
     return "\n".join([*head, titles + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _count(number: int, what: str) -> str:
+def counted_name(number: int, what: str) -> str:
+    """``1 seed``, ``2 seeds``."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def legend(results: Results) -> str:
     """What the numbers and marks of the table are, in two or three sentences."""
     counted = results.to_dict()
-    size = f"{_count(counted['prompts'], 'prompt')} × {_count(len(counted['seeds']), 'seed')}"
+    size = f"{counted_name(counted['prompts'], 'prompt')} × {counted_name(len(counted['seeds']), 'seed')}"
     parts = [f"{results.model}, {size}; brackets are 95 % intervals by a bootstrap over prompts."]
     if results.baseline:
         parts.append(
@@ -140,10 +145,10 @@ def _metric_column(results: Results, name: str, *, brief: bool = False) -> Colum
         found = row["metrics"].get(name)
         return metric_text(found, digits, intervals=not brief) if found else "–"
 
-    return Column(title, text, lambda row: _of(row["metrics"], name, "mean"))
+    return Column(title, text, lambda row: _of(row["metrics"], name, "mean"), name)
 
 
-def _known(results: Results) -> list[str]:
+def known_metrics(results: Results) -> list[str]:
     """The metrics that any row has: pictures may be too small for one."""
     return [name for name in results.metrics if any(_has(row, name) for row in results.rows)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -31,13 +32,14 @@ class Work:
     reference's failure is everybody's.
 
     Attributes:
+        run_id: marks what is timed together: times of different runs don't compare.
         computed: calls made of the pipeline, the warm-up left out.
     """
 
     def __init__(self, pipe: Any, plan: Plan, store: Store, metrics: dict[str, Metric], on_unit: OnUnit | None) -> None:
         self.pipe, self.plan, self.store, self.metrics = pipe, plan, store, metrics
         self._on_unit = on_unit or (lambda done, total, what: None)
-        self.computed = 0
+        self.run_id, self.computed = secrets.token_hex(8), 0
         units = [*plan.every, *plan.flops.values()]
         self._finished = {unit.name for unit in units if store.record(unit)}
         self._done, self._total = len(self._finished), len(units)
@@ -79,7 +81,7 @@ class Work:
         self._on_unit(self._done, self._total, f"{unit.label}: {unit.case.prompt.text}")
         request = self.plan.request
         drawn = self._sample(unit, path=request.path)
-        self.store.save(unit, drawn, _measured(drawn) | self._path(drawn, reference))
+        self.store.save(unit, drawn, {"run": self.run_id, **_measured(drawn), **self._path(drawn, reference)})
         self._finish(unit)
 
     def _count(self, unit: Unit) -> str:

@@ -109,3 +109,11 @@ def test_branch_too_deep_and_no_u_net() -> None:
         spectrum_diffusion.enable(PIPELINES["sdxl"].build(), "deepcache", branch=99)
     with pytest.raises(UnsupportedModelError, match=r"FluxTransformer2DModel.*UNet2DConditionModel"):
         spectrum_diffusion.enable(PIPELINES["flux"].build(), "deepcache")
+
+
+def test_compiled_blocks_are_refused() -> None:
+    pipe = PIPELINES["sdxl"].build()
+    for block in denoisers.main_blocks(pipe.unet):
+        block.compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r"blocks of unet are compiled.*spectrum"):
+        spectrum_diffusion.enable(pipe, "deepcache")

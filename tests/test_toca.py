@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from pipelines import PIPELINES
+from pipelines import PIPELINES, PipelineEntry
 from torch import Tensor, nn
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion import UnsupportedModelError, denoisers, tokens
 from spectrum_diffusion.tokens import received, share_of
 
 STEPS = 14
@@ -100,8 +101,12 @@ class Slow:
         return self.kept[key].clone()
 
 
+def share(ratio: float, layer: int, factor: float) -> float:
+    return min(1.0, ratio * (1.5 - layer / 27) * factor)
+
+
 @contextmanager
-def slow(pipe: Any, name: str, run: Slow, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def slow(pipe: Any, name: str, run: Slow, ratio: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     model, handles = pipe.transformer, []
 
     def watch(block: nn.Module, attention: str, outputs: dict[str, str], share: float) -> None:
@@ -122,14 +127,15 @@ def slow(pipe: Any, name: str, run: Slow, monkeypatch: pytest.MonkeyPatch) -> It
 
     doubles = model.blocks if name == "wan" else model.transformer_blocks
     for layer, block in enumerate(doubles):
-        share = RATIO * (1.5 - layer / 27) * 0.4
+        part = share(ratio, layer, 0.4)
         if name == "wan":
-            watch(block, "attn1", {"ffn": "image"}, share)
-            watch(block, "attn2", {}, share)
+            watch(block, "attn1", {"ffn": "image"}, part)
         else:
-            watch(block, "attn", {"ff": "image", "ff_context": "text"}, share)
+            watch(block, "attn", {"ff": "image", "ff_context": "text"}, part)
+        if getattr(block, "attn2", None) is not None:
+            watch(block, "attn2", {}, part)
     for layer, block in enumerate(getattr(model, "single_transformer_blocks", ())):
-        watch(block, "attn", {"proj_out": "all"}, min(1.0, RATIO * (1.5 - layer / 27) * 1.6))
+        watch(block, "attn", {"proj_out": "all"}, share(ratio, layer, 1.6))
     step = pipe.scheduler.step
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -147,21 +153,61 @@ def slow(pipe: Any, name: str, run: Slow, monkeypatch: pytest.MonkeyPatch) -> It
         handle.remove()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_equal_to_the_slow_writing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_against_the_slow_writing(pipe: Any, name: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     entry = PIPELINES[name]
-    pipe = entry.build()
-    with spectrum_diffusion.enable(pipe, "toca", ratio=RATIO) as handle:
+    with spectrum_diffusion.enable(pipe, "toca", ratio=ratio) as handle:
         ours = torch.as_tensor(entry.call(pipe, steps=STEPS))
         summary = handle.summary()
     assert summary.evaluated == FULL
     assert all((b.evaluated, b.partial, b.forecast) == (5, STEPS - 5, 0) for b in summary.branches.values())
     family = name.removesuffix("-true-cfg")
-    with slow(pipe, family, Slow(KEYS[family]), monkeypatch):
+    with slow(pipe, family, Slow(KEYS[family]), ratio, monkeypatch):
         theirs = torch.as_tensor(entry.call(pipe, steps=STEPS))
     torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5)
+    return ours
+
+
+@pytest.mark.parametrize("ratio", [0.2, RATIO, 10.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_to_the_slow_writing(name: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tokens in one kind of block, in all blocks, and all tokens with the attention of the full step."""
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    ours = check_against_the_slow_writing(pipe, name, ratio, monkeypatch)
+    untouched = torch.as_tensor(entry.call(pipe, steps=STEPS))
+    assert not torch.allclose(ours, untouched, rtol=2e-4, atol=2e-5)
     with spectrum_diffusion.enable(pipe, "toca", ratio=0.0):
-        assert not torch.allclose(ours, torch.as_tensor(entry.call(pipe, steps=STEPS)), rtol=2e-4, atol=2e-5)
+        nothing = torch.as_tensor(entry.call(pipe, steps=STEPS))
+    if ratio >= RATIO or entry.family is PIPELINES["flux"].family:  # else k is 0: these models have few tokens
+        assert not torch.allclose(ours, nothing, rtol=2e-4, atol=2e-5)
+
+
+def test_second_attention_of_sd35(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = PIPELINES["sd3"].build()
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    torch.manual_seed(0)
+    model = diffusers.SD3Transformer2DModel(**config | {"dual_attention_layers": (0,), "qk_norm": "rms_norm"})
+    pipe.transformer = model.eval()
+    assert model.transformer_blocks[0].attn2 is not None
+    check_against_the_slow_writing(pipe, "sd3", RATIO, monkeypatch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_steps_are_untouched(name: str) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    seen: list[Tensor] = []
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(tensors["latents"].clone())
+        return tensors
+
+    entry.call(pipe, steps=STEPS, callback_on_step_end=keep)
+    with spectrum_diffusion.enable(pipe, "toca"):
+        entry.call(pipe, steps=STEPS, callback_on_step_end=keep)
+    same = [torch.equal(a, b) for a, b in zip(seen[:STEPS], seen[STEPS:], strict=True)]
+    assert same[:3] == [True] * 3  # each of them kept what a later step needs
+    assert not any(same[3:])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -199,6 +245,44 @@ def test_more_tokens_cost_more() -> None:
     assert costs == sorted(set(costs))
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.6, 10.0])
+def test_cost_of_a_partial_step_by_formula(ratio: float) -> None:
+    """Less than an untouched step by all of attention, and by the feed-forward of the tokens that are not chosen."""
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    model = pipe.transformer
+    width = model.config.num_attention_heads * model.config.attention_head_dim
+    counts: list[tuple[int, int]] = []
+    watch = model.transformer_blocks[0].register_forward_pre_hook(
+        lambda m, args, kwargs: counts.append(
+            (kwargs["hidden_states"].shape[1], kwargs["encoder_hidden_states"].shape[1])
+        ),
+        with_kwargs=True,
+    )
+    with spectrum_diffusion.enable(pipe, "toca", ratio=ratio, flops=True) as handle:
+        entry.call(pipe, steps=STEPS)
+        assert handle._trace is not None
+        costs = {call.step: call.flops for call in handle._trace.calls}
+    watch.remove()
+    image, text = counts[0]
+    saved = 0
+    for layer, _ in enumerate(model.transformer_blocks):
+        part = share(ratio, layer, 0.4)
+        left = image + text - int(part * image) - int(part * text)
+        saved += attention_flops(image + text, width, projections=4) + left * 2 * (2 * width * 4 * width)
+    for layer, _ in enumerate(model.single_transformer_blocks):
+        left = image + text - int(share(ratio, layer, 1.6) * (image + text))
+        saved += attention_flops(image + text, width, projections=3) + left * 2 * (4 + 5) * width * width
+    with spectrum_diffusion.enable(pipe, "paper", evaluated=range(STEPS), flops=True) as handle:
+        entry.call(pipe, steps=STEPS)
+        untouched = handle.summary().flops.evaluation
+    assert all(cost == untouched - saved for step, cost in costs.items() if step not in FULL)
+
+
+def attention_flops(tokens: int, width: int, projections: int) -> int:
+    return projections * 2 * tokens * width * width + 2 * 2 * tokens * tokens * width
+
+
 def test_share_of_tokens_by_layer() -> None:
     assert share_of(0, "double", 0.1) == pytest.approx(0.06)
     assert share_of(27, "single", 0.1) == pytest.approx(0.08)
@@ -217,6 +301,7 @@ def test_attention_received_in_chunks(mask: str | None, monkeypatch: pytest.Monk
     if mask is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
     expected = scores.softmax(-1).mean(dim=(1, 2))
+    monkeypatch.setattr(tokens, "CHUNK", 2 * 3 * 50 * 128)  # the last of six chunks is shorter
     torch.testing.assert_close(received(query, key, key, given), expected)
     torch.testing.assert_close(received(query, key, key, given).sum(dim=1), torch.ones(2))
 
@@ -244,6 +329,72 @@ def test_other_models_are_refused_by_name(name: str) -> None:
     pipe = PIPELINES[name].build()
     with pytest.raises(UnsupportedModelError, match=r"toca can't do .*Flux.*fora"):
         spectrum_diffusion.enable(pipe, "toca")
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "hunyuan-video"])
+def test_compiled_blocks_are_refused(name: str) -> None:
+    pipe = PIPELINES[name].build()
+    for block in denoisers.main_blocks(pipe.transformer):
+        block.compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r"blocks of transformer are compiled.*spectrum"):
+        spectrum_diffusion.enable(pipe, "toca")
+
+
+def test_chunks_of_tokens_are_refused() -> None:
+    entry = PIPELINES["sd3"]
+    pipe = entry.build()
+    for block in pipe.transformer.transformer_blocks:
+        block.set_chunk_feed_forward(2, 1)
+    spectrum_diffusion.enable(pipe, "toca")
+    with pytest.raises(UnsupportedModelError, match="disable_forward_chunking"):
+        entry.call(pipe, steps=STEPS)
+
+
+class ByHand:
+    """An attention processor that asks no kernel for its attention."""
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any) -> Any:
+        return hidden_states, encoder_hidden_states
+
+
+def test_attention_out_of_sight_is_refused() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    pipe.transformer.transformer_blocks[0].attn.set_processor(ByHand())
+    spectrum_diffusion.enable(pipe, "toca")
+    with pytest.raises(UnsupportedModelError, match="backend to native"):
+        entry.call(pipe, steps=STEPS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "hunyuan-video"])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    """No further from float32 than twice what rounding does to the untouched pipeline."""
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    given = {k: v.to(dtype) for k, v in entry.family.inputs.items() if torch.is_tensor(v) and v.is_floating_point()}
+    plain, exact = torch.as_tensor(entry.call(pipe, steps=STEPS)), toca(pipe, entry)
+    pipe.transformer.to(dtype)
+    rounding = torch.as_tensor(entry.call(pipe, steps=STEPS, **given)).float() - plain
+    assert (toca(pipe, entry, **given).float() - exact).norm() < 2 * rounding.norm()
+
+
+def toca(pipe: Any, entry: PipelineEntry, **given: Any) -> Tensor:
+    with spectrum_diffusion.enable(pipe, "toca", ratio=RATIO):
+        return torch.as_tensor(entry.call(pipe, steps=STEPS, **given))
+
+
+def test_audit_measures_features_and_no_counts() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "fora", warmup=3, audit=True) as handle:
+        entry.call(pipe, steps=STEPS)
+        reused = handle.summary().errors
+    with spectrum_diffusion.enable(pipe, "toca", ratio=RATIO, audit=True) as handle:
+        entry.call(pipe, steps=STEPS)
+        errors = handle.summary().errors
+    assert errors.keys() == reused.keys()
+    assert all(0 < errors[step] < 2 * reused[step] for step in errors)
 
 
 def test_kept_features_are_counted_and_let_go() -> None:

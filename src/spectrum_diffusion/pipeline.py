@@ -32,6 +32,9 @@ from .summary import Summary, Trace, summarize
 DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
 """Component names under which pipelines keep a denoiser, for classes that the table doesn't know."""
 
+INSIDE_BLOCKS = ("module", "tokens", "deep")
+"""Sites that answer for modules inside of blocks, which no compiled block would ask."""
+
 
 class Handle:
     """An enabled pipeline or denoiser: its method, and what the last generation did. A context manager.
@@ -566,10 +569,11 @@ def _refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = Fa
             f"{name} is compiled as a whole, and no block can be skipped inside one graph: use {way}, or compile its "
             "blocks with compile_repeated_blocks(fullgraph=True)"
         )
-    if method.site == "module" and any(compiled(block) for block in denoisers.main_blocks(model)):
+    if method.site in INSIDE_BLOCKS and any(compiled(block) for block in denoisers.main_blocks(model)):
+        way = 'site="last_block"' if "last_block" in method.sites else 'spectrum, taylor or reuse at site="last_block"'
         raise UnsupportedModelError(
-            f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use "
-            'site="last_block", which skips the blocks whole'
+            f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use {way}, which "
+            "skips the blocks whole"
         )
     if method.observes and any(compiled(module) for module in model.modules()):
         raise UnsupportedModelError(

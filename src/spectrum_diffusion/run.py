@@ -449,7 +449,8 @@ def time_axis(kind: str, sigmas: Sequence[float]) -> tuple[float, ...]:
 
 
 def relative_error(forecast: Feature, true: Feature) -> float:
-    """``‖ĥ − h‖₂ / ‖h‖₂`` over all tensors of a feature, in float32."""
-    difference = sum(torch.sum((f.float() - t.float()) ** 2) for f, t in zip(forecast, true, strict=True))
-    norm = sum(torch.sum(t.float() ** 2) for t in true)
+    """``‖ĥ − h‖₂ / ‖h‖₂`` over all floating tensors of a feature, in float32; counts that a site keeps are no error."""
+    pairs = [(f.float(), t.float()) for f, t in zip(forecast, true, strict=True) if t.is_floating_point()]
+    difference = sum(torch.sum((f - t) ** 2) for f, t in pairs)
+    norm = sum(torch.sum(t**2) for _, t in pairs)
     return float(torch.sqrt(torch.as_tensor(difference) / torch.as_tensor(norm).clamp_min(1e-30)))

@@ -31,8 +31,8 @@ STALENESS = 0.25
 SHARES = {"double": 0.4, "single": 1.6}
 """Share of the ratio in blocks of either kind; layer l takes (1.5 − l/27) of it."""
 LAYERS = 27
-QUERIES = 256
-"""Queries whose attention is looked at at a time, so that the map of all pairs is never held."""
+CHUNK = 1 << 25
+"""Attention weights that are looked at at a time, 128 MiB of them, so that the map of all pairs is never held."""
 
 DOUBLE = {
     "FluxTransformerBlock": ("text", "image"),
@@ -173,6 +173,11 @@ class Recording:
         return output
 
     def feed_forward(self, block: int, role: str, call: Arguments) -> Any:
+        if f"output.{FEED_FORWARDS[role]}" in self.blocks[block].places:
+            raise UnsupportedModelError(
+                f"toca chooses among all tokens, and {role} of block {block} is given them in chunks: call "
+                "disable_forward_chunking() on the model"
+            )
         output = call.proceed(*call.args, **call.kwargs)
         self._keep_stale(self.blocks[block], FEED_FORWARDS[role], output)
         return output
@@ -192,7 +197,7 @@ class Recording:
 
     def _keep_stale(self, block: Block, kind: str, output: torch.Tensor) -> None:
         self._keep(block, f"output.{kind}", output)
-        self._keep(block, f"stale.{kind}", output.new_zeros(output.shape[:2], dtype=torch.float32))
+        self._keep(block, f"stale.{kind}", output.new_zeros(output.shape[:2], dtype=torch.int32))
 
     def _keep_scores(self, block: Block, received: torch.Tensor, counts: Sequence[int]) -> None:
         """Split what each key received into the kinds of tokens; the outputs tell how many there are of each."""
@@ -258,7 +263,7 @@ class Computing:
         count = int(self.blocks[block].share * score.shape[1])
         rows = (score + STALENESS * stale / self.interval).topk(count, dim=1).indices
         stale += 1
-        stale.scatter_(1, rows, 0.0)
+        stale.scatter_(1, rows, 0)
         return rows
 
     def _of(self, block: int, name: str) -> torch.Tensor:
@@ -322,10 +327,11 @@ def received(
     """Mean over heads and queries of ``softmax(QKᵀ·scale + mask)``, (B, N) of (B, H, N, D), queries in chunks."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     total = query.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)  # (B, N)
-    for start in range(0, query.shape[2], QUERIES):
-        scores = (query[:, :, start : start + QUERIES] @ key.transpose(-1, -2)).float() * factor  # (B, H, C, N)
+    chunk = max(1, CHUNK // (query.shape[0] * query.shape[1] * key.shape[2]))
+    for start in range(0, query.shape[2], chunk):
+        scores = (query[:, :, start : start + chunk] @ key.transpose(-1, -2)).float() * factor  # (B, H, C, N)
         if attn_mask is not None:
-            mask = attn_mask[..., start : start + QUERIES, :] if attn_mask.shape[-2] > 1 else attn_mask
+            mask = attn_mask[..., start : start + chunk, :] if attn_mask.shape[-2] > 1 else attn_mask
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         total += scores.softmax(dim=-1).nan_to_num().mean(dim=1).sum(dim=1)
     return total / query.shape[2]

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..plan import versions
-from . import catalog, doctor, evaluation, outputs, tuning
+from . import catalog, doctor, evaluation, outputs, reproduction, tuning
 from .guard import FAILURE, GuardedGroup, MistakeError, errors_console, set_up_logging
 from .request import (
     DEFAULT_MODEL,
@@ -242,6 +242,36 @@ def evaluate(
         for label, reason in results.failures.items():
             typer.echo(f"{label} failed: {reason}", err=True)
         raise typer.Exit(FAILURE)
+
+
+@app.command("reproduce")
+def reproduce_paper(
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE…", help="table1 … table8, fig5, fig6, or all.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and results.md.")] = ...,  # type: ignore[assignment]
+    model: Annotated[
+        str, typer.Option(help="tiny: the small trained models of this checkout; real: the paper's, from the Hub.")
+    ] = "tiny",
+    pairs: Annotated[int, typer.Option(min=1, help="Prompts a row, with seed 0 each.")] = 32,
+    metrics: Annotated[str | None, typer.Option(help="psnr,ssim,…; PSNR, SSIM and LPIPS where it can be had.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the paper's tables again, ours beside its numbers. Given again, it goes on."""
+    from ..evaluate.files import write_text
+    from ..reproduce import markdown
+
+    if model not in ("tiny", "real"):
+        raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
+    names = reproduction.chosen(tables)
+    outputs.check_folder(output)
+    chosen = tuple(name.strip() for name in metrics.split(",")) if metrics else None
+    found = reproduction.run(names, model == "real", pairs, output, chosen)
+    text = "\n\n".join(markdown(one) for one in found) + "\n"
+    write_text(output / "results.md", text)
+    if as_json:
+        _echo_json({"output": str(output / "results.md"), "tables": names})
+    else:
+        typer.echo(text)
+        typer.echo(f"written: {output / 'results.md'}")
 
 
 @app.command("tune")

@@ -8,7 +8,7 @@ import torch
 
 from spectrum_diffusion import history
 from spectrum_diffusion.forecast import chebyshev_weights
-from spectrum_diffusion.history import History, weighted_sum
+from spectrum_diffusion.history import History, joined, weighted_sum
 from spectrum_diffusion.schedule import adaptive
 
 STEPS = adaptive(50)[:-1]
@@ -168,3 +168,9 @@ def test_a_feature_of_no_weight_counts_for_nothing_even_if_not_finite():
     result = weighted_sum([0.0, 2.0], [torch.full((3,), torch.nan), torch.ones(3)])
     assert result.tolist() == [2.0] * 3
     assert weighted_sum([0.0], [torch.ones(3)]).tolist() == [0.0] * 3
+
+
+def test_several_tensors_joined_are_one_vector():
+    one, two = torch.arange(4.0).view(2, 2), torch.tensor([[5.0]])
+    assert joined([one]) is one
+    assert joined([one, two]).tolist() == [0.0, 1.0, 2.0, 3.0, 5.0]

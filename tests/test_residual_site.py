@@ -74,6 +74,28 @@ def call_once(name: str, method: str, options: dict[str, Any]) -> None:
         model(**ENTRIES[name].inputs())
 
 
+@pytest.mark.parametrize("name", [name for name in AVAILABLE if name not in U_NETS])
+def test_the_place_of_the_image_tokens_among_a_blocks_outputs(name: str) -> None:
+    """Known by their shape here, where text and image have other numbers of tokens; the table must say the same."""
+    entry, model = ENTRIES[name], ENTRIES[name].build()
+    wrong: list[str] = []
+
+    def look(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        tensors = [value for value in output if isinstance(value, torch.Tensor)] if isinstance(output, tuple) else []
+        given = kwargs.get("hidden_states", args[0] if args else None)
+        if len(tensors) != 2 or not isinstance(given, torch.Tensor) or tensors[0].shape == tensors[1].shape:
+            return
+        places = [place for place, tensor in enumerate(tensors) if tensor.shape == given.shape]
+        if places and places != [denoisers.image_place(block)]:
+            wrong.append(type(block).__name__)
+
+    for block in denoisers.main_blocks(model):
+        block.register_forward_hook(look, with_kwargs=True)
+    with torch.no_grad():
+        model(**entry.inputs())
+    assert wrong == []
+
+
 def names_of_what_ran(blocks: list[nn.Module]) -> list[int]:
     ran: list[int] = []
     for i, block in enumerate(blocks):

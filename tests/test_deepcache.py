@@ -11,7 +11,8 @@ from torch import nn
 from zoo import ZOO, samples_of
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError, denoisers
+from spectrum_diffusion import UnsupportedModelError, denoisers, sites
+from spectrum_diffusion.flops import counting
 
 STEPS = 12
 FULL = [0, 3, 6, 9]
@@ -102,6 +103,51 @@ def test_every_u_net_replays_or_is_refused_by_name(name: str) -> None:
             replayed = samples_of(model(**entry.inputs(seed=0)))
     assert ran == []
     assert all(torch.equal(a, b) for a, b in zip(replayed, plain, strict=True))
+
+
+@pytest.mark.parametrize("branch", [0, 1, 2])
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_nothing_of_a_stand_in_reaches_the_output(name: str, branch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, "deepcache", branch=branch):
+        ours = torch.as_tensor(entry.call(pipe, steps=STEPS))
+        plain = sites._stand_in
+
+        def poisoned(leaf: Any, call: Any) -> Any:
+            value = plain(leaf, call)
+            return torch.full_like(value, torch.nan) if isinstance(value, torch.Tensor) else value
+
+        monkeypatch.setattr(sites, "_stand_in", poisoned)
+        assert torch.equal(torch.as_tensor(entry.call(pipe, steps=STEPS)), ours)
+
+
+def test_cost_of_a_skipped_step_is_that_of_the_outermost_layers() -> None:
+    """Branch 0: the first and the last convolution, the time embedding, and the last layer of the last block."""
+    entry = PIPELINES["sdxl"]
+    pipe = entry.build()
+    unet = pipe.unet
+    ran: dict[nn.Module, int] = {}
+    last = unet.up_blocks[-1]
+    outermost = [unet.conv_in, unet.time_embedding, unet.add_embedding, last.resnets[-1], unet.conv_out]
+    outermost += list(last.attentions[-1:]) if hasattr(last, "attentions") else []
+
+    def count(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        with torch.no_grad(), counting() as counter:
+            module.forward(*args, **kwargs)
+        ran[module] = counter.get_total_flops()
+
+    hooks = [module.register_forward_hook(count, with_kwargs=True) for module in outermost]
+    entry.call(pipe, steps=1)
+    for hook in hooks:
+        hook.remove()
+    assert len(ran) == len(outermost)
+    with spectrum_diffusion.enable(pipe, "deepcache", flops=True) as handle:
+        entry.call(pipe, steps=STEPS)
+        assert handle._trace is not None
+        costs = {call.step: call.flops for call in handle._trace.calls}
+    assert {cost for step, cost in costs.items() if step not in FULL} == {sum(ran.values())}
+    assert min(costs[step] for step in FULL) > 2 * sum(ran.values())
 
 
 def test_branch_too_deep_and_no_u_net() -> None:

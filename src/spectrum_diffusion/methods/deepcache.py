@@ -18,6 +18,9 @@ from .taylor import Reuse
 class DeepCache(Reuse):
     """The deep part of a U-Net is kept, and its outermost layers run at every step (N 3: 17 of 50).
 
+    Branches are numbered as in its package (``cache_branch_id``). What its first code calls layer 0, block 0 is
+    branch 1.
+
     Attributes:
         branch: number of the skip connection outside of which all runs; the larger, the more is computed.
     """

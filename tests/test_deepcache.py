@@ -150,6 +150,32 @@ def test_cost_of_a_skipped_step_is_that_of_the_outermost_layers() -> None:
     assert min(costs[step] for step in FULL) > 2 * sum(ran.values())
 
 
+@pytest.mark.parametrize("branch", [0, 1, 2])
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_what_runs_on_a_skipped_step(name: str, branch: int) -> None:
+    """What makes the first ``branch`` + 1 skip connections, and as many layers at the end."""
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    downs, ups = pipe.unet.down_blocks, pipe.unet.up_blocks
+    makers = [module for block in downs for module in (*block.resnets, *(block.downsamplers or ()))]
+    takers = [module for block in ups for module in block.resnets]
+    middle = list(pipe.unet.mid_block.resnets)
+    ran: list[nn.Module] = []
+    steps: dict[int, list[nn.Module]] = {}
+
+    def on_step(step: int, *_: Any) -> None:
+        steps[step] = ran.copy()
+        ran.clear()
+
+    hooks = [m.register_forward_pre_hook(lambda m, _: ran.append(m)) for m in (*makers, *middle, *takers)]
+    with spectrum_diffusion.enable(pipe, "deepcache", branch=branch, on_step=on_step):
+        entry.call(pipe, steps=STEPS)
+    for hook in hooks:
+        hook.remove()
+    assert steps[0] == [*makers, *middle, *takers]
+    assert steps[1] == steps[2] == [*makers[:branch], *takers[len(takers) - 1 - branch :]]
+
+
 def test_branch_too_deep_and_no_u_net() -> None:
     with pytest.raises(UnsupportedModelError, match=r"branch=99 is too deep.*0 …"):
         spectrum_diffusion.enable(PIPELINES["sdxl"].build(), "deepcache", branch=99)

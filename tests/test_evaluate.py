@@ -12,6 +12,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 from prompted import STEPS, TEXTS, prompted, request
+from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
@@ -204,6 +206,8 @@ def forked(work: Callable[[], object]) -> int:
     if child := os.fork():
         return child
     try:
+        # Progress bars share a lock with this process, which would wait for ever for a child killed with it.
+        tqdm.set_lock(threading.RLock())
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
         work()

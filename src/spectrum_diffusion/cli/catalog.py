@@ -55,7 +55,7 @@ def denoisers() -> list[dict[str, Any]]:
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that come with the package."""
-    from ..default_model import ASSETS
+    """Names of the small trained models at hand: the one in the package, and those of the checkout."""
+    from ..default_model import small_models
 
-    return sorted(file.parent.name for file in ASSETS.glob("*/model_index.json"))
+    return sorted(small_models())

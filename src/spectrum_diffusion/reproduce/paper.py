@@ -195,9 +195,7 @@ TABLES: dict[str, Table] = {
     "table5": Table("latent RMSE along the path", ("flux",), PATH, (), path=(10, 20, 30, 40, 50)),
     "table6": Table("evaluations of every row", ("flux", "sd3", "wan", "hunyuan", "sdxl"), MAIN, ()),
     "table7": Table("COCO 2017 captions", ("flux",), FAST, prompts="coco"),
-    "table8": Table(
-        "latent RMSE along the path", ("hunyuan",), PATH, (), prompts="vbench", path=(10, 20, 30, 40, 50)
-    ),
+    "table8": Table("latent RMSE along the path", ("hunyuan",), PATH, (), prompts="vbench", path=(10, 20, 30, 40, 50)),
     "fig5": Table(
         "λ of the ridge",
         ("flux", "sd3"),

@@ -20,11 +20,10 @@ from torch import nn
 
 from . import denoisers
 from .errors import ConflictError, SpectrumError, warn
-from .run import Arguments, Site
+from .run import Arguments, Around, Site
 from .sites import Where, make_site
 
 SLOT = "_compiled_call_impl"
-Around = Callable[[Arguments], Any]
 
 
 class Interceptor:

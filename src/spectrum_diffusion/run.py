@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -65,6 +66,40 @@ class Arguments:
     @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def first(self) -> torch.Tensor:
+        """The first tensor among the arguments."""
+        return next(iter(self.tensors.values()))
+
+    def proceed_with(self, value: torch.Tensor) -> Any:
+        """Proceed with the first tensor argument replaced."""
+        for place, old in enumerate(self.args):
+            if isinstance(old, torch.Tensor):
+                return self.proceed(*self.args[:place], value, *self.args[place + 1 :], **self.kwargs)
+        name = next(name for name, old in self.kwargs.items() if isinstance(old, torch.Tensor))
+        return self.proceed(*self.args, **{**self.kwargs, name: value})
+
+
+Around = Callable[[Arguments], Any]
+
+
+class Intercepted(Protocol):
+    """A module's interceptor: while ``around`` is set, it answers the module's calls."""
+
+    around: Around | None
+
+
+@contextmanager
+def answering(places: Sequence[tuple[Intercepted, Around]]) -> Iterator[None]:
+    """Let each function answer the calls of its module while the block lasts."""
+    for place, around in places:
+        place.around = around
+    try:
+        yield
+    finally:
+        for place, _ in places:
+            place.around = None
 
 
 Judge = Callable[[torch.Tensor], Iterable[torch.Tensor] | None]

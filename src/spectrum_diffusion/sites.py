@@ -25,10 +25,8 @@ from torch.utils import _pytree as pytree
 from . import denoisers
 from .errors import SpectrumError, UnsupportedModelError
 from .history import Feature, joined
-from .run import Arguments, Judge, Site
+from .run import Arguments, Intercepted, Judge, Site, answering
 from .tokens import Tokens
-
-Around = Callable[[Arguments], Any]
 
 
 class Where(Protocol):
@@ -41,12 +39,6 @@ class Where(Protocol):
     @property
     def site_options(self) -> tuple[Any, ...]:
         """What the site needs to know beside the model."""
-
-
-class Intercepted(Protocol):
-    """A module's interceptor: a pass sets ``around`` to answer the module's calls."""
-
-    around: Around | None
 
 
 class Output:
@@ -145,13 +137,8 @@ class Spliced:
 
     @contextmanager
     def _passing(self, through: P) -> Iterator[P]:
-        for role, place in self._places:
-            place.around = partial(_answer, through, role)
-        try:
+        with answering([(place, partial(_answer, through, role)) for role, place in self._places]):
             yield through
-        finally:
-            for _, place in self._places:
-                place.around = None
 
 
 class Observed(Spliced):
@@ -161,7 +148,7 @@ class Observed(Spliced):
         super().__init__("observed", {"layer": layers}, interceptor)
 
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
-        with self._passing(Watching()) as seen:
+        with self._passing(Weighing()) as seen:
             output = call.proceed(*call.args, **call.kwargs)
         return output, (), seen.work
 
@@ -170,15 +157,16 @@ def _answer(through: Any, role: str, call: Arguments) -> Any:
     return getattr(through, role)(call)
 
 
-class Recording:
-    """A pass through an evaluated denoiser: notes the outermost modules' output structures, and the feature."""
+class Based:
+    """What recording and skipping share: the image tokens that a residual is taken from, and added to again.
 
-    def __init__(self, base: str = "") -> None:
-        self.feature: list[torch.Tensor] = []
-        self.structures: list[Any] = []
-        self._kind = base
+    Args:
+        kind: the tokens "before" or "after" the first block; "" is no residual.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._base: torch.Tensor | None = None
-        self._inside = False
 
     def first(self, call: Arguments) -> Any:
         if self._kind == "" or self._base is not None:
@@ -189,6 +177,22 @@ class Recording:
         output = call.proceed(*call.args, **call.kwargs)
         self._base = tokens_out(call, output).clone()
         return output
+
+    def block(self, call: Arguments) -> Any:
+        raise NotImplementedError
+
+    def embedder(self, call: Arguments) -> Any:
+        return call.proceed(*call.args, **call.kwargs)
+
+
+class Recording(Based):
+    """A pass through an evaluated denoiser: notes the outermost modules' output structures, and the feature."""
+
+    def __init__(self, base: str = "") -> None:
+        super().__init__(base)
+        self.feature: list[torch.Tensor] = []
+        self.structures: list[Any] = []
+        self._inside = False
 
     def block(self, call: Arguments) -> Any:
         if self._inside:  # a block within a block is skipped with it
@@ -208,11 +212,8 @@ class Recording:
         return output
 
     def tail(self, call: Arguments) -> Any:
-        value = _tail_input(call)
+        value = call.first
         self.feature.append(value if self._base is None else _difference(value, self._base))
-        return call.proceed(*call.args, **call.kwargs)
-
-    def embedder(self, call: Arguments) -> Any:
         return call.proceed(*call.args, **call.kwargs)
 
     def _proceed(self, call: Arguments) -> Any:
@@ -223,25 +224,14 @@ class Recording:
             self._inside = False
 
 
-class Skipping:
+class Skipping(Based):
     """A pass through a skipped denoiser: blocks answer stand-ins, modules and tails get the forecast."""
 
     def __init__(self, feature: Iterable[torch.Tensor], structures: list[Any], base: str = "") -> None:
+        super().__init__(base)
         self._feature = iter(feature)
         self._structures = iter(structures)
-        self._kind = base
-        self._base: torch.Tensor | None = None
         self._last: Any = None
-
-    def first(self, call: Arguments) -> Any:
-        if self._kind == "" or self._base is not None:
-            return self.block(call)
-        if self._kind == "before":
-            self._base = tokens_in(call).clone()  # the model may go on to write into it
-            return self.block(call)
-        output = call.proceed(*call.args, **call.kwargs)
-        self._base = tokens_out(call, output).clone()
-        return output
 
     def block(self, call: Arguments) -> Any:
         leaves, spec = self._structure()
@@ -253,10 +243,7 @@ class Skipping:
 
     def tail(self, call: Arguments) -> Any:
         value = next(self._feature)
-        return _with_tail_input(call, value if self._base is None else self._base + value)
-
-    def embedder(self, call: Arguments) -> Any:
-        return call.proceed(*call.args, **call.kwargs)
+        return call.proceed_with(value if self._base is None else self._base + value)
 
     def advance(self, count: int) -> Skipping:
         """Pass over the structures of ``count`` blocks that have run already."""
@@ -302,7 +289,7 @@ class Deciding:
         return self.through.tail(call)
 
 
-class Watching:
+class Weighing:
     """A pass that lets everything run and adds up what ran: the multiplications of the layers with weights."""
 
     def __init__(self) -> None:
@@ -315,7 +302,7 @@ class Watching:
         return call.proceed(*call.args, **call.kwargs)
 
 
-P = TypeVar("P", Recording, Skipping, Deciding, Watching)
+P = TypeVar("P", Recording, Skipping, Deciding, Weighing)
 
 Signal = Callable[[Arguments], tuple[torch.Tensor, Any]]
 """From the call of the first block: the tensor to look at, and the block's output if that took running it."""
@@ -355,7 +342,7 @@ def first_residual(call: Arguments) -> tuple[torch.Tensor, Any]:
 def tokens_in(call: Arguments) -> torch.Tensor:
     """The image tokens that a block is given, (B, N, D)."""
     named = call.named("hidden_states")
-    return named if isinstance(named, torch.Tensor) else next(iter(call.tensors.values()))
+    return named if isinstance(named, torch.Tensor) else call.first
 
 
 def tokens_out(call: Arguments, output: Any) -> torch.Tensor:
@@ -402,19 +389,6 @@ def _stand_in(leaf: Any, call: Arguments) -> Any:
 
 def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-
-
-def _tail_input(call: Arguments) -> torch.Tensor:
-    return next(iter(call.tensors.values()))
-
-
-def _with_tail_input(call: Arguments, feature: torch.Tensor) -> Any:
-    """Proceed with the first tensor argument replaced."""
-    for place, value in enumerate(call.args):
-        if isinstance(value, torch.Tensor):
-            return call.proceed(*call.args[:place], feature, *call.args[place + 1 :], **call.kwargs)
-    name = next(name for name, value in call.kwargs.items() if isinstance(value, torch.Tensor))
-    return call.proceed(*call.args, **{**call.kwargs, name: feature})
 
 
 Make = Callable[[nn.Module, Where, Callable[[nn.Module], Intercepted]], Site]

@@ -10,11 +10,11 @@ repeats it from the same input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from . import denoisers
 from .errors import SpectrumError, UnsupportedModelError
 from .history import Feature
-from .run import Arguments, Judge
+from .run import Arguments, Intercepted, Judge, answering
 
 STALENESS = 0.25
 """Weight of a token's staleness, in intervals, beside the attention that it received."""
@@ -43,12 +43,6 @@ DOUBLE = {
 """Blocks with a feed-forward for each kind of token, and the order of the tokens in their attention."""
 SINGLE = ("FluxSingleTransformerBlock", "HunyuanVideoSingleTransformerBlock")
 FEED_FORWARDS = {"ff": "image", "ffn": "image", "ff_context": "text"}
-
-
-class Around(Protocol):
-    """A module's interceptor: ``around`` answers the module's calls during a pass."""
-
-    around: Callable[[Arguments], Any] | None
 
 
 @dataclass
@@ -83,11 +77,11 @@ class Tokens:
     name = "tokens"
 
     def __init__(
-        self, model: nn.Module, options: tuple[float, int], interceptor: Callable[[nn.Module], Around]
+        self, model: nn.Module, options: tuple[float, int], interceptor: Callable[[nn.Module], Intercepted]
     ) -> None:
         self._ratio, self._interval = options
         self._blocks: list[tuple[float, tuple[str, ...]]] = []
-        self._places: list[tuple[int, str, Around]] = []
+        self._places: list[tuple[int, str, Intercepted]] = []
         layers = {"double": 0, "single": 0}
         for block in denoisers.main_blocks(model):
             kind = _kind(block, model)
@@ -101,7 +95,8 @@ class Tokens:
 
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         blocks = [Block(share, order) for share, order in self._blocks]
-        with self._passing(record := Recording(blocks)):
+        record = Recording(blocks)
+        with self._passing(record):
             output = call.proceed(*call.args, **call.kwargs)
         return output, tuple(record.kept), blocks
 
@@ -112,15 +107,10 @@ class Tokens:
     def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
         raise SpectrumError("the tokens site is for methods on a schedule")
 
-    @contextmanager
-    def _passing(self, through: Recording | Computing) -> Iterator[None]:
-        for block, role, place in self._places:
-            place.around = partial(getattr(through, _HANDLERS[role]), block, role)
-        try:
-            yield
-        finally:
-            for _, _, place in self._places:
-                place.around = None
+    def _passing(self, through: Recording | Computing) -> AbstractContextManager[None]:
+        return answering(
+            [(place, partial(getattr(through, _HANDLERS[role]), block, role)) for block, role, place in self._places]
+        )
 
 
 _HANDLERS = {
@@ -162,7 +152,7 @@ class Recording:
     def attention(self, block: int, role: str, call: Arguments) -> Any:
         told = self.blocks[block]
         scored = role != "attn2"
-        with AttentionReceived() if scored else _nothing() as seen:
+        with AttentionReceived() if scored else nullcontext() as seen:
             output = call.proceed(*call.args, **call.kwargs)
         outputs = output if isinstance(output, tuple) else (output,)
         names = [self._keep(told, f"{role}.{i}", tensor) for i, tensor in enumerate(outputs) if tensor is not None]
@@ -211,11 +201,6 @@ class Recording:
             self._keep(block, f"score.{kind}", functional.normalize(part[:, : of[kind]], dim=-1))
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
-
-
 class Computing:
     """A pass through a partial step: the feed-forward runs on the chosen tokens, all else of a block is kept."""
 
@@ -235,11 +220,11 @@ class Computing:
         kind, output = FEED_FORWARDS[role], self._of(block, f"output.{FEED_FORWARDS[role]}")
         rows = self._choose(block, kind)  # (B, k)
         if rows.shape[1]:
-            _write(output, rows, _proceed_with(call, _read(_first(call), rows)))
+            _write(output, rows, call.proceed_with(_read(call.first, rows)))
         return output
 
     def inner(self, block: int, role: str, call: Arguments) -> Any:
-        return _proceed_with(call, _read(_first(call), self._rows(block)))  # (B, k, mlp)
+        return call.proceed_with(_read(call.first, self._rows(block)))  # (B, k, mlp)
 
     def fused(self, block: int, role: str, call: Arguments) -> Any:
         output = self._of(block, "output.all")
@@ -268,18 +253,6 @@ class Computing:
 
     def _of(self, block: int, name: str) -> torch.Tensor:
         return self.kept[self.blocks[block].places[name]]
-
-
-def _first(call: Arguments) -> torch.Tensor:
-    return next(iter(call.tensors.values()))
-
-
-def _proceed_with(call: Arguments, value: torch.Tensor) -> Any:
-    """Proceed with the call's only tensor replaced."""
-    if call.args:
-        return call.proceed(value, *call.args[1:], **call.kwargs)
-    (name,) = (name for name, old in call.kwargs.items() if isinstance(old, torch.Tensor))
-    return call.proceed(**{**call.kwargs, name: value})
 
 
 def _read(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -148,6 +148,12 @@ def test_every_small_model_is_small_and_has_a_card() -> None:
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 10_000_000, name
 
 
+def test_no_small_model_tells_where_it_was_made() -> None:
+    for folder in small_models().values():
+        for path in folder.rglob("*.json"):
+            assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
+
+
 def test_a_checkouts_models_are_found_beside_the_one_that_ships(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,8 +27,8 @@ def load_average(model: nn.Module, folder: Path) -> None:
 def save_pipeline(pipeline: DiffusionPipeline, call_defaults: dict[str, Any], output: Path) -> None:
     """Write the folder that ``from_pretrained`` reads, with the call defaults beside it."""
     pipeline.to(torch.float16).save_pretrained(output)
-    for path in sorted(output.glob("text_encoder*")):
-        _name_dtype(path / "config.json")
+    for path in sorted(output.glob("*/config.json")):
+        _tidy(path)
     (output / "call_defaults.json").write_text(json.dumps(call_defaults, indent=2) + "\n", encoding="utf-8")
     for path in output.rglob("*.safetensors"):
         path.chmod(0o644)
@@ -39,9 +39,11 @@ def save_pipeline(pipeline: DiffusionPipeline, call_defaults: dict[str, Any], ou
             logger.info("%s: %.2f million parameters", name, sum(p.numel() for p in part.parameters()) / 1e6)
 
 
-def _name_dtype(path: Path) -> None:
-    # transformers loads an encoder in the type its configuration names, diffusers everything else in float32:
-    # without this a pipeline loaded without a type would hold both.
+def _tidy(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
+    config.pop("_name_or_path", None)  # where a part was taken over from: a folder of this machine
+    if path.parent.name.startswith("text_encoder"):
+        # transformers loads an encoder in the type its configuration names, diffusers everything else in float32:
+        # without this a pipeline loaded without a type would hold both.
+        config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Make a tiny HunyuanVideo: ``python -m training.tiny_hunyuan all``."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -14,14 +15,11 @@ from torch import nn
 from transformers import CLIPTextModel, LlamaModel
 
 from training import text, video
-from training.denoiser import DenoiserConfig, DistilConfig, Prompts, zero_outputs
+from training.denoiser import DistilConfig, Prompts, zero_outputs
 from training.optim import OptimConfig
-from training.process import FlowMatching
 from training.recipe import Config, main
-from training.vae import VaeConfig
-from training.video_recipe import VideoRecipe
+from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, VideoRecipe
 
-CHANNELS = 8
 CLIP_TOKENS = 77  # the pipeline asks for no fewer; the pooled token is the first end of text, wherever it stands
 USED_STATE = -3  # the pipeline takes Llama's state two layers before its last
 
@@ -57,28 +55,13 @@ class TinyHunyuanRecipe(VideoRecipe):
     name = "tiny-hunyuan"
     config = Config(
         concepts=video.CONCEPTS,
-        vae=VaeConfig(
-            latent_channels=CHANNELS,
-            crop=24,
-            crop_share=0.9,
-            bfloat16=False,  # slower than float32 for these convolutions
-            optim=OptimConfig(steps=800, batch=8, rate=3e-3, average=0.995, save_every=100),
-        ),
-        denoiser=DenoiserConfig(
-            process=FlowMatching(shift=2.0),
-            prompts=6,
-            compile=False,  # the masks are built in a loop over the batch
-            optim=OptimConfig(steps=3000, batch=32, rate=2e-3, average=0.998, save_every=200),
-        ),
+        vae=VAE,
+        denoiser=dataclasses.replace(DENOISER, compile=False),  # the masks are built in a loop over the batch
         distil=DistilConfig(optim=OptimConfig(steps=400, batch=32, rate=6e-4, average=0.99, warmup=30, save_every=100)),
     )
     call_defaults = {
-        "num_inference_steps": 50,
-        "height": video.SIZE,
-        "width": video.SIZE,
-        "num_frames": video.FRAMES,
+        **CALL_DEFAULTS,
         "guidance_scale": 3.0,
-        "max_sequence_length": 16,
         "prompt_template": {"template": "{}", "crop_start": 0},
     }
 

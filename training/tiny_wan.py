@@ -14,14 +14,9 @@ from torch import nn
 from transformers import UMT5EncoderModel
 
 from training import text, video
-from training.denoiser import DenoiserConfig, Prompts, zero_outputs
-from training.optim import OptimConfig
-from training.process import FlowMatching
+from training.denoiser import Prompts, zero_outputs
 from training.recipe import Config, main
-from training.vae import VaeConfig
-from training.video_recipe import VideoRecipe
-
-CHANNELS = 8
+from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, VideoRecipe
 
 
 class TinyWan(nn.Module):
@@ -45,29 +40,8 @@ class TinyWanRecipe(VideoRecipe):
     """Wan 2.1 in small: self- and cross-attention over 144 tokens of space and time, guidance by two predictions."""
 
     name = "tiny-wan"
-    config = Config(
-        concepts=video.CONCEPTS,
-        vae=VaeConfig(
-            latent_channels=CHANNELS,
-            crop=24,
-            crop_share=0.9,
-            bfloat16=False,  # slower than float32 for these convolutions
-            optim=OptimConfig(steps=800, batch=8, rate=3e-3, average=0.995, save_every=100),
-        ),
-        denoiser=DenoiserConfig(
-            process=FlowMatching(shift=2.0),
-            prompts=6,
-            optim=OptimConfig(steps=3000, batch=32, rate=2e-3, average=0.998, save_every=200),
-        ),
-    )
-    call_defaults = {
-        "num_inference_steps": 50,
-        "height": video.SIZE,
-        "width": video.SIZE,
-        "num_frames": video.FRAMES,
-        "guidance_scale": 4.0,
-        "max_sequence_length": 16,
-    }
+    config = Config(concepts=video.CONCEPTS, vae=VAE, denoiser=DENOISER)
+    call_defaults = {**CALL_DEFAULTS, "guidance_scale": 4.0}
 
     def tokenizers(self) -> tuple[Any, ...]:
         """T5's, with the words of the motions."""

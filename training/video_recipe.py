@@ -12,8 +12,11 @@ from torch import nn
 
 from spectrum_diffusion import load_pipeline
 from training import emoji, video
+from training.denoiser import DenoiserConfig
+from training.optim import OptimConfig
+from training.process import FlowMatching
 from training.recipe import Recipe
-from training.vae import psnr, train_vae
+from training.vae import VaeConfig, psnr, train_vae
 
 logger = logging.getLogger(__name__)
 STRIP_PROMPTS = (
@@ -26,6 +29,28 @@ STRIP_PROMPTS = (
     "pumpkin shrinking",
     "heart moving down on green",
 )
+
+
+CHANNELS = 8
+VAE = VaeConfig(
+    latent_channels=CHANNELS,
+    crop=24,
+    crop_share=0.9,
+    bfloat16=False,  # slower than float32 for these convolutions
+    optim=OptimConfig(steps=800, batch=8, rate=3e-3, average=0.995, save_every=100),
+)
+DENOISER = DenoiserConfig(
+    process=FlowMatching(shift=2.0),
+    prompts=6,
+    optim=OptimConfig(steps=3000, batch=32, rate=2e-3, average=0.998, save_every=200),
+)
+CALL_DEFAULTS = {
+    "num_inference_steps": 50,
+    "height": video.SIZE,
+    "width": video.SIZE,
+    "num_frames": video.FRAMES,
+    "max_sequence_length": 16,
+}
 
 
 class VideoRecipe(Recipe):

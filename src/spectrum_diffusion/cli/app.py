@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +46,7 @@ Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations;
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; the pipeline's default without.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise, the same for every prompt.")]
+Seeds = Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's default without.")]
 Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Size in pixels; the pipeline's default without.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a video; the pipeline's default without.")]
@@ -149,7 +150,7 @@ def compare(
     site: Site = None,
     steps: Steps = None,
     seed: Seed = 0,
-    seeds: Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")] = None,
+    seeds: Seeds = None,
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
@@ -173,14 +174,9 @@ def compare(
         dtype=dtype,
         offload=offload,
     )
-    specs = parse_methods(methods, {**_shared_options(speedup, site), **parse_options(option or ())})
-    for spec in specs:
-        spec.check(None)
+    specs = _specs(methods, speedup, site, option)
     outputs.check_folder(output)
-    if failures := _compare(request, specs, output, as_json):
-        for label, reason in failures.items():
-            typer.echo(f"{label} failed: {reason}", err=True)
-        raise typer.Exit(FAILURE)
+    _exit_for(_compare(request, specs, output, as_json))
 
 
 @app.command()
@@ -204,7 +200,7 @@ def evaluate(
     site: Site = None,
     steps: Steps = None,
     seed: Seed = 0,
-    seeds: Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")] = None,
+    seeds: Seeds = None,
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
@@ -228,20 +224,14 @@ def evaluate(
         dtype=dtype,
         offload=offload,
     )
-    specs = parse_methods(methods, {**_shared_options(speedup, site), **parse_options(option or ())})
-    for spec in specs:
-        spec.check(None)
+    specs = _specs(methods, speedup, site, option)
     outputs.check_folder(output)
-    chosen = tuple(name.strip() for name in metrics.split(",")) if metrics else None
-    results = evaluation.evaluate(request, specs, found, output, metrics=chosen, baseline=baseline, path=path)
+    results = evaluation.evaluate(request, specs, found, output, metrics=_names(metrics), baseline=baseline, path=path)
     if as_json:
         _echo_json(evaluation.to_dict(results))
     else:
         evaluation.show(results)
-    if results.failures:
-        for label, reason in results.failures.items():
-            typer.echo(f"{label} failed: {reason}", err=True)
-        raise typer.Exit(FAILURE)
+    _exit_for(results.failures)
 
 
 @app.command("reproduce")
@@ -263,8 +253,7 @@ def reproduce_paper(
         raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
     names = reproduction.chosen(tables)
     outputs.check_folder(output)
-    chosen = tuple(name.strip() for name in metrics.split(",")) if metrics else None
-    found = reproduction.run(names, model == "real", pairs, output, chosen)
+    found = reproduction.run(names, model == "real", pairs, output, _names(metrics))
     text = "\n\n".join(markdown(one) for one in found) + "\n"
     write_text(output / "results.md", text)
     if as_json:
@@ -287,7 +276,7 @@ def tune_method(
     model: Model = DEFAULT_MODEL,
     steps: Steps = None,
     seed: Seed = 0,
-    seeds: Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")] = None,
+    seeds: Seeds = None,
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
@@ -427,6 +416,27 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     if problem := comparison.METRICS["ssim"].available():
         typer.echo(f"without SSIM: {problem}", err=True)
     return result.failures
+
+
+def _specs(methods: str, speedup: float | None, site: str | None, option: list[str] | None) -> tuple[MethodSpec, ...]:
+    """The methods to compare, checked as far as they can be before a model is there."""
+    specs = parse_methods(methods, {**_shared_options(speedup, site), **parse_options(option or ())})
+    for spec in specs:
+        spec.check(None)
+    return specs
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """``a,b`` → names; None where nothing was asked for."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def _exit_for(failures: Mapping[str, str]) -> None:
+    """Say which rows failed and why, and end with an error if any did."""
+    for label, reason in failures.items():
+        typer.echo(f"{label} failed: {reason}", err=True)
+    if failures:
+        raise typer.Exit(FAILURE)
 
 
 def _shared_options(speedup: float | None, site: str | None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def evaluate(
     )
     pipe = load(request)
     try:
-        with _meter() as meter:
+        with progress_meter() as meter:
             return library.evaluate(pipe, asked, folder, meter)
     except StoreError as error:
         raise FailureError(str(error)) from error
@@ -133,7 +133,8 @@ class _Bar:
 
 
 @contextmanager
-def _meter() -> Iterator[_Lines | _Bar]:
+def progress_meter() -> Iterator[_Lines | _Bar]:
+    """Progress with the time left: a bar in a terminal, else a line now and then."""
     console = errors_console()
     if not console.is_terminal:
         yield _Lines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import _meter
+from .evaluation import progress_meter
 from .guard import MistakeError
 from .request import Request
 
@@ -30,19 +30,25 @@ def chosen(names: list[str]) -> list[str]:
 
 
 def run(names: list[str], real: bool, limit: int, folder: Path, metrics: tuple[str, ...] | None) -> list[Reproduced]:
-    """Every table on every model of it that can be had; the others say why not."""
-    from ..reproduce import MODELS, TABLES, Reproduced
+    """Every table on every model of it that can be had; the others say why not.
 
-    found = []
-    for name in names:
-        for key in TABLES[name].models:
-            model = MODELS[key]
-            source = model.real if real else model.tiny
-            if not real and (problem := _missing(source)):
-                found.append(Reproduced(name, model, source, None, problem))
-                continue
-            found.append(_one(name, key, source, real, limit, folder / key, metrics))
-    return found
+    The work goes model by model, so that each is loaded once; what comes back is in the order of the tables.
+    """
+    from ..reproduce import MODELS, TABLES, Reproduced
+    from .drawing import load
+
+    found: dict[tuple[str, str], Reproduced] = {}
+    for key, model in MODELS.items():
+        tables = [name for name in names if key in TABLES[name].models]
+        source = model.real if real else model.tiny
+        problem = "" if real else _missing(source)
+        if problem or not tables:
+            found |= {(name, key): Reproduced(name, model, source, None, problem) for name in tables}
+            continue
+        pipe = load(Request(prompts=(source,), model=source))
+        for name in tables:
+            found[name, key] = _one(name, key, pipe, source, real, limit, folder / key, metrics)
+    return [found[name, key] for name in names for key in TABLES[name].models]
 
 
 def _missing(name: str) -> str:
@@ -52,21 +58,19 @@ def _missing(name: str) -> str:
 
 
 def _one(
-    name: str, key: str, source: str, real: bool, limit: int, folder: Path, metrics: tuple[str, ...] | None
+    name: str, key: str, pipe: Any, source: str, real: bool, limit: int, folder: Path, metrics: tuple[str, ...] | None
 ) -> Reproduced:
     from ..metrics import METRICS
     from ..reproduce import MODELS, TABLES, reproduce
-    from .drawing import load
 
     prompts = _prompts(TABLES[name].prompts if real else "tiny", limit)
-    request = Request(prompts=tuple(prompt.text for prompt in prompts), model=source)
     available = tuple(metric for metric in ("psnr", "ssim", "lpips") if not METRICS[metric].available())
     call: dict[str, Any] = dict(MODELS[key].call) if real else {}
-    with _meter() as meter:
+    with progress_meter() as meter:
         return reproduce(
             name,
             key,
-            lambda: load(request),
+            pipe,
             source,
             prompts,
             folder,

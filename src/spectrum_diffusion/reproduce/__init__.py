@@ -6,7 +6,6 @@ that was cut off goes on, and tables that share rows share their pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class Reproduced:
 def reproduce(
     name: str,
     key: str,
-    load: Callable[[], Any],
+    pipe: Any,
     ran: str,
     prompts: tuple[Prompt, ...],
     folder: Path,
@@ -56,8 +55,8 @@ def reproduce(
     Args:
         name: a key of ``TABLES``.
         key: a key of ``MODELS`` that the table has.
-        load: makes the pipeline.
-        ran: name of what is loaded.
+        pipe: the pipeline, on its device.
+        ran: its name.
         prompts: with seed 0 each.
         folder: of the model; tables may share it, and with it their pictures.
         metrics: names of ``METRICS``.
@@ -71,7 +70,7 @@ def reproduce(
     request = Request(
         model=ran, rows=rows, prompts=prompts, call=call or {}, metrics=metrics, path=True, command=f"reproduce {name}"
     )
-    return Reproduced(name, model, ran, evaluate(load(), request, folder, on_unit))
+    return Reproduced(name, model, ran, evaluate(pipe, request, folder, on_unit))
 
 
 def markdown(found: Reproduced) -> str:

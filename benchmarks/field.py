@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 import spectrum_diffusion
+from spectrum_diffusion.atomic import written
 from spectrum_diffusion.errors import SpectrumError
 
 from .forecastability import PROMPTS, draw, psnr, replace_block
@@ -232,10 +233,10 @@ class Bench:
         key = hashlib.sha256(json.dumps([row.method, row.options, self.cases], sort_keys=True).encode()).hexdigest()
         path = CACHE / f"{key[:16]}.json"
         if not path.exists():
+            result = json.dumps(asdict(self._measure(row)))
             CACHE.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(asdict(self._measure(row))), encoding="utf-8")
-            unfinished.rename(path)
+            with written(path) as temporary:
+                temporary.write_text(result, encoding="utf-8")
         return Result(**json.loads(path.read_text(encoding="utf-8")))
 
     def _measure(self, row: Row) -> Result:

@@ -14,9 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS
+from spectrum_diffusion.atomic import written
 from spectrum_diffusion.cli import app, comparison, doctor, drawing
 from spectrum_diffusion.cli.guard import MistakeError
-from spectrum_diffusion.cli.outputs import numbered, save, write_atomically
+from spectrum_diffusion.cli.outputs import numbered, save
 from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size
 from spectrum_diffusion.errors import InvalidOptionError
 
@@ -399,7 +400,7 @@ def test_numbered_names() -> None:
 
 
 def _write_half(path: Path) -> None:
-    with write_atomically(path) as temporary:
+    with written(path) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
 

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
+from spectrum_diffusion import atomic
 from spectrum_diffusion.cli import app
 from spectrum_diffusion.errors import ConflictError, InvalidOptionError
 from spectrum_diffusion.evaluate import Row, evaluate, files, lock
@@ -429,7 +430,7 @@ def test_an_identical_picture_has_an_infinite_psnr_apart_from_the_mean(pipe: Any
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(
     pipe: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, left = files._flush, [7]
+    original, left = atomic._flush, [7]
 
     def flush(path: Path) -> None:
         left[0] -= 1
@@ -437,11 +438,11 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(path)
 
-    monkeypatch.setattr(files, "_flush", flush)
+    monkeypatch.setattr(atomic, "_flush", flush)
     with pytest.raises(StoreError, match=r"No space left on device.*free some space .*same command"):
         evaluate(pipe, request(), tmp_path)
     assert not [path for path in tmp_path.rglob(".*") if ".tmp" in path.name]
-    monkeypatch.setattr(files, "_flush", original)
+    monkeypatch.setattr(atomic, "_flush", original)
     finished = len(list(tmp_path.glob("[uf]*/**/*.json")))
     assert finished
     assert evaluate(pipe, request(), tmp_path).computed == CALLS - finished
@@ -555,7 +556,7 @@ def test_a_full_disk_is_a_failure_of_the_command(tmp_path: Path, monkeypatch: py
     def flush(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "_flush", flush)
+    monkeypatch.setattr(atomic, "_flush", flush)
     assert "No space left on device" in run("panda", "-o", tmp_path, *QUICK, code=1).output
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import written
 from .guard import MistakeError
 
 if TYPE_CHECKING:
@@ -20,18 +17,6 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEOS = (".mp4",)
 QUALITY = 95
-
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; it then takes the place of ``path``, or goes after an error."""
-    # The suffix stays the last: Pillow and ffmpeg choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_output(path: Path) -> None:
@@ -81,7 +66,7 @@ def numbered(path: Path, count: int) -> list[Path]:
 def save(path: Path, frames: list[Image], provenance: dict[str, Any], fps: int) -> None:
     """Write one picture, or a video of several frames."""
     if path.suffix.lower() in VIDEOS:
-        with write_atomically(path) as temporary:
+        with written(path) as temporary:
             _write_video(temporary, frames, fps)
     else:
         save_picture(path, frames[0], provenance)
@@ -92,13 +77,13 @@ def save_picture(path: Path, picture: Image, provenance: dict[str, Any]) -> None
     options: dict[str, Any] = {"quality": QUALITY}
     if path.suffix.lower() == ".png":
         options = {"pnginfo": _png_text(provenance)}
-    with write_atomically(path) as temporary:
+    with written(path) as temporary:
         picture.convert("RGB").save(temporary, **options)
 
 
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON."""
-    with write_atomically(path) as temporary:
+    with written(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

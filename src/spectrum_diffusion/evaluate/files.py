@@ -9,15 +9,14 @@ import errno
 import hashlib
 import io
 import json
-import os
 import re
-import secrets
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import atomic
 from ..errors import SpectrumError
 
 if TYPE_CHECKING:
@@ -41,16 +40,12 @@ def written(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: the file can't be written; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
+        with atomic.written(path) as temporary:
+            yield temporary
     except OSError as error:
         raise StoreError(_reason(path, error)) from error
-    finally:
-        _remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,26 +103,13 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what a killed evaluation was writing."""
     for path in folder.rglob(".*"):
         if TEMPORARY.fullmatch(path.name):
-            _remove(path)
+            atomic.remove(path)
 
 
 def _png(frame: Image) -> bytes:
     buffer = io.BytesIO()
     frame.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _flush(path: Path) -> None:
-    """See that the bytes are on the disk before the name is: a machine that goes down leaves no empty file."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # a disk that refuses this too has been reported already
-        return
 
 
 def _reason(path: Path, error: OSError) -> str:

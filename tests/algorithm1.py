@@ -8,7 +8,7 @@ a step, so that nothing here rests on what the library holds to be the step or t
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,14 +88,15 @@ def _replaced_tail(module: nn.Module, denoiser: str, run: Algorithm1) -> Iterato
 
 
 @contextmanager
-def _counted_steps(scheduler: Any, run: Algorithm1) -> Iterator[None]:
+def counted_steps(scheduler: Any, next_step: Callable[[], None]) -> Iterator[None]:
+    """Call `next_step` after each `step` of the scheduler."""
     original = scheduler.step
 
     # Pipelines inspect the signature of `step` to see which arguments it takes.
     @functools.wraps(original)
     def step(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        run.next_step()
+        next_step()
         return result
 
     scheduler.step = step
@@ -125,7 +126,7 @@ def slow_run(
     """
     run = Algorithm1(evaluated, total, degree, ridge, min_history)
     with ExitStack() as stack:
-        stack.enter_context(_counted_steps(pipe.scheduler, run))
+        stack.enter_context(counted_steps(pipe.scheduler, run.next_step))
         for name in entry.denoisers:
             tail = getattr(getattr(pipe, name), entry.tail)
             stack.enter_context(_replaced_tail(tail, name, run))

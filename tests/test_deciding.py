@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from algorithm1 import counted_steps
 from pipelines import PIPELINES
 from test_aborts import AbortError, fail_in_denoiser
 from torch import Tensor, nn
@@ -196,20 +197,16 @@ class Slow:
 
     @contextmanager
     def running(self, pipe: Any, total: int) -> Iterator[None]:
-        self.total, step = total, pipe.scheduler.step
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            self.step, self.branch = self.step + 1, 0
-            return result
-
-        pipe.scheduler.step = counted
+        self.total = total
         try:
-            yield
+            with counted_steps(pipe.scheduler, self.next_step):
+                yield
         finally:
-            del pipe.scheduler.step
             for hook in self.hooks:
                 hook.remove()
+
+    def next_step(self) -> None:
+        self.step, self.branch = self.step + 1, 0
 
 
 @dataclass(frozen=True)

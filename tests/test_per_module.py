@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from algorithm1 import counted_steps
 from pipelines import PIPELINES
 from torch import Tensor, nn
 
@@ -104,18 +105,10 @@ def slow(pipe: Any, name: str, cache: SlowCache) -> Iterator[None]:
         for module in modules
         if getattr(block, module, None) is not None
     ]
-    step = pipe.scheduler.step
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        cache.next_step()
-        return result
-
-    pipe.scheduler.step = counted
     try:
-        yield
+        with counted_steps(pipe.scheduler, cache.next_step):
+            yield
     finally:
-        del pipe.scheduler.step
         for handle in handles:
             handle.remove()
 

@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from algorithm1 import counted_steps
 from pipelines import PIPELINES, PipelineEntry
 from torch import Tensor, nn
 
@@ -136,19 +137,10 @@ def slow(pipe: Any, name: str, run: Slow, ratio: float, monkeypatch: pytest.Monk
             watch(block, "attn2", {}, part)
     for layer, block in enumerate(getattr(model, "single_transformer_blocks", ())):
         watch(block, "attn", {"proj_out": "all"}, share(ratio, layer, 1.6))
-    step = pipe.scheduler.step
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        run.next_step()
-        return result
-
-    pipe.scheduler.step = counted
     functional = torch.nn.functional
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, counted_steps(pipe.scheduler, run.next_step):
         patch.setattr(functional, "scaled_dot_product_attention", run.attend(functional.scaled_dot_product_attention))
         yield
-    del pipe.scheduler.step
     for handle in handles:
         handle.remove()
 

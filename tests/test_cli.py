@@ -291,10 +291,15 @@ def test_mistakes_of_tune(arguments: list[str], message: str, tmp_path: Path, mo
 
 def test_a_plan_beside_another_method_and_one_that_is_none(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    plan.write_text('{"method": "easycache", "options": {}, "model": "FluxTransformer2DModel-57"}', encoding="utf-8")
+    plan.write_text(
+        '{"method": "easycache", "options": {}, "model": "FluxTransformer2DModel-57x3072"}', encoding="utf-8"
+    )
     for arguments, message in (
         (["--plan", plan, "--method", "fora"], "method='fora' disagrees with the plan"),
-        (["--plan", plan], "made for FluxTransformer2DModel-57, and this denoiser is FluxTransformer2DModel-6"),
+        (
+            ["--plan", plan],
+            "made for FluxTransformer2DModel-57x3072, and this denoiser is FluxTransformer2DModel-6x160",
+        ),
         (["--plan", plan, "--option", "order=2"], "easycache has no option 'order'"),
         (["--plan", tmp_path / "none.json"], "can't be read"),
     ):

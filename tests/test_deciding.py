@@ -396,35 +396,51 @@ def test_ratios_of_another_number_of_steps_are_the_nearest() -> None:
     assert nearest(ratios, 1) == [0.6]
 
 
-def test_published_coefficients_are_found_by_class_and_number_of_blocks() -> None:
+@pytest.mark.parametrize(
+    ("cls", "sizes", "name", "thresholds"),
+    [
+        ("FluxTransformer2DModel", {}, "FluxTransformer2DModel-57x3072", (0.6, 0.25)),
+        ("HunyuanVideoTransformer3DModel", {}, "HunyuanVideoTransformer3DModel-60x3072", (0.15, 0.1)),
+        ("WanTransformer3DModel", {}, "WanTransformer3DModel-40x5120", (0.2, 0.14)),
+        (
+            "WanTransformer3DModel",
+            {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+            "WanTransformer3DModel-30x1536",
+            (0.08, 0.05),
+        ),
+    ],
+)
+def test_published_coefficients_are_found_by_class_depth_and_width(
+    cls: str, sizes: dict[str, int], name: str, thresholds: tuple[float, float]
+) -> None:
     import diffusers
 
-    model = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=19,
-        num_single_layers=38,
-        attention_head_dim=4,
-        num_attention_heads=1,
-        joint_attention_dim=4,
-        pooled_projection_dim=4,
-        axes_dims_rope=(2, 2, 0),
-    ).eval()
-    assert denoisers.identity(model) == "FluxTransformer2DModel-57"
+    with torch.device("meta"):  # at full size
+        model = getattr(diffusers, cls)(**sizes).eval()
+    assert denoisers.identity(model) == name
     with spectrum_diffusion.enable(model, "teacache") as handle:
-        assert handle.method.coefficients == tuple(
-            calibrations()["teacache"]["FluxTransformer2DModel-57"]["coefficients"]
-        )
-        assert handle.method.threshold == 0.6
-    with spectrum_diffusion.enable(model, "teacache", threshold=0.25) as handle:
-        assert handle.method.threshold == 0.25
+        assert handle.method.coefficients == tuple(calibrations()["teacache"][name]["coefficients"])
+        assert handle.method.threshold == thresholds[0]
+    with spectrum_diffusion.enable(model, "teacache", threshold=thresholds[1]) as handle:
+        assert handle.method.threshold == thresholds[1]
+
+
+def test_another_model_of_as_many_blocks_takes_no_calibration() -> None:
+    import diffusers
+
+    tiny = spectrum_diffusion.load_default_pipeline().transformer
+    wider = {**tiny.config, "num_attention_heads": 2 * tiny.config.num_attention_heads}
+    model = diffusers.FluxTransformer2DModel.from_config(wider).eval()
+    for method in ("teacache", "magcache"):
+        with pytest.raises(InvalidOptionError, match="none for FluxTransformer2DModel-6x320: run `spectrum tune"):
+            spectrum_diffusion.enable(model, method)
 
 
 @pytest.mark.parametrize(("method", "option"), [("teacache", "coefficients"), ("magcache", "ratios")])
 def test_without_a_calibration_the_way_to_one_is_told(method: str, option: str) -> None:
     pipe = PIPELINES["sd3"].build()
     with pytest.raises(
-        InvalidOptionError, match=rf"none for SD3Transformer2DModel-3: run `spectrum tune --method {method}"
+        InvalidOptionError, match=rf"none for SD3Transformer2DModel-3x32: run `spectrum tune --method {method}"
     ):
         spectrum_diffusion.enable(pipe, method)
     with pytest.raises(InvalidOptionError, match=rf"{option} has 0 numbers"):
@@ -461,7 +477,7 @@ def test_easycache_on_a_u_net_and_when_its_batch_changes_midway() -> None:
 def test_easycache_refuses_what_is_given_more_channels_than_it_returns() -> None:
     entry = PIPELINES["wan-i2v"]
     pipe = entry.build()
-    assert denoisers.identity(pipe.transformer) == "WanTransformer3DModel-2-in36"
+    assert denoisers.identity(pipe.transformer) == "WanTransformer3DModel-2x24-in36"
     untouched = entry.call(pipe)
     with spectrum_diffusion.enable(pipe, "easycache"):
         with pytest.raises(UnsupportedModelError, match=r"WanTransformer3DModel is given .*36.*returns.*use spectrum"):

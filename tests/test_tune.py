@@ -170,7 +170,7 @@ def test_branches_and_experts_are_pooled(name: str) -> None:
         assert handle.summary().nfe == plan.record["nfe"]
 
 
-PLAN = {"method": "first-block-cache", "options": {"threshold": 0.3}, "model": "FluxTransformer2DModel-4"}
+PLAN = {"method": "first-block-cache", "options": {"threshold": 0.3}, "model": "FluxTransformer2DModel-4x32"}
 
 
 def test_what_is_given_beside_a_plan_wins() -> None:
@@ -184,7 +184,11 @@ def test_what_is_given_beside_a_plan_wins() -> None:
 WRONG_PLANS: list[tuple[Any, dict[str, Any], str]] = [
     (PLAN, {"method": "teacache"}, "method='teacache' disagrees with the plan, which is one of first-block-cache"),
     (PLAN, {"interval": 2}, "first-block-cache has no option 'interval'"),
-    ({**PLAN, "model": "WanTransformer3DModel-40"}, {}, "made for WanTransformer3DModel-40, and this denoiser is Flux"),
+    (
+        {**PLAN, "model": "WanTransformer3DModel-40x5120"},
+        {},
+        "made for WanTransformer3DModel-40x5120, and this denoiser is Flux",
+    ),
     ({**PLAN, "options": {"threshold": -1}}, {}, "threshold=-1 is out of range"),
     ({**PLAN, "format": 2}, {}, "format 2"),
     ({"method": "teacache"}, {}, "this dict is no plan: it needs the keys method, options and model"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -193,17 +193,27 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def identity(model: nn.Module) -> str:
-    """By what calibrations know a denoiser: its class and how many blocks it has, "FluxTransformer2DModel-57".
+    """By what calibrations know a denoiser: class, number of blocks and width, "FluxTransformer2DModel-57x3072".
 
     One that is given more channels than it returns (image-to-video, filling in) bears their number too:
-    "WanTransformer3DModel-40-in36".
+    "WanTransformer3DModel-40x5120-in36".
     """
     row, inner = row_for(model), unwrap(model)
     count = len(main_blocks(model)) if row is not None and row.blocks else 0
     config = getattr(inner, "config", {})
+    width = _width(config)
     taken, returned = config.get("in_channels"), config.get("out_channels")
     wider = f"-in{taken}" if taken and returned and taken != returned else ""
-    return f"{type(inner).__name__}-{count}{wider}"
+    return f"{type(inner).__name__}-{count}{f'x{width}' if width else ''}{wider}"
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    """Channels of a token inside the blocks, or of a U-Net's deepest level; 0 where no configuration tells."""
+    if levels := config.get("block_out_channels"):
+        return int(max(levels))
+    heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
+    several = heads * size if isinstance(heads, int) and isinstance(size, int) else 0
+    return several or config.get("hidden_size") or config.get("dim") or 0
 
 
 def row_for(model: nn.Module) -> DenoiserRow | None:

@@ -71,6 +71,11 @@ class Handle:
         """The pipeline or model, or None where it was dropped."""
         return self._target()
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """The denoisers it stands on, those that were dropped left out."""
+        return [model for denoiser in self._denoisers.values() if (model := denoiser.model) is not None]
+
     def summary(self) -> Summary:
         """What the last generation did.
 
@@ -130,7 +135,7 @@ class Handle:
         try:
             self._attach()
             if isinstance(self.method, Rival):
-                self.method.reset(self.target, self._models())
+                self.method.reset(self.target, self.models)
             begin = time.perf_counter()
             try:
                 yield
@@ -156,25 +161,22 @@ class Handle:
 
     def _caches(self, model: nn.Module) -> bool:
         """Whether the cache on a model is this handle's own; another model has taken its place otherwise."""
-        if self._before is not None and all(model is not own for own in self._models()):
+        if self._before is not None and all(model is not own for own in self.models):
             raise ConflictError(
                 f"{type(model).__name__} was put into the pipeline after enable(…), and {name_of(self.method)} stands "
                 "on the one before: enable(…) again"
             )
         return self._before is not None
 
-    def _models(self) -> list[nn.Module]:
-        return [model for denoiser in self._denoisers.values() if (model := denoiser.model) is not None]
-
     def _install(self) -> None:
         """Let another package put its cache on, if that is the method; what it refuses is taken off again."""
         if isinstance(self.method, Rival):
-            self._before = Snapshot(self._models())
-            self.method.install(self.target, self._models())
+            self._before = Snapshot(self.models)
+            self.method.install(self.target, self.models)
 
     def _uninstall(self) -> None:
         if isinstance(self.method, Rival) and self._before is not None:
-            self.method.remove(self.target, self._models())
+            self.method.remove(self.target, self.models)
             self._before.restore()
             self._before = None
 

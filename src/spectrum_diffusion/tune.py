@@ -295,7 +295,7 @@ class Search:
         if threshold not in self._tried:
             made = make_method(self.method, **{**self.options, "threshold": threshold})
             with enable_method(self.pipe, made) as handle:
-                self.models = " + ".join(dict.fromkeys(identity(model) for model in handle._models()))
+                self.models = " + ".join(dict.fromkeys(identity(model) for model in handle.models))
                 summaries = self.pictures.draw(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}")
             self.steps = summaries[-1].steps
             self._tried[threshold] = statistics.fmean(summary.nfe for summary in summaries)

@@ -298,7 +298,7 @@ def test_a_plan_beside_another_method_and_one_that_is_none(tmp_path: Path) -> No
         (["--plan", plan, "--method", "fora"], "method='fora' disagrees with the plan"),
         (
             ["--plan", plan],
-            "made for FluxTransformer2DModel-57x3072, and this denoiser is FluxTransformer2DModel-6x160",
+            "FluxTransformer2DModel-57x3072, and this denoiser is FluxTransformer2DModel-6x160",
         ),
         (["--plan", plan, "--option", "order=2"], "easycache has no option 'order'"),
         (["--plan", tmp_path / "none.json"], "can't be read"),

@@ -187,7 +187,7 @@ WRONG_PLANS: list[tuple[Any, dict[str, Any], str]] = [
     (
         {**PLAN, "model": "WanTransformer3DModel-40x5120"},
         {},
-        "made for WanTransformer3DModel-40x5120, and this denoiser is Flux",
+        "WanTransformer3DModel-40x5120, and this denoiser is Flux",
     ),
     ({**PLAN, "options": {"threshold": -1}}, {}, "threshold=-1 is out of range"),
     ({**PLAN, "format": 2}, {}, "format 2"),

@@ -110,6 +110,19 @@ def test_several_loops_add_up_and_none_is_none(pipe: FakePipe) -> None:
     assert measure(pipe, lambda: None, {"plain": None}, repeats=1)["plain"].loop is None
 
 
+def test_a_pipeline_is_watched_where_it_computes() -> None:
+    offloaded = type("Offloaded", (), {"device": CPU, "_execution_device": torch.device("meta")})()
+    assert cost.device_of(offloaded) == torch.device("meta")
+    offloaded._execution_device = None
+    assert cost.device_of(offloaded) == CPU
+
+
+def test_a_watched_call_gives_what_it_gave(pipe: FakePipe) -> None:
+    found, spent = cost.watched(pipe, lambda: (pipe(), "picture")[1])
+    assert (found, spent.seconds, spent.loop) == ("picture", 13.0, 10.0)
+    assert spent.memory.bytes > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"repeats": 0}, "repeats"), ({"warm_up": -1}, "warm_up"), ({"methods": {}}, "no method to measure")],

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
-from spectrum_diffusion import atomic
+from spectrum_diffusion import atomic, cost
 from spectrum_diffusion.cli import app
 from spectrum_diffusion.errors import ConflictError, InvalidOptionError
 from spectrum_diffusion.evaluate import Row, evaluate, files, lock
@@ -44,8 +44,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def essence(folder: Path) -> list[dict[str, Any]]:
-    """The lines without what differs from run to run: time."""
-    return [{name: value for name, value in line.items() if name not in ("seconds", "run")} for line in lines(folder)]
+    """The lines without what differs from run to run: time and memory."""
+    differs = ("seconds", "loop_seconds", "memory", "run")
+    return [{name: value for name, value in line.items() if name not in differs} for line in lines(folder)]
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -101,6 +102,38 @@ def test_rows_are_the_means_of_their_units(whole: Path) -> None:
         rows["reuse"]["metrics"]["psnr"]["mean"] - rows["fewer"]["metrics"]["psnr"]["mean"]
     )
     assert gap["verdict"] == "too few prompts"
+
+
+def test_seconds_of_the_loop_and_peak_memory_are_of_each_call(whole: Path) -> None:
+    rows = {row["label"]: row for row in json.loads((whole / "results.json").read_text())["rows"]}
+    for label, row in rows.items():
+        of = [line for line in lines(whole) if line["row"] == label]
+        assert all(0 < line["loop_seconds"] < line["seconds"] for line in of)
+        assert row["loop_seconds"] == pytest.approx(statistics.median(line["loop_seconds"] for line in of))
+        peaks = [line["memory"]["bytes"] for line in of]
+        assert all(2**20 < peak < 2**40 for peak in peaks)
+        assert row["memory"] == {
+            "median": statistics.median(peaks),
+            "most": max(peaks),
+            "kind": cost.peak_memory(torch.device("cpu")).kind,
+        }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_a_call_that_takes_more_memory_has_a_higher_peak(tmp_path: Path) -> None:
+    pipe = prompted()
+    base, large = type(pipe), 300 * 2**20
+
+    def call(self: Any, prompt: str, **arguments: Any) -> Any:
+        if prompt == "large":
+            torch.ones(large // 4)
+        return base.__call__(self, prompt, **arguments)
+
+    pipe.__class__ = type(base.__name__, (base,), {"__call__": call})
+    evaluate(pipe, request(prompts=(Prompt("large"), Prompt("small"))), tmp_path)
+    peaks = {(line["row"], line["prompt"]): line["memory"]["bytes"] for line in lines(tmp_path)}
+    for row in ("reference", "fewer", "reuse"):
+        assert peaks[row, "large"] - peaks[row, "small"] > 0.8 * large
 
 
 def test_the_same_again_computes_and_writes_nothing(pipe: Any, whole: Path) -> None:

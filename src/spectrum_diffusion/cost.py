@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from .flops import counting
 from .pipeline import enable
 from .schedule import check_integer
 from .summary import Flops, Summary
+
+T = TypeVar("T")
 
 MethodOptions = tuple[str, Mapping[str, Any]]
 """A method's name with its options, as ``enable`` takes them."""
@@ -43,12 +45,31 @@ class Timing:
         return first, third
 
 
+ALLOCATED = "allocated on the device"
+"""Kind of a memory that is the pipeline's alone; the others are of the whole process."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Peak in bytes, and of what: a device's allocated memory, or what the process had resident."""
 
     bytes: int
     kind: str
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one call took.
+
+    Attributes:
+        seconds: of the whole call.
+        loop: seconds of the sampling loop alone; None for a pipeline that shows no progress bar around it.
+        memory: its peak.
+    """
+
+    seconds: float
+    loop: float | None
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -97,12 +118,11 @@ def measure(
     check_integer("warm_up", warm_up, least=0)
     if not methods:
         raise InvalidOptionError("there is no method to measure: give one or more, None for the untouched pipeline")
-    device = torch.device(pipe.device)
     taken: dict[str, list[_Sample]] = {label: [] for label in methods}
     for repetition in range(-warm_up, repeats):
         # Each begins a round in turn, so that none always runs into what another left behind.
         for label in _rotated(list(methods), repetition):
-            sample = _generate(pipe, call, methods[label], device)
+            sample = _generate(pipe, call, methods[label])
             if repetition >= 0:
                 taken[label].append(sample)
     counted = {label: _count(pipe, call, method) if flops else None for label, method in methods.items()}
@@ -113,23 +133,32 @@ def measure(
 class _Sample:
     """One timed generation."""
 
-    call: float
-    loop: float | None
-    memory: Memory
+    spent: Spent
     summary: Summary | None
 
 
-def _generate(pipe: Any, call: Callable[[], Any], method: MethodOptions | None, device: torch.device) -> _Sample:
+def _generate(pipe: Any, call: Callable[[], Any], method: MethodOptions | None) -> _Sample:
     with ExitStack() as stack:
         handle = stack.enter_context(enable(pipe, method[0], **method[1])) if method else None
-        loop = stack.enter_context(_loop_timer(pipe, device))
+        _, spent = watched(pipe, call)
+        return _Sample(spent, handle.summary() if handle else None)
+
+
+def watched(pipe: Any, call: Callable[[], T]) -> tuple[T, Spent]:
+    """Make one call of a pipeline; what it gave, and what it took. A device is waited for before and after."""
+    device = device_of(pipe)
+    with _loop_timer(pipe, device) as loop:
         reset_peak_memory(device)
         synchronize(device)
         begin = time.perf_counter()
-        call()
+        result = call()
         synchronize(device)
-        seconds = time.perf_counter() - begin
-        return _Sample(seconds, loop(), peak_memory(device), handle.summary() if handle else None)
+        return result, Spent(time.perf_counter() - begin, loop(), peak_memory(device))
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Where a pipeline computes: with offload that is not where its weights lie."""
+    return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 
 
 def _count(pipe: Any, call: Callable[[], Any], method: MethodOptions | None) -> Flops | None:
@@ -141,11 +170,12 @@ def _count(pipe: Any, call: Callable[[], Any], method: MethodOptions | None) -> 
 
 
 def _cost(samples: list[_Sample], flops: Flops | None) -> Cost:
-    loops = [sample.loop for sample in samples if sample.loop is not None]
+    spent = [sample.spent for sample in samples]
+    loops = [one.loop for one in spent if one.loop is not None]
     return Cost(
-        call=Timing(tuple(sample.call for sample in samples)),
+        call=Timing(tuple(one.seconds for one in spent)),
         loop=Timing(tuple(loops)) if loops else None,
-        memory=max((sample.memory for sample in samples), key=lambda memory: memory.bytes),
+        memory=max((one.memory for one in spent), key=lambda memory: memory.bytes),
         summary=samples[-1].summary,
         flops=flops,
     )
@@ -213,7 +243,7 @@ def peak_memory(device: torch.device) -> Memory:
     included: since the reset on Linux, since its beginning on other systems.
     """
     if device.type == "cuda":
-        return Memory(torch.cuda.max_memory_allocated(device), "allocated on the device")
+        return Memory(torch.cuda.max_memory_allocated(device), ALLOCATED)
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))

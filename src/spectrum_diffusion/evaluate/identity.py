@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..cost import device_of
+
 PACKAGE = __name__.partition(".")[0]
 REGISTRIES = (PACKAGE, f"{PACKAGE}.methods")
 """Modules that import everything: a new method changes no result of another."""
@@ -77,7 +79,7 @@ def call_arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 def environment(pipe: Any) -> dict[str, Any]:
     """Versions and the machine, as far as results and times depend on them."""
-    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    device = device_of(pipe)
     found: dict[str, Any] = {name: metadata.version(name) for name in LIBRARIES}
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":

@@ -125,6 +125,7 @@ def _row(
 ) -> dict[str, Any]:
     """Means over a row's units; its own baseline is no difference."""
     nfe, seconds = [unit["nfe"] for unit in units], [unit["seconds"] for unit in units]
+    loops = [unit["loop_seconds"] for unit in units if unit["loop_seconds"] is not None]
     history = [unit["history_bytes"] for unit in units if unit["history_bytes"] is not None]  # None of other packages'
     gaps = baseline if baseline and baseline[0]["row"] != label and label != REFERENCE else []
     return {
@@ -135,8 +136,10 @@ def _row(
         "fewer_evaluations": _median_ratio(references, units, "nfe"),
         "seconds": median(seconds),
         "seconds_quartiles": quartiles(seconds),
+        "loop_seconds": median(loops),
         "faster": _median_ratio(references, units, "seconds", together=True),
         "history_bytes": max(history, default=None),
+        "memory": _memory(units),
         "metrics": {name: _metric(name, metric, units, gaps) for name, metric in metrics.items() if label != REFERENCE},
         "path_rmse": _mean_path(units),
     }
@@ -154,6 +157,12 @@ def _metric(name: str, metric: Metric, units: list[dict[str, Any]], baseline: li
         gap = difference(values, _values(baseline, name))
         found["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, metric.higher_is_better)}
     return found
+
+
+def _memory(units: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Peaks of the calls; None where the system doesn't say."""
+    peaks = [unit["memory"]["bytes"] for unit in units if unit["memory"]["bytes"]]
+    return {"median": median(peaks), "most": max(peaks), "kind": units[0]["memory"]["kind"]} if peaks else None
 
 
 def _values(units: list[dict[str, Any]], name: str) -> Values:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..cost import Spent, watched
 from ..errors import SpectrumError
 from ..metrics import LatentPath, latent_rmse
 from ..pipeline import enable
@@ -38,7 +38,7 @@ class Sample:
 
     Attributes:
         frames: a picture is one frame.
-        seconds: of the whole call.
+        spent: time and memory of the call.
         steps: of the sampler.
         summary: of the method; None for the untouched pipeline.
         decisions: branch → a letter of :data:`MARKS` for each step.
@@ -46,7 +46,7 @@ class Sample:
     """
 
     frames: list[Image]
-    seconds: float
+    spent: Spent
     steps: int
     summary: Summary | None = None
     decisions: dict[str, str] = field(default_factory=dict)
@@ -101,10 +101,10 @@ def sample(
             enabled = enable(pipe, row.method, plan=row.plan, on_step=decisions.note, flops=flops, **row.options)
             handle = stack.enter_context(enabled)
         extra = {CALLBACK: latents} if path and takes_callback(pipe) else {}
-        frames, seconds = _timed(pipe, case, {**call, **extra})
+        frames, spent = _drawn(pipe, case, {**call, **extra})
         summary = handle.summary() if handle else None
     steps = summary.steps if summary else _steps(pipe)
-    return Sample(frames, seconds, steps, summary, decisions.strings(), _stacked(latents))
+    return Sample(frames, spent, steps, summary, decisions.strings(), _stacked(latents))
 
 
 def takes_callback(pipe: Any) -> bool:
@@ -121,12 +121,11 @@ def probe(pipe: Any, row: Row) -> dict[str, Any]:
         return handle.method.options()
 
 
-def _timed(pipe: Any, case: Case, call: Mapping[str, Any]) -> tuple[list[Image], float]:
+def _drawn(pipe: Any, case: Case, call: Mapping[str, Any]) -> tuple[list[Image], Spent]:
     # On the CPU whatever the device, so that a seed gives the same noise on every machine.
     generator = torch.Generator("cpu").manual_seed(case.seed)
-    begin = time.perf_counter()
-    result = pipe(case.prompt.text, generator=generator, output_type="pil", **call)
-    return _frames(result), time.perf_counter() - begin
+    result, spent = watched(pipe, lambda: pipe(case.prompt.text, generator=generator, output_type="pil", **call))
+    return _frames(result), spent
 
 
 def _frames(result: Any) -> list[Image]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -130,7 +131,9 @@ def _measured(drawn: Sample) -> dict[str, Any]:
         "fallbacks": summary.get("fallbacks", {}),
         "branches": summary.get("branches", {}),
         "history_bytes": summary.get("history_bytes", 0),
-        "seconds": drawn.seconds,
+        "seconds": drawn.spent.seconds,
+        "loop_seconds": drawn.spent.loop,
+        "memory": asdict(drawn.spent.memory),
         "size": list(drawn.frames[0].size),
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import stand_in
 
 from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError, ProgramError
 from spectrum_diffusion.metrics import programs
@@ -177,19 +178,10 @@ FAKES = {
 
 @pytest.fixture
 def fake_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Environments whose Python is this one, with the made-up packages before its own."""
-    folder = tmp_path / "programs"
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "programs"))
     for name, files in FAKES.items():
-        for file, text in files.items():
-            path = folder / name / "packages" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(line.removeprefix(" " * 12) for line in text.splitlines()))
-        python = folder / name / "bin/python"
-        python.parent.mkdir()
-        python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / name / "packages"} exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-    return folder
+        stand_in(name, files)
+    return tmp_path / "programs"
 
 
 def a_folder(path: Path) -> Path:

@@ -6,7 +6,7 @@ prompt, :class:`LatentPath` how far a run strays on its way, and :mod:`.programs
 
 from __future__ import annotations
 
-from .base import Metric, average
+from .base import Judge, Metric, PictureJudge, average
 from .clip import ClipScore
 from .frames import Frames, to_video
 from .latents import LatentPath, latent_rmse
@@ -21,8 +21,10 @@ __all__ = [
     "METRICS",
     "ClipScore",
     "Frames",
+    "Judge",
     "LatentPath",
     "Metric",
+    "PictureJudge",
     "average",
     "color_video_vdp",
     "latent_rmse",

@@ -1,4 +1,4 @@
-"""What a metric is: one small class, and the loop that all of them share."""
+"""What a metric is: what all of them have in common, and the class of those that compare with a reference."""
 
 from __future__ import annotations
 
@@ -7,13 +7,64 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import InvalidOptionError, MissingPackageError
 from .frames import Frames, to_video
 
 if TYPE_CHECKING:
     import torch
+
+
+Against = Literal["reference", "prompt"]
+
+
+class Judge(Protocol):
+    """What every metric has, be it computed here or by another program, of one picture or of many as one."""
+
+    @property
+    def name(self) -> str:
+        """How it is asked for."""
+
+    @property
+    def title(self) -> str:
+        """As a table writes it."""
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def source(self) -> str:
+        """Where it is published, and what it runs with."""
+
+    @property
+    def against(self) -> Against:
+        """What a picture is held against. What needs no reference is computed of the reference too."""
+
+    @property
+    def whole(self) -> bool:
+        """It judges all pictures of a method as one: a single one has no value."""
+
+    @property
+    def module(self) -> str:
+        """Where its code is. With :meth:`fingerprint` it says whether a kept value is still right."""
+
+    def fingerprint(self) -> str:
+        """What its values depend on beside its code, the pictures and what they are held against."""
+
+    def available(self) -> str:
+        """Empty if it can be had here, else why not and what to do."""
+
+
+class PictureJudge(Judge, Protocol):
+    """A metric that is computed here, of one picture or video at a time."""
+
+    def judge(self, video: Frames, against: Any) -> float:
+        """The value of a picture or video, held against its reference or its prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +91,27 @@ class Metric:
     needs: tuple[Callable[[], str], ...] = ()
     smallest: int = 1
     source: str = field(default="", repr=False)
+    against: Against = field(default="reference", init=False)
+    whole: bool = field(default=False, init=False)
+
+    @property
+    def module(self) -> str:
+        return self.score.__module__
+
+    def fingerprint(self) -> str:
+        """The version of torchmetrics, which most of them are from."""
+        try:
+            return f"torchmetrics {metadata.version('torchmetrics')}"
+        except metadata.PackageNotFoundError:
+            return ""
 
     def available(self) -> str:
         """Empty if the metric can be computed here, else why not and what to do."""
         return next((problem for check in self.needs if (problem := check())), "")
+
+    def judge(self, video: Frames, against: Frames) -> float:
+        """:meth:`compare`, under the name that all metrics share."""
+        return self.compare(video, against)
 
     def compare(self, video: Frames, reference: Frames) -> float:
         """The metric of a video against its reference, averaged over the frames by :func:`average`.

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOptionError, MissingPackageError
-from .base import average
+from .base import Against, average
 from .frames import Frames, to_video
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 """The usual one; the paper does not say which it takes."""
+
+PIECES, LENGTH = 64, 4096
+"""Pieces looked at in each file of a model, and the bytes of each: other weights differ in some of them."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,35 @@ class ClipScore:
     title: str = field(default="CLIP Score", init=False)
     unit: str = field(default="", init=False)
     higher_is_better: bool = field(default=True, init=False)
+    against: Against = field(default="prompt", init=False)
+    whole: bool = field(default=False, init=False)
+    module: str = field(default=__name__, init=False)
+
+    @property
+    def source(self) -> str:
+        named = Path(self.model).name if Path(self.model).is_dir() else self.model
+        return f"Hessel et al.: CLIPScore, 2021; 100 · max(cos, 0) of {named}"
 
     def available(self) -> str:
         """Empty if the model is on this machine, else why not and what to do."""
-        folder = Path(self.model)
-        if folder.is_dir():
-            return (
-                "" if (folder / "config.json").is_file() else f"{folder} is no folder of a CLIP model: no config.json"
-            )
-        if _is_cached(str(self.model)):
+        folder = _find(str(self.model))
+        if folder is not None and (folder / "config.json").is_file():
             return ""
+        if folder is not None:
+            return f"{folder} is no folder of a CLIP model: no config.json"
         return (
             f"the model {str(self.model)!r} is not on this machine: give the folder of a CLIP model, "
             f"or fetch it once with hf download {self.model}"
         )
+
+    def fingerprint(self) -> str:
+        """A digest of the model's files, from pieces of each; empty where there is no model."""
+        folder = _find(str(self.model))
+        return _digest(_stated(folder)) if folder is not None else ""
+
+    def judge(self, video: Frames, against: str) -> float:
+        """:meth:`score`, under the name that all metrics share."""
+        return self.score(video, against)
 
     def score(self, video: Frames, prompt: str) -> float:
         """The score of a picture or video, 0 … 100; a prompt longer than the text encoder's reach is cut.
@@ -79,28 +98,56 @@ class ClipScore:
     def _load(self) -> tuple[Any, Any, Any]:
         if problem := self.available():
             raise MissingPackageError(f"CLIP Score can't be computed: {problem}")
-        return _load(str(self.model), self.device)
+        folder = _find(str(self.model))
+        assert folder is not None  # it is available
+        return _load(folder, self.device, _stated(folder))
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, device: str) -> tuple[Any, Any, Any]:
+def _load(folder: Path, device: str, stated: Stated) -> tuple[Any, Any, Any]:
+    """From the folder, so that nothing is fetched; once for the files as they are."""
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:
-        clip = CLIPModel.from_pretrained(model).eval().to(device)
-        return clip, AutoTokenizer.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+        clip = CLIPModel.from_pretrained(folder).eval().to(device)
+        return clip, AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise MissingPackageError(
-            f"{model!r} can't be loaded as a CLIP model with its tokenizer and image processor: {first}"
+            f"{str(folder)!r} can't be loaded as a CLIP model with its tokenizer and image processor: {first}"
         ) from error
 
 
-def _is_cached(model: str) -> bool:
+def _find(model: str) -> Path | None:
+    """The folder of a model, or of what was fetched of it from the Hub."""
+    if Path(model).is_dir():
+        return Path(model)
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+        found = try_to_load_from_cache(model, "config.json")
     except HFValidationError:
-        return False
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+Stated = tuple[tuple[str, int, int], ...]
+"""Of each file its path, size and time."""
+
+
+def _stated(folder: Path) -> Stated:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+@lru_cache(maxsize=4)
+def _digest(stated: Stated) -> str:
+    whole = hashlib.sha256()
+    for name, size, _ in stated:
+        whole.update(f"{Path(name).name}:{size}".encode())
+        with open(name, "rb") as file:
+            for piece in range(PIECES):
+                file.seek(piece * size // PIECES)
+                whole.update(file.read(LENGTH))
+    return whole.hexdigest()

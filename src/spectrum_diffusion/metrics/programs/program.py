@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MissingPackageError, ProgramError
+from ..base import Against
 from .environment import last_lines, python_of
 from .manifest import MANIFEST, Entry, read_manifest
-from .quality import QUALITY, vbench_quality
+from .quality import QUALITY, quality_dimensions, vbench_quality
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,43 @@ class Program:
         name, title: its key in ``PROGRAMS``, and as a table writes it.
         environment: the name of its environment.
         parse: from the file that its script writes, and the entries of the manifest, to the result.
+        suffix: of the files that it takes: pictures or videos.
+        category: from a prompt's category to an entry's; None where the program has nothing to say of such a prompt.
+        whole: it has one value of a folder and none of a file.
         arguments: for the script, behind those that all have.
+        variables: of the environment, which its script reads.
+        source: where it is published.
     """
 
     name: str
     title: str
     environment: str
     parse: Callable[[Path, list[Entry]], ProgramResult]
+    suffix: str
+    category: Callable[[str], str | None]
+    whole: bool
     arguments: tuple[str, ...] = ()
-    unit: str = ""
-    higher_is_better: bool = True
+    variables: tuple[str, ...] = ()
+    source: str = field(default="", repr=False)
+    unit: str = field(default="", init=False)
+    higher_is_better: bool = field(default=True, init=False)
+    against: Against = field(default="prompt", init=False)
+    module: str = field(default=__name__, init=False)
 
     def available(self) -> str:
         """Empty if its environment is made, else how to make it."""
         if python_of(self.environment).is_file():
             return ""
         return f"its environment is not made: python -m spectrum_diffusion.metrics.programs {self.environment}"
+
+    def fingerprint(self) -> str:
+        """A digest of its script, its pinned versions, and what it is given beside the manifest."""
+        given = [*self.arguments, *(os.environ.get(name, "") for name in self.variables)]
+        parts = (self._beside(f"run_{self.environment}.py"), self._beside(f"{self.environment}.txt"))
+        return hashlib.sha256(b"".join([*(path.read_bytes() for path in parts), repr(given).encode()])).hexdigest()
+
+    def _beside(self, name: str) -> Path:
+        return Path(__file__).with_name(name)
 
     def run(self, folder: Path, device: str = "cpu") -> ProgramResult:
         """Run it over the files of a folder's manifest; its output and log stay beside the manifest.
@@ -69,7 +93,7 @@ class Program:
             raise MissingPackageError(f"{self.title} can't be computed: {problem}")
         output, log = folder / f"{self.name}.json", folder / f"{self.name}.log"
         output.unlink(missing_ok=True)
-        script = Path(__file__).with_name(f"run_{self.environment}.py")
+        script = self._beside(f"run_{self.environment}.py")
         command = [python_of(self.environment), script, folder / MANIFEST, output, device, *self.arguments]
         with log.open("w", encoding="utf-8") as file:
             done = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -120,8 +144,28 @@ def _read(path: Path) -> Any:
         raise ProgramError(f"{path} can't be read ({error}): run the program again") from error
 
 
-IMAGE_REWARD = Program("image_reward", "ImageReward", "image_reward", parse_image_reward)
-VBENCH_QUALITY = Program("vbench_quality", "VBench Quality", "vbench", parse_vbench, arguments=tuple(QUALITY))
+IMAGE_REWARD = Program(
+    "image_reward",
+    "ImageReward",
+    "image_reward",
+    parse_image_reward,
+    suffix=".png",
+    category=lambda category: "",
+    whole=False,
+    variables=("SPECTRUM_IMAGE_REWARD",),
+    source="Xu et al.: ImageReward, 2023; ImageReward-v1.0",
+)
+VBENCH_QUALITY = Program(
+    "vbench_quality",
+    "VBench Quality",
+    "vbench",
+    parse_vbench,
+    suffix=".mp4",
+    category=quality_dimensions,
+    whole=True,
+    arguments=tuple(QUALITY),
+    source="Huang et al.: VBench, 2024; the Quality Score of seven dimensions",
+)
 
 PROGRAMS: dict[str, Program] = {program.name: program for program in (IMAGE_REWARD, VBENCH_QUALITY)}
 """Metrics without reference that run as other programs, by name."""

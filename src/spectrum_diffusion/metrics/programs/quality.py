@@ -34,6 +34,30 @@ QUALITY: dict[str, Dimension] = {
 """The dimensions of the Quality Score, by VBench's names."""
 
 
+SEMANTIC = (
+    "object_class",
+    "multiple_objects",
+    "human_action",
+    "color",
+    "spatial_relationship",
+    "scene",
+    "temporal_style",
+    "appearance_style",
+    "overall_consistency",
+)
+"""VBench's other dimensions, which the Quality Score leaves aside."""
+
+
+def quality_dimensions(category: str) -> str | None:
+    """In which of the seven dimensions a video is judged, by its prompt's category: empty for all of them.
+
+    None for a prompt of VBench's that is there for other dimensions; a category of another list means nothing here.
+    """
+    named = [name for name in category.split(",") if name in QUALITY or name in SEMANTIC]
+    wanted = [name for name in named if name in QUALITY]
+    return ",".join(wanted) if wanted or not named else None
+
+
 def vbench_quality(scores: Mapping[str, float]) -> float:
     """The Quality Score of a model, 0 … 100; higher is better.
 

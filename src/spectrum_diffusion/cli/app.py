@@ -190,7 +190,12 @@ def evaluate(
         str | None, typer.Option("--prompts", metavar="LIST|FILE", help="tiny, drawbench, coco, vbench, or a file.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many prompts.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="psnr,ssim,…; every one that can be had without.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="psnr,ssim,clip_score,image_reward,vbench_quality,…; without, what is at hand.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="CLIP model of clip_score; CLIP ViT-L/14 without.")
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Method that the others are compared with; fewer-steps without.")
     ] = None,
@@ -226,12 +231,13 @@ def evaluate(
     )
     specs = _specs(methods, speedup, site, option)
     outputs.check_folder(output)
-    results = evaluation.evaluate(request, specs, found, output, metrics=_names(metrics), baseline=baseline, path=path)
+    asked = {"metrics": _names(metrics), "clip": clip, "baseline": baseline, "path": path}
+    results = evaluation.evaluate(request, specs, found, output, **asked)
     if as_json:
         _echo_json(evaluation.to_dict(results))
     else:
         evaluation.show(results)
-    _exit_for(results.failures)
+    _exit_for(results.failures | results.problems)
 
 
 @app.command("reproduce")

@@ -13,11 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..cost import device_of
 from . import files
 from .identity import machine
 from .lock import locked
 from .measures import choose_metrics
 from .plan import Plan, make_plan
+from .programs import run_programs
 from .request import REFERENCE, Case, Request, Row
 from .results import Results, collect
 from .store import Store
@@ -43,13 +45,15 @@ def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None =
         StoreError: the folder can't be written; what is finished is kept.
         SpectrumError: an unknown metric. What the untouched pipeline raises goes through.
     """
-    metrics = choose_metrics(request.metrics)
+    metrics = choose_metrics(request)
+    say = on_unit or (lambda done, total, what: None)
     with locked(folder):
         files.remove_temporaries(folder)
         store, plan = Store(folder), make_plan(pipe, request)
         manifest = _begin(folder, plan)
-        work = Work(pipe, plan, store, metrics, on_unit)
+        work = Work(pipe, plan, store, metrics.pictures, say)
         work.run()
+        run_programs(plan, store, metrics.programs, device_of(pipe).type, say)
         results = collect(folder, plan, store, metrics)
         results.computed, results.manifest = work.computed, manifest
         _write(results, store)

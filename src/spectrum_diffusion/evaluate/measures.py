@@ -1,59 +1,104 @@
-"""Metrics of kept frames against the kept reference, each computed once."""
+"""Metrics of kept frames against the kept reference or the prompt, each computed once."""
 
 from __future__ import annotations
 
 import math
-from importlib import metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidOptionError, SpectrumError
-from ..metrics import METRICS, Metric
+from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge
+from ..metrics.clip import CLIP_MODEL
+from ..metrics.programs import PROGRAMS, Program
 from .identity import code_of_module, key_of
 from .plan import Unit
+from .request import CLIP_SCORE, REFERENCE, Request
 from .store import Store
 
 
-def choose_metrics(names: tuple[str, ...] | None) -> dict[str, Metric]:
-    """The metrics of those names; without names, all that can be had here.
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of an evaluation, by name.
+
+    Attributes:
+        pictures: computed here, of each picture when it is drawn.
+        programs: run over the files of a row when all is drawn.
+    """
+
+    pictures: dict[str, PictureJudge]
+    programs: dict[str, Program]
+
+    @property
+    def every(self) -> dict[str, Judge]:
+        return {**self.pictures, **self.programs}
+
+
+def choose_metrics(request: Request) -> Metrics:
+    """The metrics that a request names; without names, all that can be had here and need no program.
 
     Raises:
         InvalidOptionError: an unknown name, or one that can't be had here.
     """
-    if names is None:
-        return {name: metric for name, metric in METRICS.items() if not metric.available()}
-    for name in names:
-        if name not in METRICS:
-            raise InvalidOptionError(f"metric {name!r} is unknown: choose among {', '.join(METRICS)}")
-        if problem := METRICS[name].available():
+    pictures: dict[str, PictureJudge] = {**METRICS, CLIP_SCORE: ClipScore(request.clip or CLIP_MODEL)}
+    asked = request.metrics
+    if asked is None:
+        given = (CLIP_SCORE,) if request.clip else ()  # then it must be had
+        asked = tuple(name for name, judge in pictures.items() if name in given or not judge.available())
+    known: dict[str, Judge] = {**pictures, **PROGRAMS}
+    for name in asked:
+        if name not in known:
+            raise InvalidOptionError(f"metric {name!r} is unknown: choose among {', '.join(known)}")
+        if problem := known[name].available():
             raise InvalidOptionError(f"metric {name!r} can't be had here: {problem}")
-    return {name: METRICS[name] for name in names}
+    return Metrics(
+        {name: pictures[name] for name in asked if name in pictures},
+        {name: PROGRAMS[name] for name in asked if name in PROGRAMS},
+    )
 
 
-def measure(store: Store, unit: Unit, reference: Unit, metrics: dict[str, Metric]) -> None:
+def measure(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> None:
     """Compute what is missing of a finished unit's metrics, and keep it."""
     found = store.metrics(unit)
-    keys = {name: _key(metric, unit, reference) for name, metric in metrics.items()}
+    keys = keys_of(metrics, unit, reference)
     missing = [name for name, key in keys.items() if found.get(name, {}).get("key") != key]
     record, whole = store.record(unit), store.record(reference)
     if not missing or record is None or whole is None:
         return
-    frames, untouched = store.frames(unit, record), store.frames(reference, whole)
+    frames = store.frames(unit, record)
+    held = {"reference": store.frames(reference, whole), "prompt": unit.case.prompt.text}
     for name in missing:
-        found[name] = {"key": keys[name], **_compare(metrics[name], frames, untouched)}
+        found[name] = {"key": keys[name], **_judged(metrics[name], frames, held[metrics[name].against])}
     store.save_metrics(unit, found)
 
 
-def read_metrics(store: Store, unit: Unit, reference: Unit, metrics: dict[str, Metric]) -> dict[str, dict[str, Any]]:
+def read_metrics(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, Judge]) -> dict[str, dict[str, Any]]:
     """The metrics of a unit that are up to date: ``value``, ``infinite`` or the ``problem``."""
     found = store.metrics(unit)
-    keys = {name: _key(metric, unit, reference) for name, metric in metrics.items()}
+    keys = keys_of(metrics, unit, reference)
     return {name: found[name] for name, key in keys.items() if found.get(name, {}).get("key") == key}
 
 
-def _compare(metric: Metric, frames: Any, reference: Any) -> dict[str, Any]:
+def keys_of(metrics: Mapping[str, Judge], unit: Unit, reference: Unit) -> dict[str, str]:
+    """The keys of the metrics that a unit has."""
+    judges = {name: judge for name, judge in metrics.items() if not judge.whole and applies(judge, unit.label)}
+    return {name: _key(judge, unit, reference) for name, judge in judges.items()}
+
+
+def applies(judge: Judge, label: str) -> bool:
+    """Whether a row has that metric: the reference is not compared with itself."""
+    return label != REFERENCE or judge.against != "reference"
+
+
+def code_key(judge: Judge) -> dict[str, str]:
+    """What a metric is made of, for the keys of its values."""
+    return {"code": code_of_module(judge.module), "metric": judge.fingerprint()}
+
+
+def _judged(judge: PictureJudge, frames: Frames, against: Any) -> dict[str, Any]:
     """JSON-ready: an infinite value is null, and marked."""
     try:
-        value = float(metric.compare(frames, reference))
+        value = float(judge.judge(frames, against))
     except SpectrumError as error:  # too small for it, or of another shape
         return {"value": None, "problem": str(error)}
     if math.isfinite(value):
@@ -61,13 +106,7 @@ def _compare(metric: Metric, frames: Any, reference: Any) -> dict[str, Any]:
     return {"value": None, "infinite": True} if math.isinf(value) else {"value": None, "problem": "not a number"}
 
 
-def _key(metric: Metric, unit: Unit, reference: Unit) -> str:
-    module = metric.score.__module__
-    return key_of(unit=unit.key, reference=reference.key, code=code_of_module(module), torchmetrics=_torchmetrics())
-
-
-def _torchmetrics() -> str | None:
-    try:
-        return metadata.version("torchmetrics")
-    except metadata.PackageNotFoundError:
-        return None
+def _key(judge: Judge, unit: Unit, reference: Unit) -> str:
+    """The prompt is in the unit's own key."""
+    held = reference.key if judge.against == "reference" else ""
+    return key_of(unit=unit.key, reference=held, **code_key(judge))

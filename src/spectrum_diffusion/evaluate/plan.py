@@ -46,6 +46,7 @@ class Plan:
         flops: by row's label, the unit whose operations are counted.
         options: by row's label, the method's options as they are on this pipeline.
         failures: by row's label, why it can't be had.
+        problems: by row's label and metric's name, why a program could not compute it.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class Plan:
     flops: dict[str, Unit] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    problems: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def cases(self) -> list[Case]:
@@ -62,9 +64,13 @@ class Plan:
 
     @property
     def every(self) -> list[Unit]:
-        """References and units, case by case."""
-        rows = [unit for units in self.units.values() for unit in units]
-        return self.references + rows
+        """References and units, row by row."""
+        return [unit for units in self.by_label.values() for unit in units]
+
+    @property
+    def by_label(self) -> dict[str, list[Unit]]:
+        """The units of every row that the pipeline can have, the reference first."""
+        return {REFERENCE: self.references, **self.units}
 
 
 def make_plan(pipe: Any, request: Request) -> Plan:
@@ -99,10 +105,10 @@ def _code(method: str) -> dict[str, str]:
 def _unit(settings: dict[str, Any], row: Row | None, case: Case, folder: str = "units") -> Unit:
     key = key_of(**settings, prompt=case.prompt.text, seed=case.seed)
     label = row.label if row else REFERENCE
-    name = f"{folder}/{_slug(label)}/{_slug(case.prompt.text)}-s{case.seed}-{key[:16]}"
+    name = f"{folder}/{slug(label)}/{slug(case.prompt.text)}-s{case.seed}-{key[:16]}"
     return Unit(row, case, key, name)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """What people recognise in a list of files, in any file system."""
     return re.sub(r"[^A-Za-z0-9.=]+", "-", text).strip("-.")[:48] or "x"

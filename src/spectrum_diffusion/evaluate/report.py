@@ -13,13 +13,23 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from ..cost import ALLOCATED
 from . import examples, files, plots
 from .charts import decisions, note, path, quality, section
 from .request import REFERENCE
 from .results import Results
 from .statistics import ENOUGH
 from .store import Store
-from .tables import Column, columns, counted_name, digits_of, known_metrics, metric_text
+from .tables import (
+    Column,
+    columns,
+    counted_name,
+    digits_of,
+    known_metrics,
+    memory_kind,
+    metric_text,
+    whole_titles,
+)
 
 VERDICTS = {"better": "▲ better", "worse": "▼ worse", "no difference seen": "≈", "too few prompts": "?"}
 
@@ -66,11 +76,12 @@ def _lead(results: Results) -> str:
 
 
 def _failures(results: Results) -> str:
-    if not results.failures:
+    failed = results.failures | results.problems
+    if not failed:
         return ""
     found = [
         f'<div class="failure"><strong>{escape(label)}</strong>: {escape(reason)}</div>'
-        for label, reason in results.failures.items()
+        for label, reason in failed.items()
     ]
     return section("What failed", *found)
 
@@ -105,6 +116,12 @@ def _explained(results: Results) -> str:
             "The calls were timed in several runs, between which the machine may have been busier: faster counts only "
             "those timed in one run with their reference, and seconds of different rows may not compare. "
         )
+    if kind := memory_kind(results):
+        text += f"Peak MiB is the most that was {kind} during a call: the median of the calls, in brackets the most. "
+        if kind != ALLOCATED:
+            text += "That counts weights and libraries too, and says little of how small models' methods differ. "
+    if whole := whole_titles(results):
+        text += f"{whole}: one value of all pictures of a row, so that there is no interval and no verdict. "
     if any(found["infinite"] for row in results.rows for found in row["metrics"].values()):
         text += "Pictures identical to the reference have an infinite PSNR and are left out of its mean."
     return text
@@ -229,6 +246,7 @@ def _made(results: Results) -> str:
         "machine": _listed({k: v for k, v in _last_run(manifest).items() if k in ("system", "python")}),
         "pipeline": f"SHA-256 {settings['pipeline'][:16]}… of its parts and of values sampled from its weights",
         "seeds": ", ".join(map(str, manifest.get("seeds", []))),
+        **{results.metrics[name]["title"]: results.metrics[name]["source"] for name in known_metrics(results)},
         **{row["label"]: _listed(row["options"]) for row in results.rows if row["method"]},
     }
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)

@@ -12,6 +12,7 @@ from ..prompts import Prompt
 
 REFERENCE = "reference"
 """Label of the untouched pipeline."""
+CLIP_SCORE = "clip_score"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Request:
         prompts: texts with their categories; a text that comes twice counts once.
         seeds: each prompt is drawn with each of them.
         call: arguments of the pipeline's call beside prompt and seed, JSON-ready.
-        metrics: names in ``METRICS``; None for every one that can be had here.
+        metrics: names in ``METRICS``, ``clip_score``, and names in ``PROGRAMS``. None for every one of ``METRICS`` that
+            can be had here, and ``clip_score`` where there is a model for it.
+        clip: the folder of a CLIP model, or its id on the Hub; None for that of ``ClipScore``.
         baseline: label of the row that the others are compared with; None for the first fewer-steps row, if any.
         path: also keep the latents along the way and compare them step by step.
         command: what was typed, for the manifest.
@@ -64,6 +67,7 @@ class Request:
     seeds: tuple[int, ...] = (0,)
     call: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
+    clip: str | None = None
     baseline: str | None = None
     path: bool = False
     command: str = ""
@@ -77,6 +81,8 @@ class Request:
             raise InvalidOptionError(f"rows {labels}: give each another label, and none {REFERENCE!r}")
         if self.baseline is not None and self.baseline not in labels:
             raise InvalidOptionError(f"baseline={self.baseline!r} is no row: choose one of {', '.join(labels)}")
+        if self.clip is not None and self.metrics is not None and CLIP_SCORE not in self.metrics:
+            raise InvalidOptionError(f"clip={self.clip!r} is for a metric that is not asked for: add {CLIP_SCORE!r}")
 
     @property
     def cases(self) -> list[Case]:

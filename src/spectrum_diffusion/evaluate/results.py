@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..metrics import Metric
-from .measures import read_metrics
+from ..metrics import Judge
+from .measures import Metrics, applies, read_metrics
 from .plan import Plan, Unit
+from .programs import judged, read_score
 from .request import REFERENCE
 from .statistics import by_prompt, difference, estimate, median, quartiles, verdict
 from .store import Store
@@ -25,11 +26,12 @@ class Results:
         folder: where it lies.
         units: a dict for each finished unit, the references first; the lines of ``results.jsonl``.
         rows: a dict for each method, in the order asked for, the reference first; see ``results.json``.
-        metrics: by name, title, unit and direction of each metric.
+        metrics: by name, title, unit, direction and source of each metric, and whether it is of a whole row only.
         baseline: label of the row that the others are compared with, or None.
         failures: label → reason.
         computed: calls of the pipeline that were made this time.
         settings: what goes into every key: model, call, environment.
+        problems: which program's metric could not be computed of which row → reason.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Results:
     settings: dict[str, Any]
     computed: int = 0
     manifest: dict[str, Any] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the units."""
@@ -53,36 +56,44 @@ class Results:
             "metrics": self.metrics,
             "rows": self.rows,
             "failures": self.failures,
+            "problems": self.problems,
             "settings": self.settings,
         }
 
 
-def collect(folder: Path, plan: Plan, store: Store, metrics: dict[str, Metric]) -> Results:
+def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results:
     """Read back what is finished of a plan."""
-    units = _read_units(plan, store, metrics)
+    units = _read_units(plan, store, metrics.every)
     baseline = plan.request.find_baseline()
     of = {label: [unit for unit in units if unit["row"] == label] for label in (REFERENCE, *_labels(plan))}
-    rows = [_row(label, found, of[REFERENCE], of.get(baseline or "", []), metrics) for label, found in of.items()]
+    judges = metrics.every
+    rows = [_row(label, found, of[REFERENCE], of.get(baseline or "", []), judges) for label, found in of.items()]
     for row in rows:
         row |= _of_method(row["label"], plan, store, baseline)
-    shown = {
-        name: {"title": metric.title, "unit": metric.unit, "higher_is_better": metric.higher_is_better}
-        for name, metric in metrics.items()
-    }
-    return Results(folder, plan.request.model, units, rows, shown, baseline, dict(plan.failures), plan.settings)
+        _add_programs(row, plan, store, metrics)
+    shown = {name: _shown(judge) for name, judge in judges.items()}
+    problems = {f"{judges[name].title} of {label}": reason for (label, name), reason in plan.problems.items()}
+    failures = dict(plan.failures)
+    return Results(folder, plan.request.model, units, rows, shown, baseline, failures, plan.settings, problems=problems)
+
+
+def _shown(judge: Judge) -> dict[str, Any]:
+    """What a reader must know of a metric."""
+    names = ("title", "unit", "higher_is_better", "source", "whole")
+    return {name: getattr(judge, name) for name in names}
 
 
 def _labels(plan: Plan) -> list[str]:
     return [row.label for row in plan.request.rows]
 
 
-def _read_units(plan: Plan, store: Store, metrics: dict[str, Metric]) -> list[dict[str, Any]]:
+def _read_units(plan: Plan, store: Store, metrics: dict[str, Judge]) -> list[dict[str, Any]]:
     references = {unit.case: unit for unit in plan.references}
     found = []
     for unit in plan.every:
         if (record := store.record(unit)) is None:
             continue
-        measured = read_metrics(store, unit, references[unit.case], metrics) if unit.row else {}
+        measured = read_metrics(store, unit, references[unit.case], metrics)
         found.append(_line(unit, record, measured, store))
     return found
 
@@ -116,18 +127,34 @@ def _of_method(label: str, plan: Plan, store: Store, baseline: str | None) -> di
     }
 
 
+def _add_programs(row: dict[str, Any], plan: Plan, store: Store, metrics: Metrics) -> None:
+    """What programs said of a row as a whole, a mean without interval; and why one could not."""
+    for name, program in metrics.programs.items():
+        if program.whole:
+            units = judged(program, plan.by_label.get(row["label"], []), store)
+            score = read_score(program, units, store)
+            prompts = len({unit.case.prompt.text for unit in units}) if score else 0
+            row["metrics"][name] |= {
+                "mean": score.get("value"),
+                "prompts": prompts,
+                "parts": score.get("parts", {}),
+            }
+        row["metrics"][name]["problem"] = plan.problems.get((row["label"], name))
+
+
 def _row(
     label: str,
     units: list[dict[str, Any]],
     references: list[dict[str, Any]],
     baseline: list[dict[str, Any]],
-    metrics: dict[str, Metric],
+    metrics: dict[str, Judge],
 ) -> dict[str, Any]:
     """Means over a row's units; its own baseline is no difference."""
     nfe, seconds = [unit["nfe"] for unit in units], [unit["seconds"] for unit in units]
     loops = [unit["loop_seconds"] for unit in units if unit["loop_seconds"] is not None]
     history = [unit["history_bytes"] for unit in units if unit["history_bytes"] is not None]  # None of other packages'
     gaps = baseline if baseline and baseline[0]["row"] != label and label != REFERENCE else []
+    judges = {name: judge for name, judge in metrics.items() if applies(judge, label)}
     return {
         "label": label,
         "units": len(units),
@@ -140,12 +167,12 @@ def _row(
         "faster": _median_ratio(references, units, "seconds", together=True),
         "history_bytes": max(history, default=None),
         "memory": _memory(units),
-        "metrics": {name: _metric(name, metric, units, gaps) for name, metric in metrics.items() if label != REFERENCE},
+        "metrics": {name: _metric(name, judge, units, gaps) for name, judge in judges.items()},
         "path_rmse": _mean_path(units),
     }
 
 
-def _metric(name: str, metric: Metric, units: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
+def _metric(name: str, judge: Judge, units: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and interval; infinite values (PSNR of identical pictures) are counted apart, in no method's favour."""
     values = _values(units, name)
     found: dict[str, Any] = {
@@ -153,9 +180,9 @@ def _metric(name: str, metric: Metric, units: list[dict[str, Any]], baseline: li
         "infinite": sum(name in unit["infinite"] for unit in units),
         "problem": next((unit["problems"][name] for unit in units if name in unit["problems"]), None),
     }
-    if baseline and units:
+    if baseline and units and not judge.whole:
         gap = difference(values, _values(baseline, name))
-        found["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, metric.higher_is_better)}
+        found["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, judge.higher_is_better)}
     return found
 
 

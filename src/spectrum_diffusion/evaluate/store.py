@@ -4,6 +4,7 @@ units/METHOD/PROMPT-sSEED-KEY.png       frames without loss (.zip of PNGs for a 
 units/METHOD/PROMPT-sSEED-KEY.json      the record, which makes the unit finished
 units/METHOD/PROMPT-sSEED-KEY.metrics   metrics, each under a key of its own
 flops/METHOD/…json                      operations counted once a method
+programs/METRIC/METHOD-KEY/             what another program was given, wrote and said; score.json if of a whole row
 """
 
 from __future__ import annotations
@@ -74,6 +75,16 @@ class Store:
     def read_frames(self, name: str) -> list[Image]:
         """The frames in a file of the folder."""
         return files.decode((self.folder / name).read_bytes(), Path(name).suffix)
+
+    def playable(self, unit: Unit, record: dict[str, Any], suffix: str) -> Path | None:
+        """The file of a unit's picture (.png) or video (.mp4) for other programs; None where it has none such."""
+        if suffix == ".png":
+            name = self._file(record, suffix)
+            return self.folder / name if name else None
+        path = self._path(unit, suffix)
+        if not path.is_file() and self._file(record, ".zip"):  # drawn where nothing could write it
+            write_video(path, self.frames(unit, record))
+        return path if path.is_file() else None
 
     def frames_file(self, record: dict[str, Any]) -> str:
         """The path of a unit's frames within the folder."""

@@ -1,4 +1,4 @@
-"""The rows as a table: Markdown and LaTeX from one list of columns."""
+"""The rows as a table: the page, Markdown and LaTeX from one list of columns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..cost import ALLOCATED
 from .results import Results
 
 MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
@@ -13,6 +14,8 @@ MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few pr
 
 BRIEF = 3
 """Metrics that fit a terminal of 80 columns."""
+
+PEAK = "peak MiB"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -50,9 +53,24 @@ def columns(results: Results) -> list[Column]:
         Column("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
         Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"]),
         Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
-        Column("history MiB", lambda row: number(_mebibytes(row), ".3g"), _mebibytes),
+        Column("history MiB", lambda row: number(_history(row), ".3g"), _history),
+        Column(PEAK, _peak, lambda row: _mebibytes(_of(row, "memory", "median"))),
     ]
     return cost + [_metric_column(results, name) for name in known_metrics(results)]
+
+
+def printed_columns(results: Results) -> list[Column]:
+    """The columns for print. What a whole process had resident is left to the page, which has room to say what it is.
+
+    In it weights, libraries and what the allocator kept from earlier calls outweigh what methods differ by.
+    """
+    kept = columns(results)
+    return kept if memory_kind(results) == ALLOCATED else [column for column in kept if column.title != PEAK]
+
+
+def memory_kind(results: Results) -> str:
+    """What the peak is of; empty where the system doesn't say."""
+    return next((row["memory"]["kind"] for row in results.rows if row["memory"]), "")
 
 
 def brief_columns(results: Results) -> list[Column]:
@@ -71,7 +89,7 @@ def flops(row: dict[str, Any]) -> float | None:
 
 def markdown(results: Results) -> str:
     """A table for a README, with what its marks mean."""
-    shown = columns(results)
+    shown = printed_columns(results)
     titles = ["method", *(column.title for column in shown)]
     lines = [_line(titles), _line(["---", *(["---:"] * len(shown))])]
     for row in results.rows:
@@ -81,7 +99,7 @@ def markdown(results: Results) -> str:
 
 def latex(results: Results) -> str:
     """A tabular with booktabs' rules."""
-    shown = columns(results)
+    shown = printed_columns(results)
     titles = " & ".join(escape_latex(title) for title in ("method", *(column.title for column in shown)))
     body = [
         " & ".join(escape_latex(cell) for cell in (row["label"], *(column.text(row) for column in shown))) + r" \\"
@@ -97,7 +115,7 @@ def counted_name(number: int, what: str) -> str:
 
 
 def legend(results: Results) -> str:
-    """What the numbers and marks of the table are, in two or three sentences."""
+    """What the numbers and marks of the table are, in a few sentences."""
     counted = results.to_dict()
     size = f"{counted_name(counted['prompts'], 'prompt')} × {counted_name(len(counted['seeds']), 'seed')}"
     parts = [f"{results.model}, {size}; brackets are 95 % intervals by a bootstrap over prompts."]
@@ -105,9 +123,22 @@ def legend(results: Results) -> str:
         parts.append(
             f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."
         )
+    if (kind := memory_kind(results)) == ALLOCATED:
+        parts.append(f"Peak MiB: {kind} during a call, median (most).")
+    if whole := whole_titles(results):
+        parts.append(f"{whole}: one value of all pictures of a row, without interval.")
     if failed := [row["label"] for row in results.rows if row["error"]]:
         parts.append(f"Failed, wholly or in part: {', '.join(failed)}.")
+    if results.problems:
+        parts.append(f"Could not be computed: {', '.join(results.problems)}.")
     return " ".join(parts)
+
+
+def whole_titles(results: Results) -> str:
+    """The metrics that have no value of a single picture."""
+    return ", ".join(
+        results.metrics[name]["title"] for name in known_metrics(results) if results.metrics[name]["whole"]
+    )
 
 
 def escape_latex(text: str) -> str:
@@ -167,8 +198,20 @@ def _nfe(row: dict[str, Any]) -> str:
     return f"{nfe['mean']:.1f} ({nfe['least']}…{nfe['most']})"
 
 
-def _mebibytes(row: dict[str, Any]) -> float | None:
-    return None if row["history_bytes"] is None else row["history_bytes"] / 2**20
+def _history(row: dict[str, Any]) -> float | None:
+    return _mebibytes(row["history_bytes"])
+
+
+def _peak(row: dict[str, Any]) -> str:
+    """The median, and the most where that is another."""
+    if not row["memory"]:
+        return "–"
+    median, most = (f"{row['memory'][name] / 2**20:.0f}" for name in ("median", "most"))
+    return median if median == most else f"{median} ({most})"
+
+
+def _mebibytes(count: float | None) -> float | None:
+    return None if count is None else count / 2**20
 
 
 def _of(row: dict[str, Any], *names: str) -> float | None:

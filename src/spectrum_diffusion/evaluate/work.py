@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from ..errors import SpectrumError
-from ..metrics import Metric
+from ..metrics import PictureJudge
 from . import files
 from .measures import measure
 from .plan import Plan, Unit
@@ -37,9 +38,11 @@ class Work:
         computed: calls made of the pipeline, the warm-up left out.
     """
 
-    def __init__(self, pipe: Any, plan: Plan, store: Store, metrics: dict[str, Metric], on_unit: OnUnit | None) -> None:
+    def __init__(
+        self, pipe: Any, plan: Plan, store: Store, metrics: Mapping[str, PictureJudge], on_unit: OnUnit
+    ) -> None:
         self.pipe, self.plan, self.store, self.metrics = pipe, plan, store, metrics
-        self._on_unit = on_unit or (lambda done, total, what: None)
+        self._on_unit = on_unit
         self.run_id, self.computed = secrets.token_hex(8), 0
         units = [*plan.every, *plan.flops.values()]
         self._finished = {unit.name for unit in units if store.record(unit)}
@@ -56,18 +59,25 @@ class Work:
             self._warm_up()
         for index, reference in enumerate(self.plan.references):
             self._ensure(reference)
-            for label, units in self.plan.units.items():
-                if label not in self.plan.failures:
-                    self._try(units[index], reference)
+            for units in self.plan.by_label.values():
+                unit = units[index]
+                if unit.label not in self.plan.failures:
+                    with self._noting_failure(unit):
+                        if unit.row:
+                            self._draw(unit, reference)
+                        measure(self.store, unit, reference, self.metrics)
 
-    def _try(self, unit: Unit, reference: Unit) -> None:
+    def _draw(self, unit: Unit, reference: Unit) -> None:
         counted = self.plan.flops[unit.label]
+        problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
+        self._ensure(unit, reference)
+        if problem:  # the call works, only it can't be counted
+            self._save_count(counted, None, problem)
+
+    @contextmanager
+    def _noting_failure(self, unit: Unit) -> Iterator[None]:
         try:
-            problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
-            self._ensure(unit, reference)
-            if problem:  # the call works, only it can't be counted
-                self._save_count(counted, None, problem)
-            measure(self.store, unit, reference, self.metrics)
+            yield
         except files.StoreError:
             raise
         except Exception as error:  # of the pipeline, of any library: the others go on

@@ -152,6 +152,29 @@ def test_a_metric_that_breaks_on_the_reference_leaves_the_rows(
     assert row_of(results, "reuse", "clip_score")["mean"] == 20.0
 
 
+def test_a_clip_that_can_not_be_loaded_is_said_and_tried_again(pipe: Any, tmp_path: Path) -> None:
+    folder = save_tiny_clip(tmp_path / "clip")
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text("{")
+    asked = ask("psnr", "clip_score", clip=str(folder))
+    results = evaluate(pipe, asked, tmp_path / "out")
+    assert list(results.problems) == [f"CLIP Score of {label}" for label in LABELS]
+    assert "can't be loaded as a CLIP model" in results.problems["CLIP Score of reuse"]
+    assert results.failures == {}
+    assert "can't be loaded" in row_of(results, "reuse", "clip_score")["problem"]
+    assert row_of(results, "reuse", "psnr")["prompts"] == len(PROMPTS)
+    save_tiny_clip(folder)
+    again = evaluate(pipe, asked, tmp_path / "out")
+    assert again.problems == {}
+    assert row_of(again, "reuse", "clip_score")["prompts"] == len(PROMPTS)
+
+
+def test_pictures_too_small_for_a_metric_are_no_problem(pipe: Any, tmp_path: Path) -> None:
+    results = evaluate(pipe, ask("psnr", "ms_ssim"), tmp_path)
+    assert results.problems == {}
+    assert "is defined from 176x176" in row_of(results, "reuse", "ms_ssim")["problem"]
+
+
 # --- ImageReward and VBench, by stand-ins ---
 
 IMAGE_REWARD = {
@@ -356,8 +379,10 @@ def test_resident_memory_is_for_the_page_and_a_devices_for_print_too(
 # --- videos ---
 
 
-def test_a_videos_metric_is_the_mean_over_its_frames_and_an_mp4_shows_it(tmp_path: Path) -> None:
-    results = evaluate(prompted("wan"), ask("psnr"), tmp_path)
+@pytest.mark.parametrize("name", ["wan", "hunyuan-video"])
+def test_a_videos_metric_is_the_mean_over_its_frames_and_an_mp4_shows_it(name: str, tmp_path: Path) -> None:
+    results = evaluate(prompted(name), ask("psnr"), tmp_path)
+    assert results.failures == {}
     units = {(unit["row"], unit["prompt"]): unit for unit in results.units}
     kept = {
         row: files.decode((tmp_path / units[row, "dog"]["file"]).read_bytes(), ".zip") for row in ("reference", "reuse")

@@ -432,8 +432,55 @@ def test_clip_score_without_a_model(tmp_path: Path, clip_folder: Path) -> None:
     with pytest.raises(MissingPackageError, match="not on this machine"):
         ClipScore("nobody/none").score(noise(1, 3, 16, 16), "dog")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "no preprocessor_config.json" in ClipScore(tmp_path).available()
+    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    assert "a model of type 'bert'" in ClipScore(tmp_path).available()
+    (tmp_path / "config.json").write_text("{")
+    assert "a model of type 'unknown'" in ClipScore(tmp_path).available()
+    (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
+    assert "no weights" in ClipScore(tmp_path).available()
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(MissingPackageError, match="can't be loaded as a CLIP model"):
         ClipScore(tmp_path).score(noise(1, 3, 16, 16), "dog")
+
+
+def test_a_clip_that_lacks_weights_is_not_filled_up_at_random(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = save_tiny_clip(tmp_path) / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("text_projection")}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(MissingPackageError, match="its weights lack text_projection"):
+        ClipScore(tmp_path).score(noise(1, 3, 16, 16), "dog")
+
+
+def test_clip_score_of_what_was_fetched_from_the_hub(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--somebody--clip"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text("abc")
+    snapshot = Path(shutil.copytree(clip_folder, kept / "snapshots/abc"))
+    hub, picture = ClipScore("somebody/clip"), noise(1, 3, 16, 16)
+    assert hub.available() == ""
+    assert hub.fingerprint() == ClipScore(clip_folder).fingerprint() != ""
+    assert hub.score(picture, "dog") == ClipScore(clip_folder).score(picture, "dog")
+    (snapshot / "model.safetensors").unlink()  # as where the fetch was cut off
+    assert "not on this machine (no weights)" in hub.available()
+
+
+def test_the_fingerprint_of_a_clip_is_of_its_weights(tmp_path: Path) -> None:
+    score = ClipScore(save_tiny_clip(tmp_path))
+    before, weights = score.fingerprint(), tmp_path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    assert score.fingerprint() != before
+    assert ClipScore("nobody/none").fingerprint() == ""
 
 
 # --- latents along the path ---

@@ -53,7 +53,7 @@ def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None =
         manifest = _begin(folder, plan)
         work = Work(pipe, plan, store, metrics.pictures, say)
         work.run()
-        run_programs(plan, store, metrics.programs, device_of(pipe).type, say)
+        run_programs(plan, store, metrics.programs, "cuda" if device_of(pipe).type == "cuda" else "cpu", say)
         results = collect(folder, plan, store, metrics)
         results.computed, results.manifest = work.computed, manifest
         _write(results, store)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidOptionError, SpectrumError
+from ..errors import InvalidOptionError, MissingPackageError
 from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge
 from ..metrics.clip import CLIP_MODEL
 from ..metrics.programs import PROGRAMS, Program
@@ -57,19 +57,28 @@ def choose_metrics(request: Request) -> Metrics:
     )
 
 
-def measure(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> None:
-    """Compute what is missing of a finished unit's metrics, and keep it."""
+def measure(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> dict[str, str]:
+    """Compute what is missing of a finished unit's metrics, and keep it.
+
+    Returns:
+        By name, why a metric can't be had after all: its model can't be loaded. That is not kept.
+    """
     found = store.metrics(unit)
     keys = keys_of(metrics, unit, reference)
     missing = [name for name, key in keys.items() if found.get(name, {}).get("key") != key]
     record, whole = store.record(unit), store.record(reference)
     if not missing or record is None or whole is None:
-        return
+        return {}
     frames = store.frames(unit, record)
     held = {"reference": store.frames(reference, whole), "prompt": unit.case.prompt.text}
+    problems = {}
     for name in missing:
-        found[name] = {"key": keys[name], **_judged(metrics[name], frames, held[metrics[name].against])}
+        try:
+            found[name] = {"key": keys[name], **_judged(metrics[name], frames, held[metrics[name].against])}
+        except MissingPackageError as error:
+            problems[name] = str(error)
     store.save_metrics(unit, found)
+    return problems
 
 
 def read_metrics(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, Judge]) -> dict[str, dict[str, Any]]:
@@ -99,7 +108,7 @@ def _judged(judge: PictureJudge, frames: Frames, against: Any) -> dict[str, Any]
     """JSON-ready: an infinite value is null, and marked."""
     try:
         value = float(judge.judge(frames, against))
-    except SpectrumError as error:  # too small for it, or of another shape
+    except InvalidOptionError as error:  # too small for it, or of another shape
         return {"value": None, "problem": str(error)}
     if math.isfinite(value):
         return {"value": value}

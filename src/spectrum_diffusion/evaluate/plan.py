@@ -46,7 +46,7 @@ class Plan:
         flops: by row's label, the unit whose operations are counted.
         options: by row's label, the method's options as they are on this pipeline.
         failures: by row's label, why it can't be had.
-        problems: by row's label and metric's name, why a program could not compute it.
+        problems: by row's label and metric's name, why it could not be computed.
     """
 
     request: Request

@@ -31,7 +31,7 @@ class Results:
         failures: label → reason.
         computed: calls of the pipeline that were made this time.
         settings: what goes into every key: model, call, environment.
-        problems: which program's metric could not be computed of which row → reason.
+        problems: which metric could not be computed of which row → reason; pictures too small for one are no problem.
     """
 
     folder: Path
@@ -70,7 +70,9 @@ def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results
     rows = [_row(label, found, of[REFERENCE], of.get(baseline or "", []), judges) for label, found in of.items()]
     for row in rows:
         row |= _of_method(row["label"], plan, store, baseline)
-        _add_programs(row, plan, store, metrics)
+        _add_scores(row, plan, store, metrics)
+        for name, found in row["metrics"].items():
+            found["problem"] = plan.problems.get((row["label"], name), found["problem"])
     shown = {name: _shown(judge) for name, judge in judges.items()}
     problems = {f"{judges[name].title} of {label}": reason for (label, name), reason in plan.problems.items()}
     failures = dict(plan.failures)
@@ -127,19 +129,13 @@ def _of_method(label: str, plan: Plan, store: Store, baseline: str | None) -> di
     }
 
 
-def _add_programs(row: dict[str, Any], plan: Plan, store: Store, metrics: Metrics) -> None:
-    """What programs said of a row as a whole, a mean without interval; and why one could not."""
+def _add_scores(row: dict[str, Any], plan: Plan, store: Store, metrics: Metrics) -> None:
+    """What programs said of a row as a whole: a mean without interval."""
     for name, program in metrics.programs.items():
-        if program.whole:
-            units = judged(program, plan.by_label.get(row["label"], []), store)
-            score = read_score(program, units, store)
-            prompts = len({unit.case.prompt.text for unit in units}) if score else 0
-            row["metrics"][name] |= {
-                "mean": score.get("value"),
-                "prompts": prompts,
-                "parts": score.get("parts", {}),
-            }
-        row["metrics"][name]["problem"] = plan.problems.get((row["label"], name))
+        units = judged(program, plan.by_label.get(row["label"], []), store) if program.whole else []
+        if score := read_score(program, units, store):
+            prompts = len({unit.case.prompt.text for unit in units})
+            row["metrics"][name] |= {"mean": score["value"], "prompts": prompts, "parts": score["parts"]}
 
 
 def _row(

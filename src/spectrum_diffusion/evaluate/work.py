@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -60,24 +59,15 @@ class Work:
         for index, reference in enumerate(self.plan.references):
             self._ensure(reference)
             for units in self.plan.by_label.values():
-                unit = units[index]
-                if unit.label not in self.plan.failures:
-                    with self._noting_failure(unit):
-                        if unit.row:
-                            self._draw(unit, reference)
-                        measure(self.store, unit, reference, self.metrics)
+                self._try(units[index], reference)
 
-    def _draw(self, unit: Unit, reference: Unit) -> None:
-        counted = self.plan.flops[unit.label]
-        problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
-        self._ensure(unit, reference)
-        if problem:  # the call works, only it can't be counted
-            self._save_count(counted, None, problem)
-
-    @contextmanager
-    def _noting_failure(self, unit: Unit) -> Iterator[None]:
+    def _try(self, unit: Unit, reference: Unit) -> None:
+        if unit.label in self.plan.failures:
+            return
         try:
-            yield
+            if unit.row:
+                self._draw(unit, reference)
+            self._measure(unit, reference)
         except files.StoreError:
             raise
         except Exception as error:  # of the pipeline, of any library: the others go on
@@ -85,6 +75,19 @@ class Work:
             self.plan.failures[unit.label] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {_reason(error)}"
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _measure(self, unit: Unit, reference: Unit) -> None:
+        problems, label = self.plan.problems, unit.label
+        metrics = {name: judge for name, judge in self.metrics.items() if (label, name) not in problems}
+        for name, problem in measure(self.store, unit, reference, metrics).items():
+            problems[label, name] = problem
+
+    def _draw(self, unit: Unit, reference: Unit) -> None:
+        counted = self.plan.flops[unit.label]
+        problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
+        self._ensure(unit, reference)
+        if problem:  # the call works, only it can't be counted
+            self._save_count(counted, None, problem)
 
     def _ensure(self, unit: Unit, reference: Unit | None = None) -> None:
         if unit.name in self._finished:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,12 +53,13 @@ class ClipScore:
     def available(self) -> str:
         """Empty if the model is on this machine, else why not and what to do."""
         folder = _find(str(self.model))
-        if folder is not None and (folder / "config.json").is_file():
+        lacks = _lacks(folder) if folder is not None else "nothing of it"
+        if not lacks:
             return ""
-        if folder is not None:
-            return f"{folder} is no folder of a CLIP model: no config.json"
+        if folder == Path(self.model):
+            return f"{folder} is no folder of a CLIP model: {lacks}"
         return (
-            f"the model {str(self.model)!r} is not on this machine: give the folder of a CLIP model, "
+            f"the model {str(self.model)!r} is not on this machine ({lacks}): give the folder of a CLIP model, "
             f"or fetch it once with hf download {self.model}"
         )
 
@@ -109,10 +111,13 @@ def _load(folder: Path, device: str, stated: Stated) -> tuple[Any, Any, Any]:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:
-        clip = CLIPModel.from_pretrained(folder).eval().to(device)
+        clip, info = CLIPModel.from_pretrained(folder, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):  # which would be random, with a warning
+            raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
+        clip = clip.eval().to(device)
         return clip, AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # a broken file fails in any way
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MissingPackageError(
             f"{str(folder)!r} can't be loaded as a CLIP model with its tokenizer and image processor: {first}"
         ) from error
@@ -130,6 +135,25 @@ def _find(model: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def _lacks(folder: Path) -> str:
+    """What a folder has not that a CLIP has, as far as that can be seen without loading it; empty if nothing."""
+    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            return f"no {name}"
+    if (kind := _model_type(folder)) != "clip":
+        return f"a model of type {kind!r}"
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+        return "no weights"
+    return ""
+
+
+def _model_type(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, TypeError, KeyError):  # cut off, or something else
+        return "unknown"
 
 
 Stated = tuple[tuple[str, int, int], ...]

@@ -391,6 +391,22 @@ def test_a_row_that_fails_does_not_lose_the_others(
     assert "breaks" not in again.failures
 
 
+def test_a_row_that_fails_is_left_out_from_there_on(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectrum_diffusion.evaluate import work
+
+    original, asked = work.sample, []
+
+    def sample(pipe: Any, case: Any, call: Any, row: Any, **options: Any) -> Any:
+        if row is not None and row.label == "reuse":
+            asked.append(case.prompt.text)
+            raise RuntimeError("out of luck")
+        return original(pipe, case, call, row, **options)
+
+    monkeypatch.setattr(work, "sample", sample)
+    assert list(evaluate(pipe, request(), tmp_path).failures) == ["reuse"]
+    assert set(asked) == {TEXTS[0]}
+
+
 def test_a_method_that_the_pipeline_can_not_have_is_a_failure(pipe: Any, tmp_path: Path) -> None:
     from spectrum_diffusion.evaluate import plan
 

@@ -103,7 +103,7 @@ def _table(results: Results) -> str:
 def _explained(results: Results) -> str:
     text = (
         "Fewer and faster are times less than the reference, in evaluations and in seconds of the whole call. "
-        "Brackets are 95 % intervals of the mean, by a bootstrap over prompts. "
+        "Square brackets are 95 % intervals of the mean, by a bootstrap over prompts. "
     )
     if results.baseline:
         text += (
@@ -117,7 +117,7 @@ def _explained(results: Results) -> str:
             "those timed in one run with their reference, and seconds of different rows may not compare. "
         )
     if kind := memory_kind(results):
-        text += f"Peak MiB is the most that was {kind} during a call: the median of the calls, in brackets the most. "
+        text += f"Peak MiB is what a call had at most, {kind}: the median of the calls, in round brackets the highest. "
         if kind != ALLOCATED:
             text += "That counts weights and libraries too, and says little of how small models' methods differ. "
     if whole := whole_titles(results):

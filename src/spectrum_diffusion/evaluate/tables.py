@@ -118,13 +118,13 @@ def legend(results: Results) -> str:
     """What the numbers and marks of the table are, in a few sentences."""
     counted = results.to_dict()
     size = f"{counted_name(counted['prompts'], 'prompt')} × {counted_name(len(counted['seeds']), 'seed')}"
-    parts = [f"{results.model}, {size}; brackets are 95 % intervals by a bootstrap over prompts."]
+    parts = [f"{results.model}, {size}; square brackets are 95 % intervals by a bootstrap over prompts."]
     if results.baseline:
         parts.append(
             f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."
         )
     if (kind := memory_kind(results)) == ALLOCATED:
-        parts.append(f"Peak MiB: {kind} during a call, median (most).")
+        parts.append(f"Peak MiB: of a call, {kind}; median (highest).")
     if whole := whole_titles(results):
         parts.append(f"{whole}: one value of all pictures of a row, without interval.")
     if failed := [row["label"] for row in results.rows if row["error"]]:

@@ -1,5 +1,6 @@
 """Write a trained pipeline in half precision, with the call defaults it was trained for."""
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -37,6 +38,12 @@ def save_pipeline(pipeline: DiffusionPipeline, call_defaults: dict[str, Any], ou
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             logger.info("%s: %.2f million parameters", name, sum(p.numel() for p in part.parameters()) / 1e6)
+
+
+def write_prompts(prompts: list[tuple[str, str]], output: Path) -> None:
+    """The list of prompts that the package takes for a model that doesn't know its usual one."""
+    with (output / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("prompt", "category"), *prompts])
 
 
 def _tidy(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from training import concepts, dataset, emoji
 from training.dataset import VariantConfig
 from training.denoiser import DenoiserConfig, DistilConfig, Prompts, TrainingData, distil_guidance, train_denoiser
-from training.export import load_average, save_pipeline
+from training.export import load_average, save_pipeline, write_prompts
 from training.optim import OptimConfig
 from training.sheet import PROMPTS_FILE, draw_sheet
 from training.text import TextConfig
@@ -139,6 +139,16 @@ class Recipe(ABC):
         model = self._seeded()
         load_average(model, self.folder)
         save_pipeline(self.pipeline(model, self.vae()), self.call_defaults, self.output)
+        if self.config.concepts:
+            write_prompts(self.prompts(), self.output)
+
+    def prompts(self) -> list[tuple[str, str]]:
+        """What to ask the model for, with categories, where it doesn't know all of the package's list "tiny"."""
+        grounds = list(concepts.BACKGROUNDS)
+        return [
+            (f"{concept.name} on {grounds[place % len(grounds)]}" if place % 2 else concept.name, "thing")
+            for place, concept in enumerate(self.concepts)
+        ]
 
     def sheet(self) -> None:
         """Draw the contact sheet with the exported pipeline."""

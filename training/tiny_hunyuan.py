@@ -18,7 +18,7 @@ from training import text, video
 from training.denoiser import DistilConfig, Prompts, zero_outputs
 from training.optim import OptimConfig
 from training.recipe import Config, main
-from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, VideoRecipe
+from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe
 
 CLIP_TOKENS = 77  # the pipeline asks for no fewer; the pooled token is the first end of text, wherever it stands
 USED_STATE = -3  # the pipeline takes Llama's state two layers before its last
@@ -34,7 +34,7 @@ class TinyHunyuan(nn.Module):
     def forward(
         self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
     ) -> torch.Tensor:
-        """The velocity noise − data at `noisy` (B, 8, 4, 12, 12), for σ and `guidance` (B,)."""
+        """The velocity noise − data at `noisy` (B, 16, 4, 12, 12), for σ and `guidance` (B,)."""
         llama, clip = prompts
         said = (llama != self.llama.config.pad_token_id).long()
         states = self.llama(llama, attention_mask=said, output_hidden_states=True).hidden_states
@@ -72,14 +72,14 @@ class TinyHunyuanRecipe(VideoRecipe):
 
     def untrained_vae(self) -> AutoencoderKLHunyuanVideo:
         """A quarter of the size and of the frames, as 13 frames of 48×48 become 4 of 12×12."""
-        widths = (12, 24, 36)
+        widths = (WIDTH, 2 * WIDTH, 3 * WIDTH)
         return AutoencoderKLHunyuanVideo(
             latent_channels=CHANNELS,
             down_block_types=("HunyuanVideoDownBlock3D",) * len(widths),
             up_block_types=("HunyuanVideoUpBlock3D",) * len(widths),
             block_out_channels=widths,
             layers_per_block=1,
-            norm_num_groups=6,
+            norm_num_groups=8,
             spatial_compression_ratio=4,
             temporal_compression_ratio=4,
             mid_block_add_attention=False,

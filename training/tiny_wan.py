@@ -16,7 +16,7 @@ from transformers import UMT5EncoderModel
 from training import text, video
 from training.denoiser import Prompts, zero_outputs
 from training.recipe import Config, main
-from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, VideoRecipe
+from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe
 
 
 class TinyWan(nn.Module):
@@ -29,7 +29,7 @@ class TinyWan(nn.Module):
     def forward(
         self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
     ) -> torch.Tensor:
-        """The velocity noise − data at `noisy` (B, 8, 4, 12, 12), for σ (B,)."""
+        """The velocity noise − data at `noisy` (B, 16, 4, 12, 12), for σ (B,)."""
         (ids,) = prompts
         said = ids != self.t5.config.pad_token_id
         told = self.t5(ids, said.long()).last_hidden_state * said[..., None]  # as the pipeline fills it up with zeros
@@ -51,7 +51,7 @@ class TinyWanRecipe(VideoRecipe):
     def untrained_vae(self) -> AutoencoderKLWan:
         """A quarter of the size and of the frames, as 13 frames of 48×48 become 4 of 12×12."""
         return AutoencoderKLWan(
-            base_dim=12,
+            base_dim=WIDTH,
             z_dim=CHANNELS,
             dim_mult=[1, 2, 3],
             num_res_blocks=1,
@@ -64,7 +64,7 @@ class TinyWanRecipe(VideoRecipe):
 
     def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
         """Wan knows a mean and a deviation for every channel."""
-        channels = latents.transpose(0, 1).flatten(1)  # (8, N·4·12·12)
+        channels = latents.transpose(0, 1).flatten(1)  # (16, N·4·12·12)
         vae.register_to_config(latents_mean=channels.mean(1).tolist(), latents_std=channels.std(1).tolist())
 
     def normalised(self, latents: torch.Tensor, vae: AutoencoderKLWan) -> torch.Tensor:

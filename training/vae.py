@@ -16,15 +16,31 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of the training: what is cut from the pictures or videos until a share of the steps is done.
+
+    Attributes:
+        until: the share.
+        crop: side of the squares in pixels; None for whole pictures.
+        frames: how many in a row; None for whole videos, and for pictures.
+        batch: how many; None for that of the optimiser's settings.
+    """
+
+    until: float
+    crop: int | None = None
+    frames: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
 class VaeConfig:
-    """Sizes of the autoencoder and the weights of its losses."""
+    """Sizes of the autoencoder, the weights of its losses, and the parts of its training: what is cheap comes first."""
 
     channels: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 4
     kl: float = 3e-4
     edges: float = 0.5
-    crop: int = 32
-    crop_share: float = 0.8
+    parts: tuple[Part, ...] = (Part(0.8, crop=32), Part(1.0))
     seed: int = 1
     bfloat16: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2400, batch=32, rate=3e-3, average=0.998))
@@ -53,7 +69,7 @@ def to_unit(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: VaeConfig, folder: Path) -> Any:
-    """Train what `make` gives on uint8 `pixels` (N, 3, …, H, W): crops first, which are cheap, then all of them."""
+    """Train what `make` gives on uint8 `pixels` (N, 3, …, H, W), part by part."""
     torch.manual_seed(config.seed)
     vae = make(config)
     optimizers = make_optimizers([], vae.parameters(), config.optim)
@@ -61,11 +77,9 @@ def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: Va
 
     def loss_at(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        index = torch.randint(len(pixels), (config.optim.batch,), generator=generator)
-        images = pixels[index]
-        if step < config.crop_share * config.optim.steps:
-            images = _crop(images, config.crop, generator)
-        images = to_unit(images)
+        part = next(part for part in config.parts if step < part.until * config.optim.steps)
+        index = torch.randint(len(pixels), (part.batch or config.optim.batch,), generator=generator)
+        images = to_unit(_cut(pixels[index], part, generator))
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return vae_loss(vae, images, config)
@@ -75,9 +89,16 @@ def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: Va
     return vae.eval()
 
 
-def _crop(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    top, left = torch.randint(0, images.shape[-1] - size + 1, (2,), generator=generator).tolist()
-    return images[..., top : top + size, left : left + size]
+def _cut(images: torch.Tensor, part: Part, generator: torch.Generator) -> torch.Tensor:
+    """The same frames and square of all: (B, 3, …, H, W) in, fewer or smaller ones out."""
+    wanted = {images.ndim - 2: part.crop, images.ndim - 1: part.crop}
+    if images.ndim == 5:
+        wanted[2] = part.frames
+    for dim, size in wanted.items():
+        if size is not None:
+            start = int(torch.randint(0, images.shape[dim] - size + 1, (1,), generator=generator))
+            images = images.narrow(dim, start, size)
+    return images
 
 
 def vae_loss(vae: Any, images: torch.Tensor, config: VaeConfig) -> torch.Tensor:

@@ -16,7 +16,7 @@ from training.denoiser import DenoiserConfig
 from training.optim import OptimConfig
 from training.process import FlowMatching
 from training.recipe import Recipe
-from training.vae import VaeConfig, psnr, train_vae
+from training.vae import Part, VaeConfig, psnr, train_vae
 
 logger = logging.getLogger(__name__)
 STRIP_PROMPTS = (
@@ -31,13 +31,17 @@ STRIP_PROMPTS = (
 )
 
 
-CHANNELS = 8
+CHANNELS = 16
+WIDTH = 16  # a narrower autoencoder would take as long: so small, it spends its time between the convolutions
 VAE = VaeConfig(
     latent_channels=CHANNELS,
-    crop=24,
-    crop_share=0.9,
+    parts=(
+        Part(0.4, crop=24, frames=1, batch=64),
+        Part(0.88, crop=32, frames=5),
+        Part(1.0, batch=4),
+    ),
     bfloat16=False,  # slower than float32 for these convolutions
-    optim=OptimConfig(steps=800, batch=8, rate=3e-3, average=0.995, save_every=100),
+    optim=OptimConfig(steps=1600, batch=8, rate=3e-3, average=0.995, save_every=100),
 )
 DENOISER = DenoiserConfig(
     process=FlowMatching(shift=2.0),
@@ -95,6 +99,19 @@ class VideoRecipe(Recipe):
             for _ in range(forms)
         ]
         return texts, (len(self.concepts), len(video.GROUNDS), len(video.MOTIONS), forms)
+
+    def prompts(self) -> list[tuple[str, str]]:
+        """Every thing once, the motions and backgrounds in turn; the category is the motion."""
+        motions = list(video.MOTIONS)
+        rows = []
+        for place, concept in enumerate(self.concepts):
+            motion, ground = (
+                motions[place % len(motions)],
+                video.GROUNDS[(place + place // len(motions)) % len(video.GROUNDS)],
+            )
+            said = "" if ground == "white" else f" on {ground}"
+            rows.append((f"{concept.name} {motion}{said}", motion))
+        return rows
 
     def sheet(self) -> None:
         """Every other frame of some videos, one video a row, to sheet.png."""

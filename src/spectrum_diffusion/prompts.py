@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .default_model import small_models
 from .errors import InvalidOptionError, MissingPackageError
 from .metrics.programs.environment import environment_of
 
 TINY_FILE = Path(__file__).with_name("assets") / "tiny_prompts.csv"
+MODEL_FILE = "prompts.csv"
+"""In the folder of a small model that knows other things than the rest."""
 VBENCH_FILE = "VBench_full_info.json"
 
 TEXT_COLUMNS = ("prompt", "prompts", "prompt_en", "text", "caption")
@@ -29,7 +32,7 @@ class Prompt:
     category: str = ""
 
 
-def load_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
+def load_prompts(source: str | Path, limit: int | None = None, *, model: str = "") -> list[Prompt]:
     """The prompts of a list, in its order.
 
     Args:
@@ -37,6 +40,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
             ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` with a column "prompt" and perhaps "category"; COCO's own files
             of captions and VBench's of prompts are known too.
         limit: at most so many, from the beginning; None for all.
+        model: name of the small model that is to draw them: ``tiny`` is its own list, if it has one.
 
     Raises:
         InvalidOptionError: no such list or file, or nothing in it that can be read as prompts.
@@ -45,8 +49,9 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
     if limit is not None and limit < 1:
         raise InvalidOptionError(f"limit={limit} leaves no prompt: give a number ≥ 1, or None for all")
     known = SOURCES.get(str(source).lower())
-    prompts = known() if known else read_file(Path(source))
-    return prompts[:limit]
+    if known is _tiny:
+        return _tiny(model)[:limit]
+    return (known() if known else read_file(Path(source)))[:limit]
 
 
 def read_file(path: Path) -> list[Prompt]:
@@ -176,8 +181,10 @@ def _vbench_files() -> Iterable[Path]:
     yield from sorted(environment_of("vbench").glob(f"lib/python*/site-packages/vbench/{VBENCH_FILE}"))
 
 
-def _tiny() -> list[Prompt]:
-    return read_file(TINY_FILE)
+def _tiny(model: str = "") -> list[Prompt]:
+    """What the small model knows: its own list, or the one of those that know all things of the training set."""
+    own = small_models().get(model, TINY_FILE.parent) / MODEL_FILE
+    return read_file(own if own.is_file() else TINY_FILE)
 
 
 DRAWBENCH = HubList("sayakpaul/drawbench", "train", ("Prompts", "Category"))

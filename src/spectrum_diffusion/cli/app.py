@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,31 +243,34 @@ def evaluate(
 
 @app.command("reproduce")
 def reproduce_paper(
-    tables: Annotated[list[str], typer.Argument(metavar="TABLE…", help="table1 … table8, fig5, fig6, or all.")],
+    tables: Annotated[
+        list[str], typer.Argument(metavar="TABLE…", help="table1 … table8, fig3 … fig11, methods, or all.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and results.md.")] = ...,  # type: ignore[assignment]
     model: Annotated[
         str, typer.Option(help="tiny: the small trained models of this checkout; real: the paper's, from the Hub.")
     ] = "tiny",
-    pairs: Annotated[int, typer.Option(min=1, help="Prompts a row, with seed 0 each.")] = 32,
-    metrics: Annotated[str | None, typer.Option(help="psnr,ssim,…; PSNR, SSIM and LPIPS where it can be had.")] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pictures a row, of other prompts with seed 0 each; a quarter of it for videos.")
+    ] = 32,
+    metrics: Annotated[
+        str | None, typer.Option(help="psnr,ssim,…; PSNR, SSIM and LPIPS without, or FLIP where that can't be had.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the paper's tables again, ours beside its numbers. Given again, it goes on."""
-    from ..evaluate.files import write_text
-    from ..reproduce import markdown
-
+    """Run the paper's tables and figures again, ours beside its numbers. Given again, it goes on."""
     if model not in ("tiny", "real"):
         raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
     names = reproduction.chosen(tables)
     outputs.check_folder(output)
+    begin = time.monotonic()
     found = reproduction.run(names, model == "real", pairs, output, _names(metrics))
-    text = "\n\n".join(markdown(one) for one in found) + "\n"
-    write_text(output / "results.md", text)
+    path = reproduction.write(found, output, time.monotonic() - begin)
     if as_json:
-        _echo_json({"output": str(output / "results.md"), "tables": names})
+        _echo_json({"output": str(path), "tables": names})
     else:
-        typer.echo(text)
-        typer.echo(f"written: {output / 'results.md'}")
+        typer.echo(path.read_text(encoding="utf-8"))
+        typer.echo(f"written: {path}")
 
 
 @app.command("tune")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -79,6 +79,9 @@ class Setting:
         method, options: what to enable.
         nfe: evaluations of 50 steps by the paper's Table 6; None where the method decides while it runs.
         row: the columns of `paper.csv` by which its numbers are found.
+        which: which of the rows that fit is meant, where columns can't tell: TeaCache's slow one, then its fast one.
+        tuned: mean evaluations that the method's threshold is to be found for, on each model.
+        cell: row and column of a table of one number, such as a sweep.
     """
 
     label: str
@@ -86,6 +89,13 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     nfe: int | None = None
     row: Mapping[str, str] = field(default_factory=dict)
+    which: int | None = None
+    tuned: int | None = None
+    cell: tuple[str, str] | None = None
+
+
+SLOPES = {14: 0.75, 13: 1.0, 12: 1.5, 11: 2.0, 10: 3.0}
+"""α by evaluations, N 2 and W 5. The paper's own are 0.75 and 3; its figures have five, of which its text names two."""
 
 
 def _fewer(steps: int) -> Setting:
@@ -110,20 +120,50 @@ def _toca(interval: int, nfe: int) -> Setting:
 
 def _taylorseer(interval: int, nfe: int, order: int = 1, **options: Any) -> Setting:
     made = _scheduled("TaylorSeer", "taylorseer", nfe, interval=interval, warmup=5, slope=0.0, order=order, **options)
-    return Setting(f"TaylorSeer N {interval} O {order}", made.method, made.options, nfe, made.row)
+    return replace(made, label=f"TaylorSeer N {interval} O {order}")
 
 
-def _spectrum(slope: float, nfe: int, **options: Any) -> Setting:
+def _teacache(nfe: int, which: int | None) -> Setting:
+    """The paper's text gives neither thresholds nor evaluations of TeaCache: it gets as many as Spectrum has."""
+    return Setting(f"TeaCache at {nfe}", "teacache", {}, None, {"method": "TeaCache"}, which, tuned=nfe)
+
+
+def _spectrum(nfe: int, **options: Any) -> Setting:
+    slope = SLOPES[nfe]
     row = {"method": "Spectrum", "interval": "2", "slope": f"{slope:g}"}
     swept = "".join(f", {name} {value:g}" for name, value in options.items())
     return Setting(f"Spectrum α {slope:g}{swept}", "paper", {"slope": slope, **options}, nfe, row)
 
 
-SLOW = (_fewer(15), _fora(4, 13), _toca(4, 14), _taylorseer(4, 16), _taylorseer(4, 16, order=2), _spectrum(0.75, 14))
-FAST = (_fora(6, 9), _toca(6, 10), _taylorseer(6, 12), _taylorseer(6, 12, order=2), _spectrum(3.0, 10))
+SLOW = (
+    _fewer(15),
+    _fora(4, 13),
+    _toca(4, 14),
+    _teacache(14, 0),
+    _taylorseer(4, 16),
+    _taylorseer(4, 16, order=2),
+    _spectrum(14),
+)
+FAST = (
+    _fora(6, 9),
+    _toca(6, 10),
+    _teacache(10, 1),
+    _taylorseer(6, 12),
+    _taylorseer(6, 12, order=2),
+    _spectrum(10),
+)
 MAIN = (_fewer(25), *SLOW, *FAST)
-NO_SECOND_ORDER = tuple(setting for setting in MAIN if setting.options.get("order") != 2)
-"""TeaCache's two rows of the paper are at thresholds that its text doesn't give: see `calibrated` in the command."""
+
+
+def _first_order(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    return tuple(setting for setting in settings if setting.options.get("order") != 2)
+
+
+def _scheduled_only(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    return tuple(setting for setting in settings if setting.nfe)
+
+
+COCO = tuple(replace(setting, which=0) if setting.tuned else setting for setting in FAST)
 
 ADAPTIVE = (
     Setting(
@@ -157,20 +197,90 @@ SITES = tuple(
 )
 """Table 4 is on a uniform schedule whose N its text doesn't give; N 6 with W 5 here."""
 
-PATH = (_taylorseer(6, 12), _spectrum(3.0, 10))
+PATH = (_taylorseer(6, 12), _spectrum(10))
+
+
+DEFAULTS = {"ridge": 0.1, "degree": 4}
+
+
+def _sweep(name: str, sign: str, values: tuple[float, ...]) -> tuple[Setting, ...]:
+    """The paper's schedules with other values of an option; its default is the row that other tables have too."""
+    return tuple(
+        replace(
+            _spectrum(nfe) if value == DEFAULTS[name] else _spectrum(nfe, **{name: value}),
+            cell=(f"{sign} {value:g}", f"α {slope:g} ({nfe})"),
+        )
+        for value in values
+        for nfe, slope in SLOPES.items()
+    )
+
+
+def _budgets() -> tuple[Setting, ...]:
+    """Quality against evaluations: what Figure 10 shows isn't in our text; slopes of three methods here."""
+    made = []
+    for nfe, slope in SLOPES.items():
+        taylor = {"slope": slope, "interval": 2, "site": "last_block"}
+        made += [
+            replace(_fewer(nfe), cell=("fewer steps", f"{nfe}")),
+            Setting(f"Taylor α {slope:g}", "taylorseer", taylor, nfe, cell=("Taylor, last block", f"{nfe}")),
+            replace(_spectrum(nfe), cell=("Spectrum", f"{nfe}")),
+        ]
+    return tuple(made)
+
+
+def _every_method(nfe: int) -> tuple[Setting, ...]:
+    """Every method of ours with so many evaluations, or with its published setting that is nearest."""
+    slow = nfe == 14
+    interval = 4 if slow else 6
+    speedup: dict[str, Any] = {"speedup": 50 / nfe}
+    uniform: dict[str, Any] = {"interval": 5 if slow else 8, "warmup": 5, "slope": 0.0}
+
+    def at(label: str, method: str, count: int | None = nfe, **options: Any) -> Setting:
+        return Setting(f"{label} at {nfe}", method, options, count, cell=(label, f"{nfe}"))
+
+    def tuned(label: str, method: str, **options: Any) -> Setting:
+        return replace(at(label, method, None, **options), tuned=nfe)
+
+    return (
+        replace(_fewer(nfe), cell=("fewer steps", f"{nfe}")),
+        at("fewer steps, UniPC", "fewer-steps", **speedup, solver="unipc"),
+        at("reuse", "reuse", **speedup),
+        replace(_fora(interval, 13 if slow else 9), cell=("FORA", f"{nfe}")),
+        replace(_toca(interval, nfe), cell=("ToCa", f"{nfe}")),
+        at("DeepCache", "deepcache", 13 if slow else 9, interval=interval),
+        at("TaylorSeer order 1", "taylorseer", **uniform, order=1),
+        at("TaylorSeer order 2", "taylorseer", **uniform, order=2),
+        at("TaylorSeer, last block", "taylorseer", **uniform, site="last_block"),
+        at("HiCache", "hicache", **uniform),
+        at("Taylor, adaptive, last block", "taylor", **speedup),
+        replace(_spectrum(nfe), cell=("Spectrum, the paper's", f"{nfe}")),
+        at("spectrum", "spectrum", **speedup),
+        at("spectrum, warm-up 2", "spectrum", warmup=2, slope=0.41 if slow else 1.14),
+        at("spectrum, uniform", "spectrum", **uniform),
+        tuned("TeaCache", "teacache"),
+        tuned("MagCache", "magcache", limit=10, retention=0.04),  # with the published ones 12 are the fewest
+        tuned("first-block cache", "first-block-cache"),
+        tuned("EasyCache", "easycache", warmup=3),
+    )
+
+
+EVERYWHERE = ("flux", "sd3", "wan", "hunyuan", "sdxl")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: what is measured on which models.
+    """A table or figure of the paper: what is measured on which models.
 
     Attributes:
         title: what it shows.
-        models: keys of :data:`MODELS`.
+        models: keys of :data:`MODELS` on which the paper has it.
         settings: its rows.
-        metrics: names of :data:`metrics.METRICS`, of columns of `paper.csv`.
+        metrics: columns of `paper.csv` that it reports.
         prompts: for the full-size models; the small ones take their own list.
-        path: whether it is the latent RMSE along the path that is reported, at these steps.
+        small: keys of the small models on which it runs; those of ``models`` if there are none.
+        path: the steps at which it reports the latents' RMSE, in place of metrics.
+        sweep: whether it has one number for each row and column of its settings' cells.
+        pictures: how many prompts a figure of pictures shows; 0 for a table.
     """
 
     title: str
@@ -178,37 +288,82 @@ class Table:
     settings: tuple[Setting, ...]
     metrics: tuple[str, ...] = ("psnr", "ssim", "lpips")
     prompts: str = "drawbench"
+    small: tuple[str, ...] = ()
     path: tuple[int, ...] = ()
+    sweep: bool = False
+    pictures: int = 0
+
+    def on(self, real: bool) -> tuple[str, ...]:
+        """The models on which it runs."""
+        return self.models if real else self.small or self.models
+
+
+def _shown(title: str, settings: tuple[Setting, ...], *models: str, prompts: str = "drawbench") -> Table:
+    return Table(title, models, settings, (), prompts=prompts, pictures=4)
 
 
 TABLES: dict[str, Table] = {
-    "table1": Table("text to image", ("flux", "sd3"), MAIN, ("psnr", "ssim", "lpips", "image_reward", "clip_score")),
+    "table1": Table(
+        "text to image",
+        ("flux", "sd3"),
+        MAIN,
+        ("psnr", "ssim", "lpips", "image_reward", "clip_score"),
+        small=("flux", "sd3", "sdxl"),
+    ),
     "table2": Table(
         "text to video",
         ("wan", "hunyuan"),
-        NO_SECOND_ORDER,
+        MAIN,
         ("psnr", "ssim", "lpips", "vbench_quality"),
         prompts="vbench",
     ),
-    "table3": Table("adaptive against uniform, 10 evaluations", ("sd3", "wan"), ADAPTIVE),
-    "table4": Table("last block against per module", ("flux",), SITES),
+    "table3": Table("adaptive against uniform, 10 evaluations", ("sd3", "wan"), ADAPTIVE, small=EVERYWHERE),
+    "table4": Table("last block against per module", ("flux",), SITES, small=EVERYWHERE),
     "table5": Table("latent RMSE along the path", ("flux",), PATH, (), path=(10, 20, 30, 40, 50)),
-    "table6": Table("evaluations of every row", ("flux", "sd3", "wan", "hunyuan", "sdxl"), MAIN, ()),
-    "table7": Table("COCO 2017 captions", ("flux",), FAST, prompts="coco"),
-    "table8": Table("latent RMSE along the path", ("hunyuan",), PATH, (), prompts="vbench", path=(10, 20, 30, 40, 50)),
+    "table6": Table("evaluations of every row", EVERYWHERE, _scheduled_only(MAIN), ()),
+    "table7": Table("COCO 2017 captions", ("flux",), COCO, prompts="coco"),
+    "table8": Table(
+        "latent RMSE along the path",
+        ("hunyuan",),
+        PATH,
+        (),
+        prompts="vbench",
+        small=("sd3", "wan", "hunyuan", "sdxl"),
+        path=(10, 20, 30, 40, 50),
+    ),
     "fig5": Table(
         "λ of the ridge",
         ("flux", "sd3"),
-        tuple(_spectrum(s, n, ridge=r) for s, n in ((0.75, 14), (3.0, 10)) for r in (1e-3, 1e-2, 0.1, 1.0, 10.0)),
+        _sweep("ridge", "λ", (1e-3, 1e-2, 0.1, 1.0, 10.0)),
         ("psnr",),
+        small=EVERYWHERE,
+        sweep=True,
     ),
     "fig6": Table(
         "degree M of the basis",
         ("flux", "sd3"),
-        tuple(_spectrum(s, n, degree=m) for s, n in ((0.75, 14), (3.0, 10)) for m in (2, 3, 4, 5, 6)),
+        _sweep("degree", "M", (2, 3, 4, 5, 6)),
         ("psnr",),
+        small=EVERYWHERE,
+        sweep=True,
+    ),
+    "fig10": Table("quality against evaluations", ("flux", "sd3"), _budgets(), ("psnr",), small=EVERYWHERE, sweep=True),
+    "fig3": _shown("pictures, the faster settings", FAST, "flux"),
+    "fig4": _shown("frames, the faster settings", _first_order(FAST), "hunyuan", "wan", prompts="vbench"),
+    "fig7": _shown("pictures, the slower settings", SLOW, "flux"),
+    "fig8": _shown("pictures, both settings", (*SLOW, *FAST), "sd3"),
+    "fig9": _shown("pictures, both settings", _scheduled_only((*SLOW, *FAST)), "sdxl"),
+    "fig11": _shown("frames, the slower settings", _first_order(SLOW), "wan", "hunyuan", prompts="vbench"),
+    "methods": Table(
+        "every method at 14 and at 10 evaluations",
+        ("flux", "sd3"),
+        (*_every_method(14), *_every_method(10)),
+        (),
+        small=EVERYWHERE,
     ),
 }
+"""By name. Figures 3, 4, 7, 8, 9 and 11 show pictures; which prompts and rows, our text of the paper doesn't say.
+"methods" is not the paper's: what this package has, on all models."""
 
 RMSE: dict[tuple[str, str], tuple[float, ...]] = {
     ("table5", "TaylorSeer"): (0.0121, 0.0303, 0.0629, 0.1226, 0.2510),
@@ -239,7 +394,7 @@ def paper_value(table: str, model: Model, setting: Setting, column: str) -> floa
         and row["model"] == model.name
         and all(row[name] == value for name, value in setting.row.items())
     ]
-    if len(fitting) > 1:
+    if len(fitting) > 1 and setting.which is None:
         raise LookupError(f"{len(fitting)} rows of {table} fit {setting.label} on {model.name}")
-    value = fitting[0].get(column, "") if fitting else ""
+    value = fitting[setting.which or 0].get(column, "") if fitting else ""
     return float(value) if value else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spectrum_diffusion import prompts
+from spectrum_diffusion import default_model, prompts
 from spectrum_diffusion.default_model import ASSETS
 from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError
 from spectrum_diffusion.prompts import COCO, DRAWBENCH, Prompt, load_prompts
@@ -41,6 +41,20 @@ def test_tiny_is_made_of_the_training_concepts() -> None:
     for prompt in load_prompts("tiny"):
         subject = prompt.text.split(" on ")[0]
         assert subject in names or subject.split(" ", 1)[1] in names, prompt
+
+
+def test_a_small_model_that_knows_other_things_has_its_own_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("tiny-own", "prompt,category\nx y,z\n"), ("tiny-plain", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+        if text:
+            (folder / "prompts.csv").write_text(text)
+    monkeypatch.setattr(default_model, "CHECKOUT_MODELS", tmp_path)
+    assert load_prompts("tiny", model="tiny-own") == [Prompt("x y", "z")]
+    assert load_prompts("tiny", model="tiny-plain") == load_prompts("tiny", model="tiny-flux") == load_prompts("tiny")
 
 
 def test_limit_takes_the_beginning() -> None:

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from spectrum_diffusion import make_method
+from spectrum_diffusion import load_default_pipeline, make_method
 from spectrum_diffusion.cli.app import app
-from spectrum_diffusion.reproduce import MODELS, TABLES, paper
+from spectrum_diffusion.evaluate import Results
+from spectrum_diffusion.methods import METHODS
+from spectrum_diffusion.reproduce import MODELS, TABLES, Reproduced, paper
+from spectrum_diffusion.reproduce.claims import claims_table
 from spectrum_diffusion.reproduce.paper import paper_value, reported
+from spectrum_diffusion.reproduce.rows import make_rows
 
-SETTINGS = [(name, setting) for name, table in TABLES.items() for setting in table.settings]
+SCHEDULED = [(name, setting) for name, table in TABLES.items() for setting in table.settings if not setting.tuned]
+TUNED = [(name, setting) for name, table in TABLES.items() for setting in table.settings if setting.tuned]
 
 
-@pytest.mark.parametrize(("table", "setting"), SETTINGS)
+@pytest.mark.parametrize(("table", "setting"), SCHEDULED)
 def test_evaluations_of_every_setting_are_those_of_table_6(table: str, setting: paper.Setting) -> None:
     method = make_method(setting.method, **setting.options)
     assert len(method.schedule(method.sampler_steps(50))) == setting.nfe  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("table", "setting"), TUNED)
+def test_a_threshold_can_be_found_where_one_is_wanted(table: str, setting: paper.Setting) -> None:
+    assert setting.nfe is None
+    assert {field.name for field in fields(METHODS[setting.method])} >= {"threshold", *setting.options}
+
+
 def test_every_number_of_the_paper_stands_beside_a_setting() -> None:
-    """Each row of the paper's tables but the full run and TeaCache, whose thresholds its text doesn't give."""
+    """Each row of the paper's tables but the full run."""
     found = {
         (name, MODELS[key].name, paper_value(name, MODELS[key], setting, "psnr"))
         for name, table in TABLES.items()
@@ -31,7 +45,7 @@ def test_every_number_of_the_paper_stands_beside_a_setting() -> None:
         for setting in table.settings
     }
     for row in reported():
-        if row["method"] not in ("50 steps", "TeaCache"):
+        if row["method"] != "50 steps":
             assert (f"table{row['table']}", row["model"], float(row["psnr"])) in found, row
 
 
@@ -44,8 +58,12 @@ def test_every_number_of_the_paper_stands_beside_a_setting() -> None:
         ("table3", "sd3", "Spectrum adaptive", 15.68),
         ("table4", "flux", "TaylorSeer module", 17.93),
         ("table7", "flux", "Spectrum α 3", 22.29),
+        ("table1", "flux", "TeaCache at 14", 18.70),
+        ("table1", "flux", "TeaCache at 10", 16.71),
+        ("table2", "hunyuan", "TeaCache at 10", 21.42),
+        ("table7", "flux", "TeaCache at 10", 16.07),
         ("table6", "flux", "FORA N 4", None),
-        ("fig5", "flux", "Spectrum α 3, ridge 0.1", None),
+        ("fig5", "flux", "Spectrum α 3, ridge 0.01", None),
     ],
 )
 def test_numbers_of_the_paper(table: str, model: str, label: str, psnr: float | None) -> None:
@@ -54,26 +72,131 @@ def test_numbers_of_the_paper(table: str, model: str, label: str, psnr: float | 
 
 
 def test_labels_tell_settings_apart() -> None:
+    """Also those of different tables, as they share rows."""
+    made: dict[str, Any] = {}
     for table in TABLES.values():
         labels = [setting.label for setting in table.settings]
         assert len(set(labels)) == len(labels)
+        for setting in table.settings:
+            what = (setting.method, setting.options, setting.tuned)
+            assert made.setdefault(setting.label, what) == what
+
+
+def test_every_cell_of_a_sweep_has_one_setting() -> None:
+    for name, table in TABLES.items():
+        cells = [setting.cell for setting in table.settings if setting.cell]
+        assert len(set(cells)) == len(cells)
+        if table.sweep:
+            down, across = ({cell[place] for cell in cells} for place in (0, 1))
+            assert len(cells) == len(table.settings) == len(down) * len(across), name
 
 
 def test_tables_on_the_small_models(tmp_path: Path) -> None:
-    arguments = ["reproduce", "table5", "table8", "--pairs", "1", "-o", str(tmp_path), "--json"]
+    arguments = ["reproduce", "table5", "fig3", "table8", "--pairs", "1", "-o", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert json.loads(result.stdout)["output"] == str(tmp_path / "results.md")
     assert "| Spectrum α 3, the paper's | 0.0040 | 0.0164 | 0.0358 | 0.0742 | 0.1674 |" in page
-    (ours,) = (line for line in page.splitlines() if line.startswith("| Spectrum α 3 |") and "–" not in line)
+    ours = next(line for line in page.splitlines() if line.startswith("| Spectrum α 3 |") and "–" not in line)
     values = [float(cell) for cell in ours.split("|")[2:-1]]
     assert values == sorted(values)  # the runs drift apart
     results = json.loads((tmp_path / "flux" / "results.json").read_text(encoding="utf-8"))
-    assert [row["nfe"]["mean"] for row in results["rows"]] == [50, 12, 10]
+    nfe = {row["label"]: row["nfe"]["mean"] for row in results["rows"]}
+    assert (nfe["reference"], nfe["TaylorSeer N 6 O 1"], nfe["Spectrum α 3"]) == (50, 12, 10)
+    plan = json.loads((tmp_path / "flux" / "plans" / "teacache-10.json").read_text(encoding="utf-8"))
+    assert plan["wanted_nfe"] == 10
+    assert abs(plan["nfe"] - 10) <= 0.5
+    with Image.open(tmp_path / "fig3-flux.png") as figure:
+        assert figure.width > 7 * 256  # the untouched pictures and six rows
+    assert "](fig3-flux.png)" in page
+
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0
-    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page
+    assert (tmp_path / "results.md").read_text(encoding="utf-8").splitlines()[3:] == page.splitlines()[3:]
+    manifest = json.loads((tmp_path / "flux" / "manifest.json").read_text(encoding="utf-8"))
+    assert [run["computed"] > 0 for run in manifest["runs"]] == [True, False]
+
+
+def test_a_threshold_is_found_once_and_one_out_of_reach_is_told(tmp_path: Path) -> None:
+    pipe = load_default_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    settings = (
+        paper.Setting("reachable", "easycache", {"warmup": 3}, tuned=8),
+        paper.Setting("out of reach", "easycache", {"warmup": 3}, tuned=2),
+        paper.Setting("scheduled", "fora", {"interval": 4}),
+    )
+    drawn: list[str] = []
+
+    def made(prompt: str) -> tuple[list[str], dict[str, str]]:
+        rows, problems = make_rows(pipe, settings, (prompt,), {"num_inference_steps": 12}, tmp_path, drawn.append)
+        return [row.label for row in rows], problems
+
+    labels, problems = made("red apple")
+    assert labels == ["reachable", "scheduled"]
+    assert "nfe=2 is out of the reach of easycache" in problems["out of reach"]
+    assert drawn
+    kept = json.loads((tmp_path / "easycache-8.json").read_text(encoding="utf-8"))
+    drawn.clear()
+    rows, _ = make_rows(pipe, settings[:1], ("red apple",), {"num_inference_steps": 12}, tmp_path, drawn.append)
+    assert drawn == []
+    assert rows[0].options == kept["options"]
+    make_rows(pipe, settings[:1], ("dog",), {"num_inference_steps": 12}, tmp_path, drawn.append)
+    assert drawn  # for other prompts it is found anew
+
+
+def by_hand(name: str, psnr: dict[str, float], paths: dict[str, float] | None = None) -> Reproduced:
+    """Results of eight prompts: PSNR by label, spread a little, and a latent RMSE that is the same at all steps."""
+    units = [
+        {
+            "row": label,
+            "prompt": f"prompt {number}",
+            "seed": 0,
+            "metrics": {"psnr": mean + 0.01 * number},
+            "path_rmse": [paths[label] + 1e-4 * number] * 50 if paths else None,
+        }
+        for label, mean in psnr.items()
+        for number in range(8)
+    ]
+    rows = [{"label": label, "metrics": {"psnr": {"mean": mean + 0.035}}} for label, mean in psnr.items()]
+    return Reproduced(name, "flux", "tiny-flux", Results(Path(), "tiny-flux", units, rows, {}, None, {}, {}))
+
+
+def claim(text: str, *found: Reproduced) -> str:
+    (line,) = (line for line in claims_table(found).splitlines() if line.startswith(f"| {text}"))
+    return line.split("|")[2].strip()
+
+
+def test_a_claim_is_confirmed_denied_or_open() -> None:
+    better = by_hand("table1", {"Spectrum α 0.75": 30.0, "FORA N 4": 20.0, "15 steps": 40.0, "ToCa N 4": 30.0})
+    assert claim("Spectrum at 14 is better than FORA", better) == "**yes** 30.0 against 20.0 (paper 24.3, 15.2)"
+    assert claim("Spectrum at 14 is better than 15 steps", better) == "**no** 30.0 against 40.0 (paper 24.3, 15.8)"
+    assert claim("Spectrum at 14 is better than ToCa", better).startswith("open")
+    assert "TeaCache" not in claims_table([better])  # not among the results: nothing is said
+
+
+def test_claims_on_sweeps() -> None:
+    def swept(name: str, value: dict[str, float]) -> Reproduced:
+        settings = TABLES[name].settings
+        return by_hand(name, {s.label: value[s.cell[0]] for s in settings if s.cell})
+
+    peak = {"λ 0.001": 1.0, "λ 0.01": 2.0, "λ 0.1": 3.0, "λ 1": 2.0, "λ 10": 1.0}
+    assert claim("λ = 0.1 is the best", swept("fig5", peak)).startswith("**yes**, best at λ 0.1; beaten at 0 of 5")
+    assert claim("λ = 0.1 is the best", swept("fig5", {**peak, "λ 1": 5.0})).startswith(
+        "**no**, best at λ 1; beaten at 5 of 5"
+    )
+    rising = {"M 2": 1.0, "M 3": 2.0, "M 4": 3.0, "M 5": 3.1, "M 6": 3.2}
+    assert claim("quality rises", swept("fig6", rising)).startswith("**yes** +2.0 dB from M 2 to M 4, +0.2")
+    assert claim("quality rises", swept("fig6", {**rising, "M 6": 2.0})).startswith("in part")
+    assert claim("quality rises", swept("fig6", {**rising, "M 2": 9.0})).startswith("**no**")
+
+
+def test_the_claim_on_the_path_goes_step_by_step() -> None:
+    labels = ("Spectrum α 3", "TaylorSeer N 6 O 1")
+    near = by_hand("table5", dict.fromkeys(labels, 1.0), dict(zip(labels, (0.1, 0.2), strict=True)))
+    far = by_hand("table5", dict.fromkeys(labels, 1.0), dict(zip(labels, (0.2, 0.1), strict=True)))
+    assert claim("Spectrum (10) keeps", near) == ", ".join(f"{step}: **yes**" for step in (10, 20, 30, 40, 50))
+    assert claim("Spectrum (10) keeps", far) == ", ".join(f"{step}: **no**" for step in (10, 20, 30, 40, 50))
 
 
 def test_unknown_tables_and_models_are_refused(tmp_path: Path) -> None:

@@ -36,17 +36,17 @@ WIDTH = 16  # a narrower autoencoder would take as long: so small, it spends its
 VAE = VaeConfig(
     latent_channels=CHANNELS,
     parts=(
-        Part(0.4, crop=24, frames=1, batch=64),
-        Part(0.88, crop=32, frames=5),
-        Part(1.0, batch=4),
+        Part(0.3, crop=24, frames=1, batch=64),
+        Part(0.65, crop=32, frames=5),
+        Part(1.0, crop=32),  # whole length: the frames are decoded one after the other, and errors add up
     ),
     bfloat16=False,  # slower than float32 for these convolutions
-    optim=OptimConfig(steps=1600, batch=8, rate=3e-3, average=0.995, save_every=100),
+    optim=OptimConfig(steps=2200, batch=8, rate=3e-3, average=0.995, save_every=100),
 )
 DENOISER = DenoiserConfig(
     process=FlowMatching(shift=2.0),
     prompts=6,
-    optim=OptimConfig(steps=3000, batch=32, rate=2e-3, average=0.998, save_every=200),
+    optim=OptimConfig(steps=2400, batch=32, rate=2e-3, average=0.998, save_every=200),
 )
 CALL_DEFAULTS = {
     "num_inference_steps": 50,

@@ -217,7 +217,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over many prompts: metrics with intervals, cost, a report. Given again, it goes on."""
-    found = evaluation.find_prompts(prompts or [], source, limit)
+    found = evaluation.find_prompts(prompts or [], source, limit, model)
     request = Request(
         prompts=tuple(prompt.text for prompt in found),
         seeds=parse_seeds(seeds, seed),

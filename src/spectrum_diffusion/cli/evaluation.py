@@ -28,8 +28,11 @@ MEMORY = 3600.0
 """Seconds that the time left is estimated from: one call may take minutes."""
 
 
-def find_prompts(given: list[str], source: str | None, limit: int | None) -> list[Prompt]:
+def find_prompts(given: list[str], source: str | None, limit: int | None, model: str) -> list[Prompt]:
     """The prompts of the command line, then those of a list or file, at most ``limit`` in all.
+
+    Args:
+        model: which small model's own list ``tiny`` is.
 
     Raises:
         MistakeError: there is none.
@@ -38,7 +41,7 @@ def find_prompts(given: list[str], source: str | None, limit: int | None) -> lis
 
     if limit is not None and limit < 1:
         raise MistakeError(f"--limit {limit} leaves no prompt: give a number ≥ 1")
-    found = [Prompt(text) for text in given] + (load_prompts(source) if source else [])
+    found = [Prompt(text) for text in given] + (load_prompts(source, model=model) if source else [])
     if not found:
         raise MistakeError("there is no prompt: give one or more, or --prompts with a list or file of them")
     return found[:limit]

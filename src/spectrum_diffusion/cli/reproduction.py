@@ -152,7 +152,7 @@ def _figure(found: Reproduced, folder: Path) -> str:
     prompts = _spread(list(dict.fromkeys(unit["prompt"] for unit in results.units)), found.table.pictures)
     columns = [
         _column(title, label, found, store, prompts)
-        for title, label in [("50 steps", REFERENCE), *((s.label, s.label) for s in found.table.settings)]
+        for title, label in [("50 steps", REFERENCE), *((_printable(s.label), s.label) for s in found.table.settings)]
     ]
     name = f"{found.name}-{found.key}.png"
     with written(folder / name) as temporary:
@@ -171,6 +171,11 @@ def _column(title: str, label: str, found: Reproduced, store: Store, prompts: li
         for prompt in prompts
     ]
     return Column(title, f"{row['nfe']['mean']:.3g} evaluations" if row["nfe"] else "", cells)
+
+
+def _printable(label: str) -> str:
+    """The font that comes with Pillow has no Greek letters."""
+    return label.replace("α", "slope")
 
 
 def _strip(frames: list[Image]) -> Image:

@@ -1,13 +1,15 @@
-"""What docs/methods.md says beside `spectrum reproduce`: orders, sites, axes of time and other packages' caches.
+"""What docs/methods.md says beside `spectrum reproduce`: orders, sites, axes of time, other packages' caches, late steps.
 
-python -m benchmarks.field [orders sites axes rivals] [--pairs 16] [--write docs/methods.md]
+python -m benchmarks.field [orders sites axes …] [--pairs 16] [--write docs/methods.md]
 
-On the model that ships, by `evaluate`, in build/field: a run that was cut off goes on.
+By `evaluate`, in build/field: a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +34,59 @@ def _row(method: str, **options: Any) -> Row:
     return Row(method, options, f"{method} {shown}".strip())
 
 
-TABLES: dict[str, tuple[Row, ...]] = {
-    "orders": tuple(_row("taylorseer", interval=n, order=o) for n in (2, 4, 6, 8) for o in (1, 2))
-    + tuple(_row("taylor", slope=s, order=o) for s in (0.75, 3.0) for o in (1, 2)),
-    "sites": tuple(
-        _row(method, interval=6, slope=0.0, site=site)
-        for method in ("taylor", "paper")
-        for site in ("last_block", "module", "output")
+@dataclass(frozen=True)
+class Table:
+    """Rows that are compared with each other, on a small model, with options of its call."""
+
+    rows: tuple[Row, ...]
+    model: str = "tiny-flux"
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+
+LATE = (0, 1, 2, 4, 7, 11, 16, 22, 28, 34, 39, 43, 46, 48)
+"""14 evaluations too, fewer of them early and more of them late."""
+SCHEDULES = (
+    _row("fewer-steps", speedup=50 / 14),
+    _row("reuse"),
+    *(
+        row
+        for method in ("paper", "spectrum")
+        for row in (_row(method), Row(method, {"evaluated": LATE}, f"{method} late"))
     ),
-    "axes": tuple(
-        _row(method, time=time, slope=slope)
-        for slope in (0.75, 3.0)
-        for method in ("paper", "spectrum", "taylor")
-        for time in ("index", "sigma", "log-snr")
+)
+
+
+TABLES: dict[str, Table] = {
+    "orders": Table(
+        tuple(_row("taylorseer", interval=n, order=o) for n in (2, 4, 6, 8) for o in (1, 2))
+        + tuple(_row("taylor", slope=s, order=o) for s in (0.75, 3.0) for o in (1, 2))
     ),
-    "rivals": (
-        _row("taylorseer", interval=5, site="last_block"),
-        _row("diffusers:taylorseer", cache_interval=5, **LITE),
-        _row("first-block-cache", threshold=0.3),
-        _row("diffusers:fbc", threshold=0.3),
-        _row("cache-dit:taylorseer", Fn_compute_blocks=1, residual_diff_threshold=0.5),
+    "sites": Table(
+        tuple(
+            _row(method, interval=6, slope=0.0, site=site)
+            for method in ("taylor", "paper")
+            for site in ("last_block", "module", "output")
+        )
     ),
+    "axes": Table(
+        tuple(
+            _row(method, time=time, slope=slope)
+            for slope in (0.75, 3.0)
+            for method in ("paper", "spectrum", "taylor")
+            for time in ("index", "sigma", "log-snr")
+        )
+    ),
+    "rivals-psnr": Table(
+        (
+            _row("taylorseer", interval=5, site="last_block"),
+            _row("diffusers:taylorseer", cache_interval=5, **LITE),
+            _row("first-block-cache", threshold=0.3),
+            _row("diffusers:fbc", threshold=0.3),
+            _row("cache-dit:taylorseer", Fn_compute_blocks=1, residual_diff_threshold=0.5),
+        )
+    ),
+    "guidance-4": Table(SCHEDULES, "tiny-sd3", {"guidance_scale": 4.0}),
+    "guidance-1": Table(SCHEDULES, "tiny-sd3", {"guidance_scale": 1.0}),
 }
 """By the marks in the Markdown file."""
 
@@ -66,16 +100,22 @@ def main() -> None:
     if unknown := set(arguments.tables) - set(TABLES):
         parser.error(f"there is no table {', '.join(sorted(unknown))}: choose among {', '.join(TABLES)}")
     torch.set_num_threads(1)
-    pipe = spectrum_diffusion.load_default_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     every = load_prompts("tiny")
     prompts = tuple(every[i * len(every) // arguments.pairs] for i in range(arguments.pairs))
     for name in arguments.tables or TABLES:
+        table = TABLES[name]
+        pipe = spectrum_diffusion.load_pipeline(table.model, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
         command = f"python -m benchmarks.field {name} --pairs {arguments.pairs}"
         request = Request(
-            model="tiny-flux", rows=TABLES[name], prompts=prompts, metrics=("psnr", "ssim"), command=command
+            model=table.model,
+            rows=table.rows,
+            prompts=prompts,
+            call=table.call,
+            metrics=("psnr", "ssim"),
+            command=command,
         )
-        results = evaluate(pipe, request, FOLDER)
+        results = evaluate(pipe, request, FOLDER / name)
         versions = ", ".join(f"{key} {value}" for key, value in results.settings["environment"].items())
         text = f"{markdown(results)}\n`{command}`; {versions}."
         print(f"\n{text}", flush=True)

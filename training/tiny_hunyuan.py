@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLHunyuanVideo,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -17,7 +18,8 @@ from transformers import CLIPTextModel, LlamaModel
 from training import text, video
 from training.denoiser import DistilConfig, Prompts, zero_outputs
 from training.optim import OptimConfig
-from training.recipe import Config, main
+from training.recipe import TINY_FLUX, Config, main
+from training.vae import take_over_pictures
 from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe
 
 CLIP_TOKENS = 77  # the pipeline asks for no fewer; the pooled token is the first end of text, wherever it stands
@@ -73,7 +75,7 @@ class TinyHunyuanRecipe(VideoRecipe):
     def untrained_vae(self) -> AutoencoderKLHunyuanVideo:
         """A quarter of the size and of the frames, as 13 frames of 48×48 become 4 of 12×12."""
         widths = (WIDTH, 2 * WIDTH, 3 * WIDTH)
-        return AutoencoderKLHunyuanVideo(
+        vae = AutoencoderKLHunyuanVideo(
             latent_channels=CHANNELS,
             down_block_types=("HunyuanVideoDownBlock3D",) * len(widths),
             up_block_types=("HunyuanVideoUpBlock3D",) * len(widths),
@@ -84,6 +86,8 @@ class TinyHunyuanRecipe(VideoRecipe):
             temporal_compression_ratio=4,
             mid_block_add_attention=False,
         )
+        take_over_pictures(vae, AutoencoderKL.from_pretrained(TINY_FLUX / "vae"))
+        return vae
 
     def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
         """HunyuanVideo knows one factor; the pull to a unit normal keeps the mean near zero."""

@@ -1,6 +1,7 @@
 """The autoencoder: 64×64 pictures to 16×16 latents and back."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 from torch.nn import functional
 
 from training.optim import OptimConfig, Trainer, make_optimizers
@@ -110,6 +112,30 @@ def vae_loss(vae: Any, images: torch.Tensor, config: VaeConfig) -> torch.Tensor:
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     kl = posterior.kl().sum() / posterior.mean.numel()
     return error.abs().mean() + 2 * error.square().mean() + config.edges * edges + config.kl * kl
+
+
+@torch.no_grad()
+def take_over_pictures(video: nn.Module, picture: nn.Module) -> None:
+    """Begin HunyuanVideo's autoencoder with what one of pictures knows, as far as their channels go.
+
+    A kernel of pictures becomes the last of a kernel's moments, which is the present; the others begin at zero, the
+    channels of the latents that pictures don't have with little noise.
+    """
+    known = dict(picture.named_parameters())
+    for name, parameter in video.named_parameters():
+        source = known.get(re.sub(r"\.conv\.(weight|bias)$", r".\1", name), known.get(name))
+        if source is None:
+            continue
+        parameter.zero_()
+        now = parameter[:, :, -1] if parameter.ndim == source.ndim + 1 else parameter
+        place = tuple(slice(min(sizes)) for sizes in zip(now.shape, source.shape, strict=True))
+        now[place] = source[place]
+    for layer in (video.quant_conv, video.post_quant_conv):
+        nn.init.dirac_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    variances = video.encoder.conv_out.conv
+    variances.weight[len(variances.weight) // 2 :] = 0
+    variances.bias[len(variances.bias) // 2 :] = -6
 
 
 @torch.no_grad()

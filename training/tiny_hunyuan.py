@@ -20,7 +20,7 @@ from training.denoiser import DistilConfig, Prompts, zero_outputs
 from training.optim import OptimConfig
 from training.recipe import TINY_FLUX, Config, main
 from training.vae import take_over_pictures
-from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe
+from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe, channel_moments
 
 CLIP_TOKENS = 77  # the pipeline asks for no fewer; the pooled token is the first end of text, wherever it stands
 USED_STATE = -3  # the pipeline takes Llama's state two layers before its last
@@ -89,13 +89,22 @@ class TinyHunyuanRecipe(VideoRecipe):
         take_over_pictures(vae, AutoencoderKL.from_pretrained(TINY_FLUX / "vae"))
         return vae
 
-    def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
-        """HunyuanVideo knows one factor; the pull to a unit normal keeps the mean near zero."""
-        vae.register_to_config(scaling_factor=1 / latents.std().item())
+    def note_scales(self, vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> None:
+        """HunyuanVideo knows one factor and no means: its 1×1 convolutions take in both, and reconstruct as before."""
+        mean, std = channel_moments(latents)
+        quant, post_quant = vae.quant_conv, vae.post_quant_conv
+        with torch.no_grad():
+            quant.weight[:CHANNELS] /= std.view(-1, 1, 1, 1, 1)
+            quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - mean) / std
+            quant.bias[CHANNELS:] -= 2 * std.log()  # of the variances' logarithms
+            post_quant.bias += post_quant.weight[:, :, 0, 0, 0] @ mean
+            post_quant.weight *= std.view(1, -1, 1, 1, 1)
+        vae.register_to_config(scaling_factor=1.0)
 
     def normalised(self, latents: torch.Tensor, vae: AutoencoderKLHunyuanVideo) -> torch.Tensor:
-        """By the one factor."""
-        return latents * vae.config.scaling_factor
+        """As the autoencoder gives them once it has taken in means and scales."""
+        mean, std = (values.view(1, -1, 1, 1, 1) for values in channel_moments(latents))
+        return (latents - mean) / std
 
     def untrained(self) -> TinyHunyuan:
         """3 million parameters."""

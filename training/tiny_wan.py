@@ -16,7 +16,7 @@ from transformers import UMT5EncoderModel
 from training import text, video
 from training.denoiser import Prompts, zero_outputs
 from training.recipe import Config, main
-from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe
+from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe, channel_moments
 
 
 class TinyWan(nn.Module):
@@ -64,8 +64,8 @@ class TinyWanRecipe(VideoRecipe):
 
     def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
         """Wan knows a mean and a deviation for every channel."""
-        channels = latents.transpose(0, 1).flatten(1)  # (16, N·4·12·12)
-        vae.register_to_config(latents_mean=channels.mean(1).tolist(), latents_std=channels.std(1).tolist())
+        mean, std = channel_moments(latents)
+        vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 
     def normalised(self, latents: torch.Tensor, vae: AutoencoderKLWan) -> torch.Tensor:
         """By channel."""

@@ -133,9 +133,10 @@ def take_over_pictures(video: nn.Module, picture: nn.Module) -> None:
     for layer in (video.quant_conv, video.post_quant_conv):
         nn.init.dirac_(layer.weight)
         nn.init.zeros_(layer.bias)
-    variances = video.encoder.conv_out.conv
-    variances.weight[len(variances.weight) // 2 :] = 0
-    variances.bias[len(variances.bias) // 2 :] = -6
+    own, known_channels = len(video.post_quant_conv.bias), len(picture.encoder.conv_out.bias) // 2
+    for values in (video.encoder.conv_out.conv.weight, video.encoder.conv_out.conv.bias):
+        values[known_channels:] = 0  # among them the pictures' variances, which lie elsewhere
+    video.encoder.conv_out.conv.bias[own:] = -6
 
 
 @torch.no_grad()

@@ -57,6 +57,12 @@ CALL_DEFAULTS = {
 }
 
 
+def channel_moments(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of every channel of latents (N, C, F, H, W)."""
+    channels = latents.transpose(0, 1).flatten(1)
+    return channels.mean(1), channels.std(1)
+
+
 class VideoRecipe(Recipe):
     """A model says, beside the other things, what its untrained autoencoder is."""
 

@@ -15,7 +15,7 @@ from spectrum_diffusion import load_default_pipeline, make_method
 from spectrum_diffusion.cli.app import app
 from spectrum_diffusion.evaluate import Results
 from spectrum_diffusion.methods import METHODS
-from spectrum_diffusion.reproduce import MODELS, TABLES, Reproduced, paper
+from spectrum_diffusion.reproduce import MODELS, TABLES, Reproduced, page, paper
 from spectrum_diffusion.reproduce.claims import claims_table
 from spectrum_diffusion.reproduce.paper import paper_value, reported
 from spectrum_diffusion.reproduce.rows import make_rows
@@ -95,10 +95,10 @@ def test_tables_on_the_small_models(tmp_path: Path) -> None:
     arguments = ["reproduce", "table5", "fig3", "table8", "--pairs", "1", "-o", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert json.loads(result.stdout)["output"] == str(tmp_path / "results.md")
-    assert "| Spectrum α 3, the paper's | 0.0040 | 0.0164 | 0.0358 | 0.0742 | 0.1674 |" in page
-    ours = next(line for line in page.splitlines() if line.startswith("| Spectrum α 3 |") and "–" not in line)
+    assert "| Spectrum α 3, the paper's | 0.0040 | 0.0164 | 0.0358 | 0.0742 | 0.1674 |" in text
+    ours = next(line for line in text.splitlines() if line.startswith("| Spectrum α 3 |") and "–" not in line)
     values = [float(cell) for cell in ours.split("|")[2:-1]]
     assert values == sorted(values)  # the runs drift apart
     results = json.loads((tmp_path / "flux" / "results.json").read_text(encoding="utf-8"))
@@ -109,11 +109,11 @@ def test_tables_on_the_small_models(tmp_path: Path) -> None:
     assert abs(plan["nfe"] - 10) <= 0.5
     with Image.open(tmp_path / "fig3-flux.png") as figure:
         assert figure.width > 7 * 256  # the untouched pictures and six rows
-    assert "](fig3-flux.png)" in page
+    assert "](fig3-flux.png)" in text
 
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0
-    assert (tmp_path / "results.md").read_text(encoding="utf-8").splitlines()[3:] == page.splitlines()[3:]
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
     manifest = json.loads((tmp_path / "flux" / "manifest.json").read_text(encoding="utf-8"))
     assert [run["computed"] > 0 for run in manifest["runs"]] == [True, False]
 
@@ -145,21 +145,43 @@ def test_a_threshold_is_found_once_and_one_out_of_reach_is_told(tmp_path: Path) 
     assert drawn  # for other prompts it is found anew
 
 
-def by_hand(name: str, psnr: dict[str, float], paths: dict[str, float] | None = None) -> Reproduced:
-    """Results of eight prompts: PSNR by label, spread a little, and a latent RMSE that is the same at all steps."""
-    units = [
-        {
-            "row": label,
-            "prompt": f"prompt {number}",
-            "seed": 0,
-            "metrics": {"psnr": mean + 0.01 * number},
-            "path_rmse": [paths[label] + 1e-4 * number] * 50 if paths else None,
-        }
-        for label, mean in psnr.items()
-        for number in range(8)
-    ]
-    rows = [{"label": label, "metrics": {"psnr": {"mean": mean + 0.035}}} for label, mean in psnr.items()]
-    return Reproduced(name, "flux", "tiny-flux", Results(Path(), "tiny-flux", units, rows, {}, None, {}, {}))
+def by_hand(
+    name: str, psnr: dict[str, float | None], paths: dict[str, float] | None = None, prompts: int = 8, key: str = "flux"
+) -> Reproduced:
+    """Results of some prompts: PSNR by label, spread a little, None for a row that failed after the first of them; and
+    a latent RMSE that is the same at all steps.
+    """
+    units, rows = [], []
+    for label, mean in psnr.items():
+        made = [
+            {
+                "row": label,
+                "prompt": f"prompt {number}",
+                "seed": 0,
+                "seconds": 1.0,
+                "metrics": {"psnr": (40.0 if mean is None else mean) + 0.01 * number},
+                "path_rmse": [paths[label] + 1e-4 * number] * 50 if paths else None,
+            }
+            for number in range(prompts if mean is not None else 1)
+        ]
+        units += made
+        rows.append(
+            {
+                "label": label,
+                "units": len(made),
+                "of": prompts,
+                "nfe": {"mean": 14},
+                "faster": None,
+                "history_bytes": 0,
+                "flops": {"evaluations": 14.2},
+                "metrics": {"psnr": {"mean": 40.0 if mean is None else mean, "low": None, "high": None}},
+                "path_rmse": None,
+                "error": "out of luck" if mean is None else None,
+            }
+        )
+    metrics = {"psnr": {"title": "PSNR"}}
+    settings = {"environment": {"torch": "2", "threads": 1}}
+    return Reproduced(name, key, "tiny", Results(Path(), "tiny", units, rows, metrics, None, {}, settings))
 
 
 def claim(text: str, *found: Reproduced) -> str:
@@ -169,26 +191,59 @@ def claim(text: str, *found: Reproduced) -> str:
 
 def test_a_claim_is_confirmed_denied_or_open() -> None:
     better = by_hand("table1", {"Spectrum α 0.75": 30.0, "FORA N 4": 20.0, "15 steps": 40.0, "ToCa N 4": 30.0})
-    assert claim("Spectrum at 14 is better than FORA", better) == "**yes** 30.0 against 20.0 (paper 24.3, 15.2)"
-    assert claim("Spectrum at 14 is better than 15 steps", better) == "**no** 30.0 against 40.0 (paper 24.3, 15.8)"
+    assert (
+        claim("Spectrum at 14 is better than FORA", better)
+        == "**yes** 30.0 (14.2) against 20.0 (14.2); paper 24.3, 15.2"
+    )
+    assert (
+        claim("Spectrum at 14 is better than 15 steps", better)
+        == "**no** 30.0 (14.2) against 40.0 (14.2); paper 24.3, 15.8"
+    )
     assert claim("Spectrum at 14 is better than ToCa", better).startswith("open")
-    assert "TeaCache" not in claims_table([better])  # not among the results: nothing is said
+    assert "than TeaCache" not in claims_table([better])  # not among the results: nothing is said
+
+
+def swept(name: str, value: dict[str, float | None], prompts: int = 8) -> Reproduced:
+    settings = TABLES[name].settings
+    return by_hand(name, {s.label: value[s.cell[0]] for s in settings if s.cell}, prompts=prompts)
 
 
 def test_claims_on_sweeps() -> None:
-    def swept(name: str, value: dict[str, float]) -> Reproduced:
-        settings = TABLES[name].settings
-        return by_hand(name, {s.label: value[s.cell[0]] for s in settings if s.cell})
+    peak: dict[str, float | None] = {"λ 0.001": 1.0, "λ 0.01": 2.0, "λ 0.1": 3.0, "λ 1": 2.0, "λ 10": 1.0}
+    best = "λ = 0.1 is the best"
+    assert claim(best, swept("fig5", peak)) == "**yes**; best on average: λ 0.1"
+    assert claim(best, swept("fig5", {**peak, "λ 1": 5.0})) == "**no**; best on average: λ 1"
+    assert claim(best, swept("fig5", {**peak, "λ 1": 3.0})) == "open; best on average: λ 0.1"
+    rising: dict[str, float | None] = {"M 2": 1.0, "M 3": 2.0, "M 4": 3.0, "M 5": 3.1, "M 6": 3.2}
+    rises = "quality rises"
+    assert claim(rises, swept("fig6", rising)) == "**yes**; +2.0 dB from M 2 to M 4, +0.2 from there to M 6"
+    assert claim(rises, swept("fig6", {**rising, "M 6": 2.0})).startswith("in part; ")
+    assert claim(rises, swept("fig6", {**rising, "M 6": 9.0})).startswith("in part; ")
+    assert claim(rises, swept("fig6", {**rising, "M 2": 9.0})).startswith("**no**; ")
 
-    peak = {"λ 0.001": 1.0, "λ 0.01": 2.0, "λ 0.1": 3.0, "λ 1": 2.0, "λ 10": 1.0}
-    assert claim("λ = 0.1 is the best", swept("fig5", peak)).startswith("**yes**, best at λ 0.1; beaten at 0 of 5")
-    assert claim("λ = 0.1 is the best", swept("fig5", {**peak, "λ 1": 5.0})).startswith(
-        "**no**, best at λ 1; beaten at 5 of 5"
-    )
-    rising = {"M 2": 1.0, "M 3": 2.0, "M 4": 3.0, "M 5": 3.1, "M 6": 3.2}
-    assert claim("quality rises", swept("fig6", rising)).startswith("**yes** +2.0 dB from M 2 to M 4, +0.2")
-    assert claim("quality rises", swept("fig6", {**rising, "M 6": 2.0})).startswith("in part")
-    assert claim("quality rises", swept("fig6", {**rising, "M 2": 9.0})).startswith("**no**")
+
+def test_nothing_is_claimed_of_few_prompts_or_of_rows_that_failed() -> None:
+    peak: dict[str, float | None] = {"λ 0.001": 1.0, "λ 0.01": 2.0, "λ 0.1": 3.0, "λ 1": 2.0, "λ 10": 1.0}
+    assert claim("λ = 0.1 is the best", swept("fig5", peak, prompts=2)).startswith("too few")
+    assert claims_table([swept("fig5", {**peak, "λ 10": None})]) == ""
+    assert claims_table([by_hand("table1", {"Spectrum α 0.75": 30.0, "15 steps": None})]) == ""
+    short = by_hand("table5", {"Spectrum α 3": 1.0, "TaylorSeer N 6 O 1": 1.0})
+    for unit in short.results.units if short.results else []:
+        unit["path_rmse"] = [0.1] * 28
+    assert claims_table([short]) == ""
+
+
+def test_the_page_marks_what_failed_and_what_is_best() -> None:
+    labels = {s.label: s.cell for s in TABLES["fig5"].settings if s.cell}
+    failed = {label: None if cell[0] == "λ 10" else float(cell[0] == "λ 1") for label, cell in labels.items()}
+    text = page([by_hand("fig5", failed)], {}, "spectrum reproduce fig5")
+    assert "| λ 10 | – | – | – | – | – |" in text
+    assert "| λ 1 | **1.00** | **1.00** |" in text
+    table = page([by_hand("table1", {"15 steps": None, "FORA N 4": 20.0})], {}, "spectrum reproduce table1")
+    assert "| 15 steps | failed: after 1 of 8: out of luck | – " in table
+    assert "| FORA N 4 | 14 (13) | 14.2 | – | 0.00 MiB | 20 | 3.19 · 15.15 · 0.651 · 0.454 · 0.97 · 27.55 |" in table
+    assert "| ToCa N 4 | failed: not among the results |" in table
+    assert "`spectrum reproduce table1`: on tiny, 9 calls of a pipeline in 0 min" in table
 
 
 def test_the_claim_on_the_path_goes_step_by_step() -> None:

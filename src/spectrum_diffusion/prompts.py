@@ -40,7 +40,7 @@ def load_prompts(source: str | Path, limit: int | None = None, *, model: str = "
             ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` with a column "prompt" and perhaps "category"; COCO's own files
             of captions and VBench's of prompts are known too.
         limit: at most so many, from the beginning; None for all.
-        model: name of the small model that is to draw them: ``tiny`` is its own list, if it has one.
+        model: name or folder of the small model that is to draw them: ``tiny`` is its own list, if it has one.
 
     Raises:
         InvalidOptionError: no such list or file, or nothing in it that can be read as prompts.
@@ -183,7 +183,7 @@ def _vbench_files() -> Iterable[Path]:
 
 def _tiny(model: str = "") -> list[Prompt]:
     """What the small model knows: its own list, or the one of those that know all things of the training set."""
-    own = small_models().get(model, TINY_FILE.parent) / MODEL_FILE
+    own = small_models().get(model, Path(model)) / MODEL_FILE
     return read_file(own if own.is_file() else TINY_FILE)
 
 

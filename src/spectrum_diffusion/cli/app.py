@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,16 +260,16 @@ def reproduce_paper(
     """Run the paper's tables and figures again, ours beside its numbers. Given again, it goes on."""
     if model not in ("tiny", "real"):
         raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
-    names = reproduction.chosen(tables)
+    job = reproduction.Job(reproduction.chosen(tables), model == "real", pairs, output, _names(metrics))
     outputs.check_folder(output)
-    begin = time.monotonic()
-    found = reproduction.run(names, model == "real", pairs, output, _names(metrics))
-    path = reproduction.write(found, output, time.monotonic() - begin)
+    found = reproduction.run(job)
+    path = output / reproduction.PAGE
     if as_json:
-        _echo_json({"output": str(path), "tables": names})
+        _echo_json({"output": str(path), "tables": job.names})
     else:
         typer.echo(path.read_text(encoding="utf-8"))
         typer.echo(f"written: {path}")
+    _exit_for(reproduction.failures(job, found))
 
 
 @app.command("tune")

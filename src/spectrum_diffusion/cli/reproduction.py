@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..errors import ConflictError
 from .evaluation import progress_meter
-from .guard import MistakeError, errors_console
+from .guard import MistakeError, errors_console, first_line
 from .request import Request
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from .grid import Column
 
 T = TypeVar("T")
+
+PAGE = "results.md"
 
 VIDEOS_SHARE = 4
 """A video costs as much as several pictures: a row gets so many times fewer of them."""
@@ -42,46 +48,69 @@ def chosen(names: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def run(names: list[str], real: bool, limit: int, folder: Path, metrics: tuple[str, ...] | None) -> list[Reproduced]:
-    """Every table on every model of it that can be had; the others say why not.
+@dataclass(frozen=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        names: keys of the tables.
+        real: on the paper's models, in place of the small ones.
+        limit: pictures a row.
+        folder: where the page goes, and a folder for each model.
+        metrics: names; None for the paper's.
+    """
+
+    names: list[str]
+    real: bool
+    limit: int
+    folder: Path
+    metrics: tuple[str, ...] | None
+
+    @property
+    def command(self) -> str:
+        """What is typed to get the same."""
+        from ..reproduce import TABLES
+
+        names = ["all"] if self.names == list(TABLES) else self.names
+        metrics = ["--metrics", ",".join(self.metrics)] if self.metrics else []
+        model = ["--model", "real"] if self.real else []
+        return shlex.join(["spectrum", "reproduce", *names, *model, "--pairs", str(self.limit), *metrics])
+
+
+def run(job: Job) -> list[Reproduced]:
+    """Every table on every model of it that can be had; the others say why not. The page is written after each model.
 
     The work goes model by model, so that each is loaded once; what comes back is in the order of the tables.
     """
-    from ..reproduce import MODELS, TABLES, Reproduced
-    from .drawing import load
+    from ..reproduce import MODELS, TABLES
 
     found: dict[tuple[str, str], Reproduced] = {}
     for key, model in MODELS.items():
-        tables = [name for name in names if key in TABLES[name].on(real)]
-        source = model.real if real else model.tiny
-        problem = "" if real else _missing(source)
-        if problem or not tables:
-            found |= {(name, key): Reproduced(name, key, source, None, problem) for name in tables}
-            continue
-        errors_console().print(f"{source}: {', '.join(tables)}", highlight=False)
-        pipe = load(Request(prompts=(source,), model=source))
-        lists = [TABLES[name].prompts if real else "tiny" for name in tables]
-        for prompts in dict.fromkeys(lists):
-            sharing = [name for name, own in zip(tables, lists, strict=True) if own == prompts]
-            for one in _on_model(sharing, key, pipe, source, prompts, real, limit, folder / key, metrics):
-                found[one.name, key] = one
-    return [found[name, key] for name in names for key in TABLES[name].on(real)]
+        tables = [name for name in job.names if key in TABLES[name].on(job.real)]
+        lists = {name: TABLES[name].prompts_for(model, job.real) for name in tables}
+        if tables:
+            found |= {(one.name, one.key): one for one in _on_model(job, key, lists)}
+            write(job, list(found.values()))
+            gc.collect()  # before the next model is loaded beside this one
+    ordered = [found[name, key] for name in job.names for key in TABLES[name].on(job.real)]
+    write(job, ordered)
+    return ordered
 
 
-def write(found: Sequence[Reproduced], folder: Path, seconds: float) -> Path:
-    """The figures, and the page of all of it; where the page lies.
+def failures(job: Job, found: Sequence[Reproduced]) -> dict[str, str]:
+    """What went wrong; a small model that is not in this checkout has not."""
+    return {
+        f"{one.name} on {one.ran}": one.problem for one in found if one.problem and (job.real or not _missing(one.ran))
+    }
 
-    Args:
-        seconds: that this run took.
-    """
+
+def write(job: Job, found: Sequence[Reproduced]) -> None:
+    """The figures, and the page of all of it."""
     from ..evaluate.files import write_text
     from ..reproduce import page
 
-    figures = {(one.name, one.key): file for one in found if (file := _figure(one, folder))}
-    path = folder / "results.md"
-    names = list(dict.fromkeys(one.name for one in found))
-    write_text(path, page(found, figures, _seconds(folder, names, seconds)))
-    return path
+    figures = {(one.name, one.key): file for one in found if (file := _figure(one, job.folder))}
+    write_text(job.folder / PAGE, page(found, figures, job.command))
 
 
 def _missing(name: str) -> str:
@@ -90,23 +119,37 @@ def _missing(name: str) -> str:
     return "" if name in small_models() else f"{name} is not in this checkout (training/ has its recipe)"
 
 
-def _on_model(
-    names: list[str],
-    key: str,
-    pipe: Any,
-    source: str,
-    prompts: str,
-    real: bool,
-    limit: int,
-    folder: Path,
-    metrics: tuple[str, ...] | None,
-) -> list[Reproduced]:
+def _on_model(job: Job, key: str, lists: dict[str, str]) -> list[Reproduced]:
+    """Tables on one model, by the lists of prompts that they take; what fails there doesn't concern the others."""
+    from ..errors import SpectrumError
+    from ..evaluate.files import StoreError
+    from ..reproduce import MODELS, Reproduced
+    from .drawing import load
+
+    source = MODELS[key].real if job.real else MODELS[key].tiny
+    found, problem = [], "" if job.real else _missing(source)
+    try:
+        pipe = None if problem else load(Request(prompts=(source,), model=source))
+        for prompts in () if problem else dict.fromkeys(lists.values()):
+            errors_console().print(f"{source}, prompts of {prompts}", highlight=False)
+            sharing = [name for name, own in lists.items() if own == prompts]
+            found += _with_prompts(job, key, pipe, source, sharing, prompts)
+    except (StoreError, ConflictError):  # the folder's, not the model's
+        raise
+    except (SpectrumError, MistakeError, RuntimeError, OSError, ValueError) as error:
+        problem = first_line(error)
+        errors_console().print(f"{source} failed: {problem}", highlight=False, markup=False)
+    done = {one.name for one in found}
+    return found + [Reproduced(name, key, source, None, problem) for name in lists if name not in done]
+
+
+def _with_prompts(job: Job, key: str, pipe: Any, source: str, names: list[str], prompts: str) -> list[Reproduced]:
     """The tables that share a list of prompts, on a model of which ``source`` is the name."""
     from ..prompts import load_prompts
     from ..reproduce import MODELS, reproduce
 
     model, every = MODELS[key], load_prompts(prompts, model=source)
-    shown = _spread(every, max(1, limit // VIDEOS_SHARE) if model.video else limit)
+    shown = _spread(every, max(1, job.limit // VIDEOS_SHARE) if model.video else job.limit)
     others = [prompt for prompt in every if prompt not in shown] or shown
     with progress_meter() as meter:
         return reproduce(
@@ -115,10 +158,10 @@ def _on_model(
             pipe,
             source,
             tuple(shown),
-            folder,
-            metrics=_metrics(metrics),
+            job.folder / (f"{key}-{prompts}" if job.real else key),
+            metrics=_metrics(job.metrics),
             tuned_on=tuple(prompt.text for prompt in _spread(others, TUNED_ON[model.video])),
-            call=dict(model.call) if real else {},
+            call=dict(model.call) if job.real else {},
             on_unit=meter,
             on_tuning=lambda what: meter(0, 1, f"finding a threshold: {what}"),
         )
@@ -164,13 +207,13 @@ def _column(title: str, label: str, found: Reproduced, store: Store, prompts: li
     """What a row drew for the prompts, or why it did not."""
     from .grid import Column
 
-    row = found.rows.get(label, {"error": found.problems.get(label, "–"), "nfe": None})
-    units = {unit["prompt"]: unit for unit in (found.results.units if found.results else []) if unit["row"] == label}
+    units = {unit["prompt"]: unit for unit in found.units(label)}
     cells = [
-        _strip(store.read_frames(units[prompt]["file"])) if prompt in units else row["error"] or "–"
+        _strip(store.read_frames(units[prompt]["file"])) if prompt in units else found.problem_of(label)
         for prompt in prompts
     ]
-    return Column(title, f"{row['nfe']['mean']:.3g} evaluations" if row["nfe"] else "", cells)
+    nfe = found.rows[label]["nfe"] if label in found.rows else None
+    return Column(title, f"{nfe['mean']:.3g} evaluations" if nfe else "", cells)
 
 
 def _printable(label: str) -> str:
@@ -188,13 +231,3 @@ def _strip(frames: list[Image]) -> Image:
     for place, frame in enumerate(shown):
         whole.paste(frame, (place * width, 0))
     return whole
-
-
-def _seconds(folder: Path, names: list[str], seconds: float) -> float:
-    """What this run and those before it in the folder took; runs that were cut off have left no time."""
-    from ..evaluate.files import read_json, write_json
-
-    path = folder / "runs.json"
-    runs = [*(read_json(path) or {}).get("runs", []), {"tables": names, "seconds": round(seconds, 1)}]
-    write_json(path, {"runs": runs})
-    return float(sum(run["seconds"] for run in runs))

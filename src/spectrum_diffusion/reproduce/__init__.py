@@ -52,6 +52,29 @@ class Reproduced:
         """The rows of the results by label."""
         return {row["label"]: row for row in self.results.rows} if self.results else {}
 
+    def units(self, label: str) -> list[dict[str, Any]]:
+        """What was drawn for a row."""
+        return [unit for unit in self.results.units if unit["row"] == label] if self.results else []
+
+    def problem_of(self, label: str) -> str:
+        """Why a row is not there, or not whole; empty where it is."""
+        row = self.rows.get(label)
+        if row is None:
+            return self.problems.get(label, "not among the results")
+        if not row["error"]:
+            return ""
+        return f"after {row['units']} of {row['of']}: {row['error']}" if row["units"] else str(row["error"])
+
+    def psnr(self, label: str) -> float | None:
+        """Mean PSNR in dB of a row that is whole."""
+        found = None if self.problem_of(label) else self.rows[label]["metrics"].get("psnr")
+        return found["mean"] if found else None
+
+    def cost(self, label: str) -> str:
+        """Floating-point operations of a row's first case in whole evaluations."""
+        counted = self.rows[label]["flops"] if label in self.rows else None
+        return f"{counted['evaluations']:.1f}" if counted else "–"
+
 
 def reproduce(
     names: Sequence[str],

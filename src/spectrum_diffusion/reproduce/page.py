@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .claims import claims_table
-from .paper import MODELS, RMSE, Setting, paper_value
+from .paper import RMSE, Setting, is_reported, paper_value
 
 if TYPE_CHECKING:
     from . import Reproduced
@@ -23,15 +23,15 @@ TITLES = {
 """Columns of `paper.csv`, as they are written."""
 
 
-def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], seconds: float) -> str:
+def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], command: str) -> str:
     """All of it as Markdown.
 
     Args:
         found: the tables, in the order in which they are shown.
         figures: table and model → path of a picture, from the page's folder.
-        seconds: that the whole took.
+        command: that makes it.
     """
-    parts = [_head(found, seconds)]
+    parts = [_head(found, command)]
     if overview := _overview(found):
         parts.append(overview)
     if claims := claims_table(found):
@@ -41,29 +41,35 @@ def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], secon
     return "\n\n".join(parts) + "\n"
 
 
-def _head(found: Sequence[Reproduced], seconds: float) -> str:
-    ran = list(dict.fromkeys(one.ran for one in found if one.results))
-    names = list(dict.fromkeys(one.name for one in found))
-    lines = [
-        "# The paper's tables and figures, run again",
-        "",
-        f"`spectrum reproduce {' '.join(names)}` on {', '.join(ran) or 'nothing'}: {_span(seconds)} in all.",
-    ]
-    if environment := next((one.results.settings["environment"] for one in found if one.results), None):
+def _head(found: Sequence[Reproduced], command: str) -> str:
+    whole = {(one.key, one.results.folder): one for one in found if one.results}
+    lines = ["# The paper's tables and figures, run again", "", f"`{command}`: {_effort(whole.values())}"]
+    if environment := next((one.results.settings["environment"] for one in whole.values() if one.results), None):
         versions = ", ".join(f"{name} {value}" for name, value in environment.items() if name != "threads")
-        lines.append(f"{versions}, {environment.get('threads', '–')} threads.")
+        lines.append(f"{versions}, threads {environment.get('threads', '–')}.")
     lines += [
         "Numbers are means over prompts, seed 0 each, to the untouched run of 50 steps; brackets are 95 % intervals",
-        "(bootstrap over prompts). Cost: floating-point operations of the denoiser in whole evaluations. –: the",
-        "paper's text gives no number, or it can't be had here. Small models say how methods compare on small models,",
-        "and nothing of the full-size ones.",
+        "(bootstrap over prompts). NFE: ours, and in brackets the paper's. Cost: floating-point operations of the",
+        "denoiser in whole evaluations, of a row's first prompt. Faster: seconds of a call to those of the untouched",
+        "pipeline, taken by turns. Kept: features kept for forecasts. –: the paper's text gives no number, or it can't",
+        "be had here. Small models say how methods compare on small models, and nothing of the full-size ones.",
     ]
     return "\n".join(lines)
 
 
-def _span(seconds: float) -> str:
+def _effort(whole: Iterable[Reproduced]) -> str:
+    """What the sampling took, whenever it was done."""
+    counts, seconds, names = 0, 0.0, []
+    for one in whole:
+        units = one.results.units if one.results else []
+        counts, seconds = counts + len(units), seconds + sum(unit["seconds"] for unit in units)
+        names.append(one.ran)
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    span = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    ran = ", ".join(dict.fromkeys(names)) or "nothing"
+    return (
+        f"on {ran}, {counts:,} calls of a pipeline in {span}; thresholds, operations and metrics come on top of that."
+    )
 
 
 def _overview(found: Sequence[Reproduced]) -> str:
@@ -71,33 +77,29 @@ def _overview(found: Sequence[Reproduced]) -> str:
     ran = [one for one in found if one.name == "methods" and one.results]
     if not ran:
         return ""
-    rows = {one.key: one.rows for one in ran}
-    parts = [
-        "## Every method on every model",
-        "",
-        "PSNR in dB, and in brackets the cost in evaluations; bold: the best.",
-    ]
-    for count in dict.fromkeys(setting.cell[1] for setting in ran[0].table.settings if setting.cell):
-        settings = [setting for setting in ran[0].table.settings if setting.cell and setting.cell[1] == count]
-        best = {key: max((_psnr(rows[key].get(s.label)) for s in settings), default=0.0) for key in rows}
+    parts = ["## Every method on every model", "", "PSNR in dB, in brackets the cost in evaluations; bold: the best."]
+    settings = [setting for setting in ran[0].table.settings if setting.cell]
+    for count in dict.fromkeys(setting.cell[1] for setting in settings if setting.cell):
+        shown = {setting.cell[0]: setting.label for setting in settings if setting.cell and setting.cell[1] == count}
+        best = {one.key: _best(one, shown.values()) for one in ran}
         parts += ["", *_header([f"about {count}", *(one.ran for one in ran)])]
-        for setting in settings:
-            cells = [_overview_cell(rows[key].get(setting.label), best[key]) for key in rows]
-            parts.append(_line([setting.cell[0] if setting.cell else setting.label, *cells]))
+        parts += [
+            _line([name, *(_overview_cell(one, label, best[one.key]) for one in ran)]) for name, label in shown.items()
+        ]
     return "\n".join(parts)
 
 
-def _overview_cell(row: dict[str, Any] | None, best: float) -> str:
-    psnr = _psnr(row)
-    if row is None or row["error"] or psnr <= 0:
-        return "–"
-    text = f"**{psnr:.1f}**" if psnr == best else f"{psnr:.1f}"
-    return f"{text} ({_cost(row)})"
+def _overview_cell(found: Reproduced, label: str, best: float | None) -> str:
+    psnr = found.psnr(label)
+    return "–" if psnr is None else f"{_bold(f'{psnr:.1f}', psnr == best)} ({found.cost(label)})"
 
 
-def _psnr(row: dict[str, Any] | None) -> float:
-    found = row["metrics"].get("psnr") if row else None
-    return float(found["mean"]) if found and found["mean"] is not None else 0.0
+def _best(found: Reproduced, labels: Iterable[str]) -> float | None:
+    return max((psnr for label in labels if (psnr := found.psnr(label)) is not None), default=None)
+
+
+def _bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
 
 
 def _part(found: Reproduced, picture: str) -> str:
@@ -112,78 +114,65 @@ def _part(found: Reproduced, picture: str) -> str:
     if found.table.path:
         return "\n".join([*lines, "", *_path_table(found)])
     if found.table.sweep:
-        return "\n".join(
-            [*lines, "PSNR in dB ± half of its interval; bold: the best of a column.", "", *_sweep_table(found)]
-        )
+        lines.append("PSNR in dB ± half of its interval; bold: the best of a column.")
+        return "\n".join([*lines, "", *_sweep_table(found)])
     return "\n".join([*lines, "", *_quality_table(found)])
 
 
 def _quality_table(found: Reproduced) -> list[str]:
     """NFE, cost and metrics of every setting; then the paper's numbers in one column."""
-    assert found.results is not None
-    shown = found.results.metrics
-    theirs = ["speedup", *found.table.metrics] if found.table.metrics else []
-    head = ["setting", "NFE", "cost", "faster", "memory", *(shown[name]["title"] for name in shown)]
+    shown = found.results.metrics if found.results and found.table.metrics else {}
+    theirs = ["speedup", *found.table.metrics] if is_reported(found.name, found.model) and shown else []
+    head = ["setting", "NFE", "cost", "faster", "kept", *(shown[name]["title"] for name in shown)]
     if theirs:
         head.append("the paper's " + " · ".join(TITLES[name] for name in theirs))
-    rows = found.rows
     return _header(head) + [
-        _line([setting.label, *_cells(found, setting, rows.get(setting.label), list(shown), theirs)])
-        for setting in found.table.settings
+        _line([setting.label, *_cells(found, setting, list(shown), theirs)]) for setting in found.table.settings
     ]
 
 
-def _cells(
-    found: Reproduced, setting: Setting, row: dict[str, Any] | None, shown: list[str], theirs: list[str]
-) -> list[str]:
+def _cells(found: Reproduced, setting: Setting, shown: list[str], theirs: list[str]) -> list[str]:
     paper = [" · ".join(_number(paper_value(found.name, found.model, setting, name)) for name in theirs)]
-    problem = row["error"] if row else found.problems.get(setting.label, "")
-    if row is None or problem:
-        return [f"not run: {problem}", *["–"] * (3 + len(shown)), *(paper if theirs else [])]
-    nfe = f"{row['nfe']['mean']:.3g}" if row["nfe"] else "–"
+    row = found.rows.get(setting.label)
+    if row is None or found.problem_of(setting.label):
+        return [f"failed: {found.problem_of(setting.label)}", *["–"] * (3 + len(shown)), *(paper if theirs else [])]
+    nfe = f"{row['nfe']['mean']:.3g} ({setting.nfe or '–'})"
     faster = f"{row['faster']:.2f}×" if row["faster"] else "–"
     kept = row["history_bytes"]
     memory = f"{kept / 2**20:.2f} MiB" if kept is not None else "–"
     ours = [_interval(row["metrics"].get(name)) for name in shown]
-    return [nfe, _cost(row), faster, memory, *ours, *(paper if theirs else [])]
+    return [nfe, found.cost(setting.label), faster, memory, *ours, *(paper if theirs else [])]
 
 
 def _sweep_table(found: Reproduced) -> list[str]:
     """One number for each row and column of the settings' cells."""
-    rows = found.rows
-    cells = {setting.cell: rows.get(setting.label) for setting in found.table.settings if setting.cell}
+    cells = {setting.cell: setting.label for setting in found.table.settings if setting.cell}
     down, across = (list(dict.fromkeys(cell[place] for cell in cells)) for place in (0, 1))
-    best = {column: max(_psnr(cells[row, column]) for row in down) for column in across}
-    lines = _header(["", *across])
-    for row in down:
-        lines.append(_line([row, *(_sweep_cell(cells[row, column], best[column]) for column in across)]))
-    return lines
+    best = {column: _best(found, [cells[row, column] for row in down]) for column in across}
+    return _header(["", *across]) + [
+        _line([row, *(_sweep_cell(found, cells[row, column], best[column]) for column in across)]) for row in down
+    ]
 
 
-def _sweep_cell(row: dict[str, Any] | None, best: float) -> str:
-    if (psnr := _psnr(row)) <= 0 or row is None:
+def _sweep_cell(found: Reproduced, label: str, best: float | None) -> str:
+    if (psnr := found.psnr(label)) is None:
         return "–"
-    metric = row["metrics"]["psnr"]
-    text = f"**{psnr:.2f}**" if psnr == best else f"{psnr:.2f}"
+    metric, text = found.rows[label]["metrics"]["psnr"], _bold(f"{psnr:.2f}", psnr == best)
     return text if metric["low"] is None else f"{text} ± {(metric['high'] - metric['low']) / 2:.2f}"
 
 
 def _path_table(found: Reproduced) -> list[str]:
     """Latent RMSE to the untouched run after some steps."""
-    steps, rows = found.table.path, found.rows
+    steps = found.table.path
     own = found.key in found.table.models
     lines = _header(["setting", *(f"step {step}" for step in steps)])
     for setting in found.table.settings:
-        path = rows.get(setting.label, {}).get("path_rmse")
+        path = found.rows.get(setting.label, {}).get("path_rmse")
         lines.append(_line([setting.label, *(f"{path[s - 1]:.4f}" if path and len(path) >= s else "–" for s in steps)]))
         theirs = RMSE.get((found.name, setting.row["method"])) if own else None
         if theirs:
             lines.append(_line([f"{setting.label}, the paper's", *(f"{value:.4f}" for value in theirs)]))
     return lines
-
-
-def _cost(row: dict[str, Any]) -> str:
-    return f"{row['flops']['evaluations']:.1f}" if row["flops"] else "–"
 
 
 def _interval(metric: dict[str, Any] | None) -> str:
@@ -204,6 +193,3 @@ def _header(cells: Sequence[str]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-__all__ = ["MODELS", "page"]

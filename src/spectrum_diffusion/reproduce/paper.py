@@ -278,7 +278,7 @@ class Table:
         models: keys of :data:`MODELS` on which the paper has it.
         settings: its rows.
         metrics: columns of `paper.csv` that it reports.
-        prompts: for the full-size models; the small ones take their own list.
+        prompts: for the full-size models of pictures; videos are made from VBench's, small models take their own list.
         small: keys of the small models on which it runs; those of ``models`` if there are none.
         path: the steps at which it reports the latents' RMSE, in place of metrics.
         sweep: whether it has one number for each row and column of its settings' cells.
@@ -299,9 +299,13 @@ class Table:
         """The models on which it runs."""
         return self.models if real else self.small or self.models
 
+    def prompts_for(self, model: Model, real: bool) -> str:
+        """The list of prompts that a model takes for it."""
+        return "tiny" if not real else "vbench" if model.video else self.prompts
 
-def _shown(title: str, settings: tuple[Setting, ...], *models: str, prompts: str = "drawbench") -> Table:
-    return Table(title, models, settings, (), prompts=prompts, pictures=4)
+
+def _shown(title: str, settings: tuple[Setting, ...], *models: str) -> Table:
+    return Table(title, models, settings, (), pictures=4)
 
 
 TABLES: dict[str, Table] = {
@@ -317,7 +321,6 @@ TABLES: dict[str, Table] = {
         ("wan", "hunyuan"),
         MAIN,
         ("psnr", "ssim", "lpips", "vbench_quality"),
-        prompts="vbench",
     ),
     "table3": Table("adaptive against uniform, 10 evaluations", ("sd3", "wan"), ADAPTIVE, small=EVERYWHERE),
     "table4": Table("last block against per module", ("flux",), SITES, small=EVERYWHERE),
@@ -329,7 +332,6 @@ TABLES: dict[str, Table] = {
         ("hunyuan",),
         PATH,
         (),
-        prompts="vbench",
         small=("sd3", "wan", "hunyuan", "sdxl"),
         path=(10, 20, 30, 40, 50),
     ),
@@ -351,16 +353,15 @@ TABLES: dict[str, Table] = {
     ),
     "fig10": Table("quality against evaluations", ("flux", "sd3"), _budgets(), ("psnr",), small=SWEPT, sweep=True),
     "fig3": _shown("pictures, the faster settings", FAST, "flux"),
-    "fig4": _shown("frames, the faster settings", _first_order(FAST), "hunyuan", "wan", prompts="vbench"),
+    "fig4": _shown("frames, the faster settings", _first_order(FAST), "hunyuan", "wan"),
     "fig7": _shown("pictures, the slower settings", SLOW, "flux"),
     "fig8": _shown("pictures, both settings", (*SLOW, *FAST), "sd3"),
     "fig9": _shown("pictures, both settings", _scheduled_only((*SLOW, *FAST)), "sdxl"),
-    "fig11": _shown("frames, the slower settings", _first_order(SLOW), "wan", "hunyuan", prompts="vbench"),
+    "fig11": _shown("frames, the slower settings", _first_order(SLOW), "wan", "hunyuan"),
     "methods": Table(
         "every method at 14 and at 10 evaluations",
         ("flux", "sd3"),
         (*_every_method(14), *_every_method(10)),
-        (),
         small=EVERYWHERE,
     ),
 }
@@ -381,6 +382,11 @@ def reported() -> tuple[dict[str, str], ...]:
     """The rows of `paper.csv`."""
     text = resources.files(__package__).joinpath("paper.csv").read_text(encoding="utf-8")
     return tuple(csv.DictReader(text.splitlines()))
+
+
+def is_reported(table: str, model: Model) -> bool:
+    """Whether the paper has numbers of a table on a model."""
+    return any(f"table{row['table']}" == table and row["model"] == model.name for row in reported())
 
 
 def paper_value(table: str, model: Model, setting: Setting, column: str) -> float | None:

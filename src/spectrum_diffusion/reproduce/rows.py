@@ -10,11 +10,14 @@ from typing import Any
 
 from ..errors import SpectrumError
 from ..evaluate import Row, files
-from ..evaluate.identity import code_of, fingerprint, key_of
+from ..evaluate.identity import code_of, code_of_module, environment, fingerprint, key_of
 from ..methods import METHODS
 from ..plan import Plan, read_plan
 from ..tune import tune
 from .paper import Setting
+
+CLOSE = 0.5
+"""Evaluations by which the mean may miss the wanted number."""
 
 
 def make_rows(
@@ -51,11 +54,16 @@ def _tuned(
     folder: Path,
     on_run: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The options with the threshold that gives the wanted evaluations on average."""
+    """The options with the threshold that gives the wanted evaluations on average.
+
+    Raises:
+        SpectrumError: no threshold comes within half an evaluation of them.
+    """
     path = folder / f"{setting.method}-{setting.tuned}.json"
     key = key_of(
         pipeline=fingerprint(pipe),
-        code=code_of(METHODS[setting.method]),
+        environment=environment(pipe),
+        code=[code_of(METHODS[setting.method]), code_of_module(tune.__module__)],
         options=dict(setting.options),
         prompts=prompts,
         call=call,
@@ -68,10 +76,16 @@ def _tuned(
         plan = replace(plan, record={**plan.record, "key": key})
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(plan.to_dict(), indent=2) + "\n")
+    reached = float(plan.record["nfe"])
+    if abs(reached - (setting.tuned or 0)) > CLOSE:
+        raise SpectrumError(f"the threshold nearest to {setting.tuned} evaluations gives {reached:g}")
     return dict(plan.options)
 
 
 def _kept(path: Path, key: str) -> Plan | None:
     """The plan that was found before, if it was found for the same."""
     values = files.read_json(path)
-    return read_plan(values) if values and values.get("key") == key else None
+    try:
+        return read_plan(values) if values and values.get("key") == key else None
+    except SpectrumError:  # of another version
+        return None

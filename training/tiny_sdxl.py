@@ -103,7 +103,7 @@ class TinySDXLRecipe(Recipe):
             process=NoisePrediction(),
             compile=False,  # takes minutes and gains nothing here
             bfloat16=False,
-            optim=OptimConfig(steps=4000, batch=64, rate=2e-3, average=0.998, save_every=200),
+            optim=OptimConfig(steps=900, batch=64, rate=2e-3, average=0.998, save_every=200),
         ),
     )
     call_defaults = {"num_inference_steps": 50, "height": 64, "width": 64, "guidance_scale": 4.0}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from spectrum_diffusion import load_pipeline
@@ -13,12 +14,13 @@ from training import dataset, recipe
 from training.denoiser import DistilConfig, draw_batch
 from training.optim import OptimConfig
 from training.process import FlowMatching, NoisePrediction
-from training.recipe import Recipe
+from training.recipe import TINY_FLUX, Recipe
 from training.tiny_flux import TinyFluxRecipe
 from training.tiny_hunyuan import TinyHunyuanRecipe
 from training.tiny_sd3 import TinySD3Recipe
 from training.tiny_sdxl import TinySDXLRecipe
 from training.tiny_wan import TinyWanRecipe
+from training.vae import Part, cut, encode_all
 from training.video import VideoConfig
 
 RECIPES = [TinyFluxRecipe, TinySD3Recipe, TinySDXLRecipe]
@@ -122,3 +124,46 @@ def test_noise_prediction_keeps_unit_variance() -> None:
     process = NoisePrediction()
     noisy = process.noisy(latents, noise, process.times(torch.linspace(0, 1, 1000)))
     assert noisy.var().item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_part_of_the_training_cuts_the_same_out_of_all() -> None:
+    videos = torch.arange(2 * 3 * 13 * 8 * 8).view(2, 3, 13, 8, 8)
+    part = Part(1.0, crop=4, frames=5)
+    found = cut(videos, part, torch.Generator().manual_seed(3))
+    assert found.shape == (2, 3, 5, 4, 4)
+    steps = (found - found[..., :1, :1, :1]).unique(dim=0)
+    assert len(steps) == 1  # both videos, shifted alike
+    assert torch.equal(found.diff(dim=2).unique(), torch.tensor([64]))  # frames in a row
+    assert cut(videos[:, :, 0], part, torch.Generator()).shape == (2, 3, 4, 4)
+    assert torch.equal(cut(videos, Part(1.0), torch.Generator()), videos)
+
+
+def test_an_autoencoder_of_videos_begins_with_what_that_of_pictures_knows(tmp_path: Path) -> None:
+    pictures = AutoencoderKL.from_pretrained(TINY_FLUX / "vae").eval()
+    torch.manual_seed(0)
+    video = TinyHunyuanRecipe(TinyHunyuanRecipe.config, tmp_path, tmp_path).untrained_vae().eval()
+    channels = pictures.config.latent_channels
+    frames = torch.randint(0, 256, (4, 3, 1, 48, 48), dtype=torch.uint8)
+    moments = video.encode(frames.float() / 127.5 - 1).latent_dist
+    assert moments.mean[:, channels:].abs().max() == 0
+    assert moments.mean[:, :channels].std() > 0.1
+    assert moments.logvar.eq(-6).all()
+    kernel = video.encoder.conv_in.conv.weight
+    assert torch.equal(kernel[:, :, -1], pictures.encoder.conv_in.weight)
+    assert kernel[:, :, :-1].abs().max() == 0
+
+
+def test_hunyuans_autoencoder_takes_in_means_and_scales(tmp_path: Path) -> None:
+    recipe = TinyHunyuanRecipe(TinyHunyuanRecipe.config, tmp_path, tmp_path)
+    torch.manual_seed(0)
+    vae = recipe.untrained_vae().eval()
+    torch.nn.init.normal_(vae.quant_conv.weight, std=0.3)
+    torch.nn.init.normal_(vae.post_quant_conv.weight, std=0.3)
+    pixels = torch.randint(0, 256, (3, 3, 5, 16, 16), dtype=torch.uint8)
+    latents = encode_all(vae, pixels)
+    before = vae.decode(latents).sample
+    recipe.note_scales(vae, latents)
+    normalised = encode_all(vae, pixels)
+    torch.testing.assert_close(normalised, recipe.normalised(latents, vae), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.decode(normalised).sample, before, atol=1e-3, rtol=1e-3)
+    assert vae.config.scaling_factor == 1

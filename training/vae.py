@@ -81,7 +81,7 @@ def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: Va
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         part = next(part for part in config.parts if step < part.until * config.optim.steps)
         index = torch.randint(len(pixels), (part.batch or config.optim.batch,), generator=generator)
-        images = to_unit(_cut(pixels[index], part, generator))
+        images = to_unit(cut(pixels[index], part, generator))
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return vae_loss(vae, images, config)
@@ -91,7 +91,7 @@ def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: Va
     return vae.eval()
 
 
-def _cut(images: torch.Tensor, part: Part, generator: torch.Generator) -> torch.Tensor:
+def cut(images: torch.Tensor, part: Part, generator: torch.Generator) -> torch.Tensor:
     """The same frames and square of all: (B, 3, …, H, W) in, fewer or smaller ones out."""
     wanted = {images.ndim - 2: part.crop, images.ndim - 1: part.crop}
     if images.ndim == 5:

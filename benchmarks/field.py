@@ -1,4 +1,4 @@
-"""What docs/methods.md says beside `spectrum reproduce`: orders, sites, axes of time, other packages' caches, late steps.
+"""What docs/methods.md says beside `spectrum reproduce`: orders, sites, axes of time, late steps, other packages.
 
 python -m benchmarks.field [orders sites axes …] [--pairs 16] [--write docs/methods.md]
 

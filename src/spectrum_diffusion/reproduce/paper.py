@@ -163,6 +163,11 @@ def _scheduled_only(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
     return tuple(setting for setting in settings if setting.nfe)
 
 
+def _for_u_nets(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """ToCa and TeaCache are made for transformers."""
+    return tuple(setting for setting in settings if setting.method not in ("toca", "teacache"))
+
+
 COCO = tuple(replace(setting, which=0) if setting.tuned else setting for setting in FAST)
 
 ADAPTIVE = (
@@ -356,7 +361,7 @@ TABLES: dict[str, Table] = {
     "fig4": _shown("frames, the faster settings", _first_order(FAST), "hunyuan", "wan"),
     "fig7": _shown("pictures, the slower settings", SLOW, "flux"),
     "fig8": _shown("pictures, both settings", (*SLOW, *FAST), "sd3"),
-    "fig9": _shown("pictures, both settings", _scheduled_only((*SLOW, *FAST)), "sdxl"),
+    "fig9": _shown("pictures, both settings", _for_u_nets((*SLOW, *FAST)), "sdxl"),
     "fig11": _shown("frames, the slower settings", _first_order(SLOW), "wan", "hunyuan"),
     "methods": Table(
         "every method at 14 and at 10 evaluations",

@@ -57,9 +57,13 @@ class TinyHunyuanRecipe(VideoRecipe):
     name = "tiny-hunyuan"
     config = Config(
         concepts=video.CONCEPTS,
-        vae=VAE,
-        denoiser=dataclasses.replace(DENOISER, compile=False),  # the masks are built in a loop over the batch
-        distil=DistilConfig(optim=OptimConfig(steps=400, batch=32, rate=6e-4, average=0.99, warmup=30, save_every=100)),
+        vae=dataclasses.replace(VAE, optim=dataclasses.replace(VAE.optim, steps=1500)),  # it begins with tiny-flux's
+        denoiser=dataclasses.replace(
+            DENOISER,
+            compile=False,  # the masks are built in a loop over the batch
+            optim=dataclasses.replace(DENOISER.optim, steps=1900),
+        ),
+        distil=DistilConfig(optim=OptimConfig(steps=300, batch=32, rate=6e-4, average=0.99, warmup=30, save_every=100)),
     )
     call_defaults = {
         **CALL_DEFAULTS,

@@ -45,3 +45,15 @@ def test_every_method_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in METHODS:
         assert f"`{name}`" in text or f"`{name.split(':')[0]}:…`" in text
+
+
+def test_the_readmes_table_is_of_the_results() -> None:
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    (block,) = re.findall(
+        r"<!-- results:begin -->\n(.*?)<!-- results:end -->",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) > 10
+    assert set(lines) <= set(results)

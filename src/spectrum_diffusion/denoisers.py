@@ -210,7 +210,7 @@ def identity(model: nn.Module) -> str:
 def _width(config: Mapping[str, Any]) -> int:
     """Channels of a token inside the blocks, or of a U-Net's deepest level; 0 where no configuration tells."""
     if levels := config.get("block_out_channels"):
-        return int(max(levels))
+        return int(max(levels)) if isinstance(levels, Iterable) else int(levels)
     heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
     several = heads * size if isinstance(heads, int) and isinstance(size, int) else 0
     return several or config.get("hidden_size") or config.get("dim") or 0

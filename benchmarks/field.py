@@ -18,7 +18,7 @@ import torch
 import spectrum_diffusion
 from spectrum_diffusion.evaluate import Request, Row, evaluate
 from spectrum_diffusion.evaluate.tables import markdown
-from spectrum_diffusion.prompts import load_prompts
+from spectrum_diffusion.prompts import load_prompts, spread
 
 from .forecastability import replace_block
 
@@ -100,8 +100,7 @@ def main() -> None:
     if unknown := set(arguments.tables) - set(TABLES):
         parser.error(f"there is no table {', '.join(sorted(unknown))}: choose among {', '.join(TABLES)}")
     torch.set_num_threads(1)
-    every = load_prompts("tiny")
-    prompts = tuple(every[i * len(every) // arguments.pairs] for i in range(arguments.pairs))
+    prompts = tuple(spread(load_prompts("tiny"), arguments.pairs))
     for name in arguments.tables or TABLES:
         table = TABLES[name]
         pipe = spectrum_diffusion.load_pipeline(table.model, torch_dtype=torch.float32)

@@ -143,8 +143,8 @@ def test_every_row_and_metric_is_in_the_table_and_the_drawings(page: Page) -> No
 
 
 def test_large_evaluations_show_a_fixed_number_of_examples() -> None:
-    assert examples._evenly(list(range(1000)), 8) == [0, 143, 285, 428, 571, 714, 856, 999]
-    assert examples._evenly([1, 2], 8) == [1, 2]
+    assert examples.evenly(list(range(1000)), 8) == [0, 143, 285, 428, 571, 714, 856, 999]
+    assert examples.evenly([1, 2], 8) == [1, 2]
 
 
 def test_large_pictures_are_shown_smaller() -> None:

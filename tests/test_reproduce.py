@@ -168,6 +168,7 @@ def by_hand(
         rows.append(
             {
                 "label": label,
+                "method": "paper",
                 "units": len(made),
                 "of": prompts,
                 "nfe": {"mean": 14},

@@ -111,10 +111,8 @@ class VideoRecipe(Recipe):
         motions = list(video.MOTIONS)
         rows = []
         for place, concept in enumerate(self.concepts):
-            motion, ground = (
-                motions[place % len(motions)],
-                video.GROUNDS[(place + place // len(motions)) % len(video.GROUNDS)],
-            )
+            motion = motions[place % len(motions)]
+            ground = video.GROUNDS[(place + place // len(motions)) % len(video.GROUNDS)]
             said = "" if ground == "white" else f" on {ground}"
             rows.append((f"{concept.name} {motion}{said}", motion))
         return rows

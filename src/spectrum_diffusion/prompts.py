@@ -6,14 +6,16 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .default_model import small_models
 from .errors import InvalidOptionError, MissingPackageError
 from .metrics.programs.environment import environment_of
+
+T = TypeVar("T")
 
 TINY_FILE = Path(__file__).with_name("assets") / "tiny_prompts.csv"
 MODEL_FILE = "prompts.csv"
@@ -49,9 +51,13 @@ def load_prompts(source: str | Path, limit: int | None = None, *, model: str = "
     if limit is not None and limit < 1:
         raise InvalidOptionError(f"limit={limit} leaves no prompt: give a number ≥ 1, or None for all")
     known = SOURCES.get(str(source).lower())
-    if known is _tiny:
-        return _tiny(model)[:limit]
-    return (known() if known else read_file(Path(source)))[:limit]
+    prompts = known(model) if known else read_file(Path(source))
+    return prompts[:limit]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most so many, evenly over a list, since lists are ordered by kind."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def read_file(path: Path) -> list[Prompt]:
@@ -138,7 +144,7 @@ class HubList:
     split: str
     columns: tuple[str, str]
 
-    def __call__(self) -> list[Prompt]:
+    def __call__(self, model: str = "") -> list[Prompt]:
         try:
             import datasets
         except ImportError:
@@ -163,7 +169,7 @@ def _first(text: str | list[str]) -> str:
     return text if isinstance(text, str) else text[0]
 
 
-def _vbench() -> list[Prompt]:
+def _vbench(model: str) -> list[Prompt]:
     for file in _vbench_files():
         if file.is_file():
             return read_file(file)
@@ -181,7 +187,7 @@ def _vbench_files() -> Iterable[Path]:
     yield from sorted(environment_of("vbench").glob(f"lib/python*/site-packages/vbench/{VBENCH_FILE}"))
 
 
-def _tiny(model: str = "") -> list[Prompt]:
+def _tiny(model: str) -> list[Prompt]:
     """What the small model knows: its own list, or the one of those that know all things of the training set."""
     own = small_models().get(model, Path(model)) / MODEL_FILE
     return read_file(own if own.is_file() else TINY_FILE)
@@ -193,10 +199,10 @@ DRAWBENCH = HubList("sayakpaul/drawbench", "train", ("Prompts", "Category"))
 COCO = HubList("phiyodr/coco2017", "validation", ("captions", ""))
 """Lin et al.: Microsoft COCO, 2014: the captions of the 5000 pictures of 2017's validation part."""
 
-SOURCES: dict[str, Callable[[], list[Prompt]]] = {
+SOURCES: dict[str, Callable[[str], list[Prompt]]] = {
     "drawbench": DRAWBENCH,
     "coco": COCO,
     "vbench": _vbench,
     "tiny": _tiny,
 }
-"""The lists known by name."""
+"""The lists known by name, each asked for with the name of the model that is to draw them."""

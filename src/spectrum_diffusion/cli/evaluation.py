@@ -164,7 +164,6 @@ def show(results: Results) -> None:
 
 
 def _span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    from ..evaluate.tables import hours
+
+    return hours(seconds) if round(seconds / 60) else "less than a minute"

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConflictError
 from .evaluation import progress_meter
@@ -15,13 +15,9 @@ from .guard import MistakeError, errors_console, first_line
 from .request import Request
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..evaluate.store import Store
     from ..reproduce import Reproduced
     from .grid import Column
-
-T = TypeVar("T")
 
 PAGE = "results.md"
 
@@ -82,18 +78,23 @@ def run(job: Job) -> list[Reproduced]:
 
     The work goes model by model, so that each is loaded once; what comes back is in the order of the tables.
     """
-    from ..reproduce import MODELS, TABLES
+    from ..evaluate.files import write_text
+    from ..reproduce import MODELS, TABLES, page
 
+    ordered: list[Reproduced] = []
     found: dict[tuple[str, str], Reproduced] = {}
+    figures: dict[tuple[str, str], str] = {}
     for key, model in MODELS.items():
         tables = [name for name in job.names if key in TABLES[name].on(job.real)]
-        lists = {name: TABLES[name].prompts_for(model, job.real) for name in tables}
-        if tables:
-            found |= {(one.name, one.key): one for one in _on_model(job, key, lists)}
-            write(job, list(found.values()))
-            gc.collect()  # before the next model is loaded beside this one
-    ordered = [found[name, key] for name in job.names for key in TABLES[name].on(job.real)]
-    write(job, ordered)
+        if not tables:
+            continue
+        for one in _on_model(job, key, {name: TABLES[name].prompts_for(model, job.real) for name in tables}):
+            found[one.name, one.key] = one
+            figures[one.name, one.key] = _figure(one, job.folder)
+        places = [(name, key) for name in job.names for key in TABLES[name].on(job.real)]
+        ordered = [found[place] for place in places if place in found]
+        write_text(job.folder / PAGE, page(ordered, figures, job.command))
+        gc.collect()  # before the next model is loaded beside this one
     return ordered
 
 
@@ -102,15 +103,6 @@ def failures(job: Job, found: Sequence[Reproduced]) -> dict[str, str]:
     return {
         f"{one.name} on {one.ran}": one.problem for one in found if one.problem and (job.real or not _missing(one.ran))
     }
-
-
-def write(job: Job, found: Sequence[Reproduced]) -> None:
-    """The figures, and the page of all of it."""
-    from ..evaluate.files import write_text
-    from ..reproduce import page
-
-    figures = {(one.name, one.key): file for one in found if (file := _figure(one, job.folder))}
-    write_text(job.folder / PAGE, page(found, figures, job.command))
 
 
 def _missing(name: str) -> str:
@@ -145,11 +137,11 @@ def _on_model(job: Job, key: str, lists: dict[str, str]) -> list[Reproduced]:
 
 def _with_prompts(job: Job, key: str, pipe: Any, source: str, names: list[str], prompts: str) -> list[Reproduced]:
     """The tables that share a list of prompts, on a model of which ``source`` is the name."""
-    from ..prompts import load_prompts
+    from ..prompts import load_prompts, spread
     from ..reproduce import MODELS, reproduce
 
     model, every = MODELS[key], load_prompts(prompts, model=source)
-    shown = _spread(every, max(1, job.limit // VIDEOS_SHARE) if model.video else job.limit)
+    shown = spread(every, max(1, job.limit // VIDEOS_SHARE) if model.video else job.limit)
     others = [prompt for prompt in every if prompt not in shown] or shown
     with progress_meter() as meter:
         return reproduce(
@@ -160,7 +152,7 @@ def _with_prompts(job: Job, key: str, pipe: Any, source: str, names: list[str], 
             tuple(shown),
             job.folder / (f"{key}-{prompts}" if job.real else key),
             metrics=_metrics(job.metrics),
-            tuned_on=tuple(prompt.text for prompt in _spread(others, TUNED_ON[model.video])),
+            tuned_on=tuple(prompt.text for prompt in spread(others, TUNED_ON[model.video])),
             call=dict(model.call) if job.real else {},
             on_unit=meter,
             on_tuning=lambda what: meter(0, 1, f"finding a threshold: {what}"),
@@ -177,22 +169,18 @@ def _metrics(asked: tuple[str, ...] | None) -> tuple[str, ...]:
     return ("psnr", "ssim", perceptual) if perceptual else ("psnr", "ssim")
 
 
-def _spread(items: list[T], limit: int) -> list[T]:
-    """Spread over the list, since lists are ordered by kind."""
-    return [items[i * len(items) // limit] for i in range(limit)] if len(items) > limit else items
-
-
 def _figure(found: Reproduced, folder: Path) -> str:
     """Draw a figure of pictures; its path within the folder."""
     from ..evaluate import REFERENCE
     from ..evaluate.files import written
     from ..evaluate.store import Store
+    from ..prompts import spread
     from .grid import make_grid
 
     if found.results is None or not found.table.pictures:
         return ""
     results, store = found.results, Store(found.results.folder)
-    prompts = _spread(list(dict.fromkeys(unit["prompt"] for unit in results.units)), found.table.pictures)
+    prompts = spread(list(dict.fromkeys(unit["prompt"] for unit in results.units)), found.table.pictures)
     columns = [
         _column(title, label, found, store, prompts)
         for title, label in [("50 steps", REFERENCE), *((_printable(s.label), s.label) for s in found.table.settings)]
@@ -205,11 +193,12 @@ def _figure(found: Reproduced, folder: Path) -> str:
 
 def _column(title: str, label: str, found: Reproduced, store: Store, prompts: list[str]) -> Column:
     """What a row drew for the prompts, or why it did not."""
+    from ..evaluate.examples import beside, evenly
     from .grid import Column
 
     units = {unit["prompt"]: unit for unit in found.units(label)}
     cells = [
-        _strip(store.read_frames(units[prompt]["file"])) if prompt in units else found.problem_of(label)
+        beside(evenly(store.read_frames(units[prompt]["file"]), FRAMES)) if prompt in units else found.problem_of(label)
         for prompt in prompts
     ]
     nfe = found.rows[label]["nfe"] if label in found.rows else None
@@ -219,15 +208,3 @@ def _column(title: str, label: str, found: Reproduced, store: Store, prompts: li
 def _printable(label: str) -> str:
     """The font that comes with Pillow has no Greek letters."""
     return label.replace("α", "slope")
-
-
-def _strip(frames: list[Image]) -> Image:
-    """A picture as it is; of a video some frames, side by side."""
-    from PIL import Image
-
-    shown = frames if len(frames) == 1 else [frames[round(i * (len(frames) - 1) / (FRAMES - 1))] for i in range(FRAMES)]
-    width, height = shown[0].size
-    whole = Image.new("RGB", (width * len(shown), height))
-    for place, frame in enumerate(shown):
-        whole.paste(frame, (place * width, 0))
-    return whole

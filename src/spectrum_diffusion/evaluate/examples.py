@@ -51,7 +51,7 @@ class Example:
 def choose(results: Results, store: Store) -> list[list[Example]]:
     """The cases to show, each with the reference first, then the rows in their order."""
     references = [unit for unit in results.units if unit["row"] == REFERENCE]
-    shown = _evenly(references, CASES)
+    shown = evenly(references, CASES)
     return [_case(reference, results, store) for reference in shown]
 
 
@@ -67,16 +67,16 @@ def _case(reference: dict[str, Any], results: Results, store: Store) -> list[Exa
 
 def _example(unit: dict[str, Any], frames: list[Image], reference: list[Image] | None) -> Example:
     side = SIDE if len(frames) == 1 else FRAME_SIDE
-    shown = [_small(frame, side) for frame in _evenly(frames, FRAMES)]
+    shown = [_small(frame, side) for frame in evenly(frames, FRAMES)]
     alike = reference is not None and (len(frames), frames[0].size) == (len(reference), reference[0].size)
     difference = ""
     if reference is not None and alike:
-        pairs = zip(_evenly(frames, FRAMES), _evenly(reference, FRAMES), strict=True)
-        difference = _uri(_beside([_small(_difference(a, b), side) for a, b in pairs]))
-    return Example(unit, _uri(_beside(shown)), difference, len(shown), shown[0].size)
+        pairs = zip(evenly(frames, FRAMES), evenly(reference, FRAMES), strict=True)
+        difference = _uri(beside([_small(_difference(a, b), side) for a, b in pairs]))
+    return Example(unit, _uri(beside(shown)), difference, len(shown), shown[0].size)
 
 
-def _evenly(items: list[Any], count: int) -> list[Any]:
+def evenly(items: list[Any], count: int) -> list[Any]:
     """At most so many items, the first and the last among them."""
     if len(items) <= count:
         return items
@@ -97,7 +97,8 @@ def _difference(picture: Image, reference: Image) -> Image:
     return Image.fromarray(np.clip(GAIN * np.abs(a - b), 0, 255).astype(np.uint8))
 
 
-def _beside(frames: list[Image]) -> Image:
+def beside(frames: list[Image]) -> Image:
+    """Frames of one size, from left to right."""
     from PIL import Image
 
     width, height = frames[0].size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def columns(results: Results) -> list[Column]:
         Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"]),
         Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
         Column("history MiB", lambda row: number(_history(row), ".3g"), _history),
-        Column(PEAK, _peak, lambda row: _mebibytes(_of(row, "memory", "median"))),
+        Column(PEAK, _peak, lambda row: mebibytes(_of(row, "memory", "median"))),
     ]
     return cost + [_metric_column(results, name) for name in known_metrics(results)]
 
@@ -91,9 +91,9 @@ def markdown(results: Results) -> str:
     """A table for a README, with what its marks mean."""
     shown = printed_columns(results)
     titles = ["method", *(column.title for column in shown)]
-    lines = [_line(titles), _line(["---", *(["---:"] * len(shown))])]
+    lines = [line(titles), line(["---", *(["---:"] * len(shown))])]
     for row in results.rows:
-        lines.append(_line([row["label"], *(column.text(row) for column in shown)]))
+        lines.append(line([row["label"], *(column.text(row) for column in shown)]))
     return "\n".join([*lines, "", legend(results), ""])
 
 
@@ -199,7 +199,7 @@ def _nfe(row: dict[str, Any]) -> str:
 
 
 def _history(row: dict[str, Any]) -> float | None:
-    return _mebibytes(row["history_bytes"])
+    return mebibytes(row["history_bytes"])
 
 
 def _peak(row: dict[str, Any]) -> str:
@@ -210,7 +210,8 @@ def _peak(row: dict[str, Any]) -> str:
     return median if median == most else f"{median} ({most})"
 
 
-def _mebibytes(count: float | None) -> float | None:
+def mebibytes(count: float | None) -> float | None:
+    """Of bytes."""
     return None if count is None else count / 2**20
 
 
@@ -221,5 +222,12 @@ def _of(row: dict[str, Any], *names: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _line(cells: list[str]) -> str:
+def hours(seconds: float) -> str:
+    """``40 min``, ``1 h 5 min``."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def line(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..evaluate import Request, Results, evaluate
+from ..evaluate.tables import flops, number
 from ..evaluate.work import OnUnit
 from ..prompts import Prompt
 from .page import page
@@ -47,7 +49,7 @@ class Reproduced:
     def model(self) -> Model:
         return MODELS[self.key]
 
-    @property
+    @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
         """The rows of the results by label."""
         return {row["label"]: row for row in self.results.rows} if self.results else {}
@@ -72,8 +74,7 @@ class Reproduced:
 
     def cost(self, label: str) -> str:
         """Floating-point operations of a row's first case in whole evaluations."""
-        counted = self.rows[label]["flops"] if label in self.rows else None
-        return f"{counted['evaluations']:.1f}" if counted else "–"
+        return number(flops(self.rows[label]) if label in self.rows else None, ".1f")
 
 
 def reproduce(

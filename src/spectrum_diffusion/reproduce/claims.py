@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..evaluate.statistics import Estimate, difference, verdict
+from ..evaluate.tables import line
 from .paper import SLOPES, Setting, paper_value
 
 if TYPE_CHECKING:
@@ -50,15 +51,13 @@ def claims_table(found: Sequence[Reproduced]) -> str:
     models = {one.key: one.ran for one in found if one.results}
     by = {(one.name, one.key): one for one in found if one.results}
     answers = {claim.text: [_answer(claim, key, by) for key in models] for claim in CLAIMS}
-    lines = [
-        "| " + " | ".join([text, *(cell or "–" for cell in cells)]) + " |"
-        for text, cells in answers.items()
-        if any(cells)
-    ]
-    if not lines:
-        return ""
-    head = "| the paper says | " + " | ".join(models.values()) + " |"
-    return "\n".join([LEGEND, "", head, "|---" * (len(models) + 1) + "|", *lines])
+    lines = [line([text, *(cell or "–" for cell in cells)]) for text, cells in answers.items() if any(cells)]
+    return "\n".join([LEGEND, "", *header(["the paper says", *models.values()]), *lines]) if lines else ""
+
+
+def header(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(cells), "|---" * len(cells) + "|"]
 
 
 def _answer(claim: Claim, key: str, by: Mapping[tuple[str, str], Reproduced]) -> str:

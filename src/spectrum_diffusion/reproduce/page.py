@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .claims import claims_table
+from ..evaluate.tables import hours, line, mebibytes, number
+from .claims import claims_table, header
 from .paper import RMSE, Setting, is_reported, paper_value
 
 if TYPE_CHECKING:
@@ -64,12 +65,9 @@ def _effort(whole: Iterable[Reproduced]) -> str:
         units = one.results.units if one.results else []
         counts, seconds = counts + len(units), seconds + sum(unit["seconds"] for unit in units)
         names.append(one.ran)
-    minutes = round(seconds / 60)
-    span = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
     ran = ", ".join(dict.fromkeys(names)) or "nothing"
-    return (
-        f"on {ran}, {counts:,} calls of a pipeline in {span}; thresholds, operations and metrics come on top of that."
-    )
+    calls = f"{counts:,} calls of a pipeline in {hours(seconds)}"
+    return f"on {ran}, {calls}; thresholds, operations and metrics come on top of that."
 
 
 def _overview(found: Sequence[Reproduced]) -> str:
@@ -82,9 +80,9 @@ def _overview(found: Sequence[Reproduced]) -> str:
     for count in dict.fromkeys(setting.cell[1] for setting in settings if setting.cell):
         shown = {setting.cell[0]: setting.label for setting in settings if setting.cell and setting.cell[1] == count}
         best = {one.key: _best(one, shown.values()) for one in ran}
-        parts += ["", *_header([f"about {count}", *(one.ran for one in ran)])]
+        parts += ["", *header([f"about {count}", *(one.ran for one in ran)])]
         parts += [
-            _line([name, *(_overview_cell(one, label, best[one.key]) for one in ran)]) for name, label in shown.items()
+            line([name, *(_overview_cell(one, label, best[one.key]) for one in ran)]) for name, label in shown.items()
         ]
     return "\n".join(parts)
 
@@ -126,22 +124,21 @@ def _quality_table(found: Reproduced) -> list[str]:
     head = ["setting", "NFE", "cost", "faster", "kept", *(shown[name]["title"] for name in shown)]
     if theirs:
         head.append("the paper's " + " · ".join(TITLES[name] for name in theirs))
-    return _header(head) + [
-        _line([setting.label, *_cells(found, setting, list(shown), theirs)]) for setting in found.table.settings
+    return header(head) + [
+        line([setting.label, *_cells(found, setting, list(shown), theirs)]) for setting in found.table.settings
     ]
 
 
 def _cells(found: Reproduced, setting: Setting, shown: list[str], theirs: list[str]) -> list[str]:
-    paper = [" · ".join(_number(paper_value(found.name, found.model, setting, name)) for name in theirs)]
+    paper = [" · ".join(number(paper_value(found.name, found.model, setting, name), "g") for name in theirs)]
     row = found.rows.get(setting.label)
     if row is None or found.problem_of(setting.label):
         return [f"failed: {found.problem_of(setting.label)}", *["–"] * (3 + len(shown)), *(paper if theirs else [])]
     nfe = f"{row['nfe']['mean']:.3g} ({setting.nfe or '–'})"
-    faster = f"{row['faster']:.2f}×" if row["faster"] else "–"
-    kept = row["history_bytes"]
-    memory = f"{kept / 2**20:.2f} MiB" if kept is not None else "–"
+    faster = number(row["faster"], ".2f", "×")
+    kept = number(mebibytes(row["history_bytes"]), ".2f", " MiB")
     ours = [_interval(row["metrics"].get(name)) for name in shown]
-    return [nfe, found.cost(setting.label), faster, memory, *ours, *(paper if theirs else [])]
+    return [nfe, found.cost(setting.label), faster, kept, *ours, *(paper if theirs else [])]
 
 
 def _sweep_table(found: Reproduced) -> list[str]:
@@ -149,8 +146,8 @@ def _sweep_table(found: Reproduced) -> list[str]:
     cells = {setting.cell: setting.label for setting in found.table.settings if setting.cell}
     down, across = (list(dict.fromkeys(cell[place] for cell in cells)) for place in (0, 1))
     best = {column: _best(found, [cells[row, column] for row in down]) for column in across}
-    return _header(["", *across]) + [
-        _line([row, *(_sweep_cell(found, cells[row, column], best[column]) for column in across)]) for row in down
+    return header(["", *across]) + [
+        line([row, *(_sweep_cell(found, cells[row, column], best[column]) for column in across)]) for row in down
     ]
 
 
@@ -165,13 +162,13 @@ def _path_table(found: Reproduced) -> list[str]:
     """Latent RMSE to the untouched run after some steps."""
     steps = found.table.path
     own = found.key in found.table.models
-    lines = _header(["setting", *(f"step {step}" for step in steps)])
+    lines = header(["setting", *(f"step {step}" for step in steps)])
     for setting in found.table.settings:
         path = found.rows.get(setting.label, {}).get("path_rmse")
-        lines.append(_line([setting.label, *(f"{path[s - 1]:.4f}" if path and len(path) >= s else "–" for s in steps)]))
+        lines.append(line([setting.label, *(f"{path[s - 1]:.4f}" if path and len(path) >= s else "–" for s in steps)]))
         theirs = RMSE.get((found.name, setting.row["method"])) if own else None
         if theirs:
-            lines.append(_line([f"{setting.label}, the paper's", *(f"{value:.4f}" for value in theirs)]))
+            lines.append(line([f"{setting.label}, the paper's", *(f"{value:.4f}" for value in theirs)]))
     return lines
 
 
@@ -181,15 +178,3 @@ def _interval(metric: dict[str, Any] | None) -> str:
     low, high = metric.get("low"), metric.get("high")
     text = f"{metric['mean']:.4g}"
     return f"{text} ({low:.4g} … {high:.4g})" if low is not None and high is not None else text
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
-
-
-def _header(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|---" * len(cells) + "|"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -103,7 +103,7 @@ def _fewer(steps: int) -> Setting:
 
 
 def _scheduled(label: str, method: str, nfe: int, **options: Any) -> Setting:
-    """A row that is known by its schedule and order; ``method`` may name another forecaster of ours."""
+    """A row that is known by its schedule and order."""
     known: dict[str, str] = {
         name: f"{options[name]:g}" for name in ("interval", "warmup", "slope", "order") if name in options
     }
@@ -118,12 +118,12 @@ def _toca(interval: int, nfe: int) -> Setting:
     return _scheduled("ToCa", "toca", nfe, interval=interval, warmup=3)
 
 
-def _taylorseer(interval: int, nfe: int, order: int = 1, **options: Any) -> Setting:
-    made = _scheduled("TaylorSeer", "taylorseer", nfe, interval=interval, warmup=5, slope=0.0, order=order, **options)
+def _taylorseer(interval: int, nfe: int, order: int = 1) -> Setting:
+    made = _scheduled("TaylorSeer", "taylorseer", nfe, interval=interval, warmup=5, slope=0.0, order=order)
     return replace(made, label=f"TaylorSeer N {interval} O {order}")
 
 
-def _teacache(nfe: int, which: int | None) -> Setting:
+def _teacache(nfe: int, which: int) -> Setting:
     """The paper's text gives neither thresholds nor evaluations of TeaCache: it gets as many as Spectrum has."""
     return Setting(f"TeaCache at {nfe}", "teacache", {}, None, {"method": "TeaCache"}, which, tuned=nfe)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +73,7 @@ def _tuned(
             pipe, setting.method, prompts, nfe=[setting.tuned or 0], call=call, on_run=on_run, **setting.options
         )
         plan = replace(plan, record={**plan.record, "key": key})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(plan.to_dict(), indent=2) + "\n")
+        files.write_json(path, plan.to_dict())
     reached = float(plan.record["nfe"])
     if abs(reached - (setting.tuned or 0)) > CLOSE:
         raise SpectrumError(f"the threshold nearest to {setting.tuned} evaluations gives {reached:g}")

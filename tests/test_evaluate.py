@@ -145,6 +145,22 @@ def test_the_same_again_computes_and_writes_nothing(pipe: Any, whole: Path) -> N
     assert essence(whole) == results
 
 
+def test_rows_that_differ_by_their_label_are_drawn_once(pipe: Any, whole: Path, tmp_path: Path) -> None:
+    rows = [Row("reuse", {"evaluated": [0, 1, 3]}, label) for label in ("reuse", "again")]
+    done = []
+    results = evaluate(pipe, request(*rows), tmp_path, on_unit=lambda *state: done.append(state[:2]))
+    calls = 2 * len(TEXTS) + 1
+    assert results.computed == calls
+    assert done[-1] == (calls, calls)
+    assert [row["units"] for row in results.rows] == [len(TEXTS)] * 3
+    found = essence(tmp_path)
+    assert [{**line, "row": "reuse"} for line in found if line["row"] == "again"] == [
+        line for line in essence(whole) if line["row"] == "reuse"
+    ]
+    more = request(*rows, Row("reuse", {"evaluated": [0, 1, 3]}, "third"))  # named later, and there already
+    assert evaluate(pipe, more, tmp_path).computed == 0
+
+
 def test_another_setting_adds_what_it_must(pipe: Any, tmp_path: Path) -> None:
     evaluate(pipe, request(), tmp_path)
     before = snapshot(tmp_path)

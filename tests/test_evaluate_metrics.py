@@ -247,7 +247,7 @@ def test_a_program_that_fails_is_said_of_its_row_and_loses_nothing(
     pipe: Any, environments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, asked = tmp_path / "out", ask("psnr", "image_reward")
-    monkeypatch.setenv("BREAKS", "/fewer/")
+    monkeypatch.setenv("BREAKS", "/fewer-steps/")
     results = evaluate(pipe, asked, out)
     assert list(results.problems) == ["ImageReward of fewer"]
     assert "out of luck" in results.problems["ImageReward of fewer"]

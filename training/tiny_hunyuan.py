@@ -61,8 +61,9 @@ class TinyHunyuanRecipe(VideoRecipe):
         denoiser=dataclasses.replace(
             DENOISER,
             compile=False,  # the masks are built in a loop over the batch
-            optim=dataclasses.replace(DENOISER.optim, steps=1900),
+            optim=dataclasses.replace(DENOISER.optim, steps=2200),
         ),
+        text=text.TextConfig(t5_width=64, t5_heads=2, t5_hidden=128),  # three layers are stored, and one is looked at
         distil=DistilConfig(optim=OptimConfig(steps=300, batch=32, rate=6e-4, average=0.99, warmup=30, save_every=100)),
     )
     call_defaults = {
@@ -122,6 +123,7 @@ class TinyHunyuanRecipe(VideoRecipe):
             num_layers=2,
             num_single_layers=3,
             num_refiner_layers=1,
+            mlp_ratio=3.0,
             text_embed_dim=sizes.t5_width,
             pooled_projection_dim=sizes.clip_width,
             rope_axes_dim=(8, 12, 12),

@@ -23,7 +23,8 @@ class Unit:
 
     Attributes:
         key: SHA-256 of everything that determines the result.
-        name: path within the folder, without suffix; it ends with the beginning of the key.
+        name: path within the folder, without suffix; it ends with the beginning of the key. Rows that differ by no more
+            than their label share their units.
     """
 
     row: Row | None
@@ -34,6 +35,10 @@ class Unit:
     @property
     def label(self) -> str:
         return self.row.label if self.row else REFERENCE
+
+    @property
+    def method(self) -> str:
+        return self.row.method if self.row else REFERENCE
 
 
 @dataclass
@@ -104,8 +109,8 @@ def _code(method: str) -> dict[str, str]:
 
 def _unit(settings: dict[str, Any], row: Row | None, case: Case, folder: str = "units") -> Unit:
     key = key_of(**settings, prompt=case.prompt.text, seed=case.seed)
-    label = row.label if row else REFERENCE
-    name = f"{folder}/{slug(label)}/{slug(case.prompt.text)}-s{case.seed}-{key[:16]}"
+    method = row.method if row else REFERENCE
+    name = f"{folder}/{slug(method)}/{slug(case.prompt.text)}-s{case.seed}-{key[:16]}"
     return Unit(row, case, key, name)
 
 

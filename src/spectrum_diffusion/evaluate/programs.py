@@ -114,7 +114,7 @@ def _file(program: Program, unit: Unit, store: Store, folder: Path) -> str:
 
 
 def _folder(program: Program, units: list[Unit], store: Store) -> Path:
-    return store.folder / "programs" / program.name / f"{slug(units[0].label)}-{_key(program, units)[:16]}"
+    return store.folder / "programs" / program.name / f"{slug(units[0].method)}-{_key(program, units)[:16]}"
 
 
 def _key(program: Program, units: list[Unit]) -> str:

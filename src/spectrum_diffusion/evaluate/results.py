@@ -101,7 +101,7 @@ def _read_units(plan: Plan, store: Store, metrics: dict[str, Judge]) -> list[dic
 
 
 def _line(unit: Unit, record: dict[str, Any], measured: dict[str, Any], store: Store) -> dict[str, Any]:
-    kept = {name: value for name, value in record.items() if name not in ("files", "key", "row", "prompt", "seed")}
+    kept = {name: value for name, value in record.items() if name not in ("files", "key", "method", "prompt", "seed")}
     return {
         "row": unit.label,
         "prompt": unit.case.prompt.text,

@@ -55,7 +55,7 @@ class Store:
             write_video(self._path(unit, ".mp4"), sample.frames)
         record = {
             "key": unit.key,
-            "row": unit.label,
+            "method": unit.method,
             "prompt": unit.case.prompt.text,
             "seed": unit.case.seed,
             "frames": len(sample.frames),

@@ -45,7 +45,7 @@ class Work:
         self.run_id, self.computed = secrets.token_hex(8), 0
         units = [*plan.every, *plan.flops.values()]
         self._finished = {unit.name for unit in units if store.record(unit)}
-        self._done, self._total = len(self._finished), len(units)
+        self._done, self._total = len(self._finished), len({unit.name for unit in units})
 
     def run(self) -> None:
         """Do all of it.
@@ -111,7 +111,7 @@ class Work:
         return ""
 
     def _save_count(self, unit: Unit, flops: dict[str, float] | None, problem: str) -> None:
-        self.store.save_record(unit, {"row": unit.label, "flops": flops, "problem": problem})
+        self.store.save_record(unit, {"method": unit.method, "flops": flops, "problem": problem})
         self._finish(unit)
 
     def _sample(self, unit: Unit, **options: bool) -> Sample:

@@ -186,7 +186,7 @@ def test_motion_follows_the_prompt(video_pipeline: DiffusionPipeline, motion: st
 def test_every_small_model_is_small_and_has_a_card() -> None:
     for name, folder in small_models().items():
         assert (folder / "README.md").is_file(), name
-        limit = {DEFAULT_MODEL: 10, "tiny-hunyuan": 9}.get(name, 8)  # MB
+        limit = 10 if name == DEFAULT_MODEL else 8  # MB
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= limit * 1e6, name
 
 

@@ -266,6 +266,21 @@ def test_names_do_not_overlap() -> None:
     assert max(places) <= plots.HEIGHT - plots.LINE
 
 
+def test_of_too_many_points_the_front_is_named() -> None:
+    rising = [plots.Point(f"r{x}", x, x, None, None, x) for x in range(plots.ROOM - 1)]
+    below = [plots.Point(f"b{x}", x, x - 1.5, None, None, x) for x in range(1, 4)]
+    assert _named(rising, True) == rising
+    assert _named(rising + below, True) == rising
+    assert _named(rising + below, False) == [rising[0], below[0]]  # what costs more is no lower
+
+
+def _named(points: list[plots.Point], higher_is_better: bool) -> list[plots.Point]:
+    drawn = plots.scatter(points, "", "", "", higher_is_better=higher_is_better)
+    assert drawn.count('class="point"') == len(points)  # all are there, with their names to point at
+    names = re.findall(r'class="name"[^>]*>([^<]*)<', drawn)
+    return [point for point in points if point.label in names]
+
+
 # In a browser
 
 

@@ -30,10 +30,10 @@ def quality(results: Results) -> str:
     )
     control = f'<div class="controls" hidden><label>Metric <select id="metric">{options}</select></label></div>'
     groups = [_group(results, name) for name in names]
-    text = note(
-        "Whiskers are 95 % intervals over the prompts. Up and to the left is better, or down for metrics marked ↓."
-    )
-    return section("Quality against cost", control, text, *groups)
+    text = "Whiskers are 95 % intervals over the prompts. Up and to the left is better, or down for metrics marked ↓."
+    if len(results.rows) > plots.ROOM:
+        text += " Named are those that no other betters at their cost or less; point at one of the others for its name."
+    return section("Quality against cost", control, note(text), *groups)
 
 
 def _group(results: Results, name: str) -> str:
@@ -45,11 +45,12 @@ def _group(results: Results, name: str) -> str:
         "seconds a call": lambda row: row["seconds"],
         "operations, in evaluations": flops,
     }
-    drawn = []
+    drawn, higher = [], shown["higher_is_better"]
     for cost, value in costs.items():
         points = _points(results, name, value)
         if points:
-            drawn.append(plots.scatter(points, f"{shown['title']} against {cost}", cost, y_name))
+            title = f"{shown['title']} against {cost}"
+            drawn.append(plots.scatter(points, title, cost, y_name, higher_is_better=higher))
     drawn.append(_forest(results, name))
     return f'<div class="grid-of" data-metric="{escape(name)}">{"".join(drawn)}</div>'
 
@@ -81,7 +82,10 @@ def path(results: Results) -> str:
     if not curves:
         return ""
     drawn = plots.lines(curves, "RMSE of the latents by step", "RMSE of the latents")
-    return section("How far the latents stray", drawn, note("Against the untouched run, after each step; means."))
+    text = "Against the untouched run, after each step; means."
+    if len(curves) > plots.ROOM:
+        text += f" Named are the {plots.ROOM} that end nearest."
+    return section("How far the latents stray", drawn, note(text))
 
 
 def decisions(results: Results) -> str:

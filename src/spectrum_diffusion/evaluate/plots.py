@@ -18,6 +18,8 @@ LETTERS = 18
 """Of a name there; the whole one is in the table and in the point's title."""
 COLOURS = 8
 LINE = 15
+ROOM = (HEIGHT - LINE - TOP) // LINE + 1
+"""Names that find room there, one below the other."""
 ROW = 38
 """Height of a line of a forest plot: its name above its whisker."""
 
@@ -75,14 +77,25 @@ class Scale:
         return [round(i * step, 12) for i in range(first, math.floor(self.high / step) + 1)]
 
 
-def scatter(points: Sequence[Point], title: str, x_name: str, y_name: str) -> str:
-    """Quality against cost; whiskers are the 95 % intervals."""
+def scatter(points: Sequence[Point], title: str, x_name: str, y_name: str, *, higher_is_better: bool) -> str:
+    """Quality against cost; whiskers are the 95 % intervals. Of too many points, those on the front are named."""
     x = Scale([point.x for point in points], LEFT, WIDTH - RIGHT)
     ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
     y = Scale(ends, HEIGHT - BOTTOM, TOP)
     drawn = [_point(point, x, y) for point in points]
-    names = _names([(point.label, x(point.x), y(point.y), point.number) for point in points])
+    named = points if len(points) <= ROOM else front(points, higher_is_better=higher_is_better)[:ROOM]
+    names = _names([(point.label, x(point.x), y(point.y), point.number) for point in named])
     return _svg(title, _axes(x, y, x_name, y_name) + names + "".join(drawn))
+
+
+def front(points: Sequence[Point], *, higher_is_better: bool) -> list[Point]:
+    """The points that none betters at their cost or less, from the cheapest on."""
+    sign = 1 if higher_is_better else -1
+    found: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, -sign * point.y)):
+        if not found or sign * point.y > sign * found[-1].y:
+            found.append(point)
+    return found
 
 
 def forest(bars: Sequence[Bar], title: str, name: str) -> str:
@@ -102,16 +115,17 @@ def forest(bars: Sequence[Bar], title: str, name: str) -> str:
 
 
 def lines(curves: Sequence[tuple[str, Sequence[float], int]], title: str, y_name: str) -> str:
-    """Curves over the steps: (label, a value for each step, number)."""
+    """Curves over the steps: (label, a value for each step, number). Of too many, those that end lowest are named."""
     x = Scale([0.0, max(len(values) for _, values, _ in curves)], LEFT, WIDTH - RIGHT, zero=True)
     y = Scale([value for _, values, _ in curves for value in values], HEIGHT - BOTTOM, TOP, zero=True)
     drawn = [
         f'<polyline class="curve" stroke="{colour(number)}" points="'
         + " ".join(f"{x(i + 1):.1f},{y(value):.1f}" for i, value in enumerate(values))
-        + '"/>'
-        for _, values, number in curves
+        + f'"><title>{escape(label)}</title></polyline>'
+        for label, values, number in curves
     ]
-    names = _names([(label, x(len(values)), y(values[-1]), number) for label, values, number in curves])
+    named = sorted(curves, key=lambda curve: curve[1][-1])[:ROOM]
+    names = _names([(label, x(len(values)), y(values[-1]), number) for label, values, number in named])
     return _svg(title, _axes(x, y, "step", y_name) + names + "".join(drawn))
 
 
@@ -237,6 +251,6 @@ def _round(value: float) -> str:
 
 
 def _svg(title: str, content: str, height: float = HEIGHT) -> str:
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{content}</svg>'
-    )
+    kind = "plot tall" if height > 2 * HEIGHT else "plot"
+    box = f"0 0 {WIDTH} {height:.0f}"
+    return f'<svg class="{kind}" viewBox="{box}" role="img" aria-label="{escape(title)}">{content}</svg>'

@@ -17,7 +17,7 @@ help:
 	@echo "make demo       pictures made with 14 of 50 evaluations beside the 50-step ones"
 	@echo "make test       the tests; make test-slow: the exhaustive ones too"
 	@echo "make lint       ruff, format and rules; make types: mypy"
-	@echo "make bench      cost of a skipped step, and the forecasts' table of the README"
+	@echo "make bench      cost of a skipped step, and the table by which the default was chosen"
 	@echo "make train      make the model that ships, from nothing"
 	@echo "make wheel      a wheel under dist/"
 
@@ -48,7 +48,7 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.skip_cost --write docs/benchmarks.md
-	$(BIN)/python -m benchmarks.forecastability --write README.md docs/methods.md
+	$(BIN)/python -m benchmarks.field default --write docs/methods.md
 
 train: $(STAMP)
 	$(BIN)/python -m training.tiny_flux all

@@ -1,6 +1,6 @@
-"""What docs/methods.md says beside `spectrum reproduce`: orders, sites, axes of time, late steps, other packages.
+"""What docs/methods.md says beside `spectrum reproduce`: default, orders, sites, axes of time, late steps, others.
 
-python -m benchmarks.field [orders sites axes …] [--pairs 16] [--write docs/methods.md]
+python -m benchmarks.field [default orders sites …] [--pairs 16] [--write docs/methods.md]
 
 By `evaluate`, in build/field: a run that was cut off goes on.
 """
@@ -20,7 +20,7 @@ from spectrum_diffusion.evaluate import Request, Row, evaluate
 from spectrum_diffusion.evaluate.tables import markdown
 from spectrum_diffusion.prompts import load_prompts, spread
 
-from .forecastability import replace_block
+from .marks import replace_block
 
 FOLDER = Path(__file__).parents[1] / "build" / "field"
 LITE = {"taylor_factors_dtype": "float32", "use_lite_mode": True}
@@ -56,7 +56,28 @@ SCHEDULES = (
 )
 
 
+SLOPES = {14: {5: 0.75, 2: 0.41}, 10: {5: 3.0, 2: 1.14}}
+"""By evaluations and warm-up."""
+FORECASTS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("reuse", {}),
+    ("taylor", {"order": 1}),
+    ("taylor", {"order": 2}),
+    ("paper", {}),
+    ("spectrum", {}),
+    ("spectrum", {"warmup": 2}),
+)
+
+
 TABLES: dict[str, Table] = {
+    "default": Table(
+        tuple(_row("fewer-steps", speedup=50 / nfe) for nfe in SLOPES)
+        + tuple(
+            _row(method, **options, slope=slopes[options.get("warmup", 5)], site=site)
+            for slopes in SLOPES.values()
+            for site in ("last_block", "output")
+            for method, options in FORECASTS
+        )
+    ),
     "orders": Table(
         tuple(_row("taylorseer", interval=n, order=o) for n in (2, 4, 6, 8) for o in (1, 2))
         + tuple(_row("taylor", slope=s, order=o) for s in (0.75, 3.0) for o in (1, 2))

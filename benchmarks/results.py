@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .forecastability import replace_block
+from .marks import replace_block
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "images" / "results"

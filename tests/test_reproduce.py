@@ -155,6 +155,7 @@ def by_hand(
     for label, mean in psnr.items():
         made = [
             {
+                "key": f"{label}-{number}",
                 "row": label,
                 "prompt": f"prompt {number}",
                 "seed": 0,
@@ -237,14 +238,15 @@ def test_nothing_is_claimed_of_few_prompts_or_of_rows_that_failed() -> None:
 def test_the_page_marks_what_failed_and_what_is_best() -> None:
     labels = {s.label: s.cell for s in TABLES["fig5"].settings if s.cell}
     failed = {label: None if cell[0] == "λ 10" else float(cell[0] == "λ 1") for label, cell in labels.items()}
-    text = page([by_hand("fig5", failed)], {}, "spectrum reproduce fig5")
+    text = page([by_hand("fig5", failed)], {}, "spectrum reproduce fig5", 0)
     assert "| λ 10 | – | – | – | – | – |" in text
     assert "| λ 1 | **1.00** | **1.00** |" in text
-    table = page([by_hand("table1", {"15 steps": None, "FORA N 4": 20.0})], {}, "spectrum reproduce table1")
+    table = page([by_hand("table1", {"15 steps": None, "FORA N 4": 20.0})], {}, "spectrum reproduce table1", 600)
     assert "| 15 steps | failed: after 1 of 8: out of luck | – " in table
     assert "| FORA N 4 | 14 (13) | 14.2 | – | 0.00 MiB | 20 | 3.19 · 15.15 · 0.651 · 0.454 · 0.97 · 27.55 |" in table
     assert "| ToCa N 4 | failed: not among the results |" in table
-    assert "`spectrum reproduce table1`: on tiny, 9 calls of a pipeline in 0 min" in table
+    effort = "on tiny, 9 calls of a pipeline in 0 min; with thresholds, operations and metrics 10 min."
+    assert f"`spectrum reproduce table1`: {effort}" in table
 
 
 def test_the_claim_on_the_path_goes_step_by_step() -> None:

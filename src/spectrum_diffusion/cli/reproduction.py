@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .grid import Column
 
 PAGE = "results.md"
+CLOCK = "clock.json"
 
 VIDEOS_SHARE = 4
 """A video costs as much as several pictures: a row gets so many times fewer of them."""
@@ -73,14 +75,46 @@ class Job:
         return shlex.join(["spectrum", "reproduce", *names, *model, "--pairs", str(self.limit), *metrics])
 
 
+class Clock:
+    """Seconds that a folder took, over all runs; neither models for which nothing was to be done count, nor
+    what was cut off within a model."""
+
+    def __init__(self, path: Path) -> None:
+        from ..evaluate.files import read_json
+
+        self._path, self._since = path, time.monotonic()
+        self.seconds = float((read_json(path) or {}).get("seconds", 0.0))
+
+    def note(self, *, computed: bool) -> None:
+        """A model is done."""
+        from ..evaluate.files import write_json
+
+        now = time.monotonic()
+        self.seconds += now - self._since if computed else 0.0
+        self._since = now
+        write_json(self._path, {"seconds": self.seconds})
+
+
 def run(job: Job) -> list[Reproduced]:
     """Every table on every model of it that can be had; the others say why not. The page is written after each model.
 
     The work goes model by model, so that each is loaded once; what comes back is in the order of the tables.
+
+    Raises:
+        ConflictError: another run uses the folder.
+        StoreError: the folder can't be written.
     """
+    from ..evaluate.lock import locked
+
+    with locked(job.folder):
+        return _run(job)
+
+
+def _run(job: Job) -> list[Reproduced]:
     from ..evaluate.files import write_text
     from ..reproduce import MODELS, TABLES, page
 
+    clock = Clock(job.folder / CLOCK)
     ordered: list[Reproduced] = []
     found: dict[tuple[str, str], Reproduced] = {}
     figures: dict[tuple[str, str], str] = {}
@@ -91,9 +125,10 @@ def run(job: Job) -> list[Reproduced]:
         for one in _on_model(job, key, {name: TABLES[name].prompts_for(model, job.real) for name in tables}):
             found[one.name, one.key] = one
             figures[one.name, one.key] = _figure(one, job.folder)
+        clock.note(computed=any(one.results and one.results.computed for one in found.values() if one.key == key))
         places = [(name, key) for name in job.names for key in TABLES[name].on(job.real)]
         ordered = [found[place] for place in places if place in found]
-        write_text(job.folder / PAGE, page(ordered, figures, job.command))
+        write_text(job.folder / PAGE, page(ordered, figures, job.command, clock.seconds))
         gc.collect()  # before the next model is loaded beside this one
     return ordered
 

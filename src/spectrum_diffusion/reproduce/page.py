@@ -24,15 +24,16 @@ TITLES = {
 """Columns of `paper.csv`, as they are written."""
 
 
-def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], command: str) -> str:
+def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], command: str, seconds: float) -> str:
     """All of it as Markdown.
 
     Args:
         found: the tables, in the order in which they are shown.
         figures: table and model → path of a picture, from the page's folder.
         command: that makes it.
+        seconds: what the command took, in all its runs.
     """
-    parts = [_head(found, command)]
+    parts = [_head(found, command, seconds)]
     if overview := _overview(found):
         parts.append(overview)
     if claims := claims_table(found):
@@ -42,9 +43,9 @@ def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], comma
     return "\n\n".join(parts) + "\n"
 
 
-def _head(found: Sequence[Reproduced], command: str) -> str:
+def _head(found: Sequence[Reproduced], command: str, seconds: float) -> str:
     whole = {(one.key, one.results.folder): one for one in found if one.results}
-    lines = ["# The paper's tables and figures, run again", "", f"`{command}`: {_effort(whole.values())}"]
+    lines = ["# The paper's tables and figures, run again", "", f"`{command}`: {_effort(whole.values(), seconds)}"]
     if environment := next((one.results.settings["environment"] for one in whole.values() if one.results), None):
         versions = ", ".join(f"{name} {value}" for name, value in environment.items() if name != "threads")
         lines.append(f"{versions}, threads {environment.get('threads', '–')}.")
@@ -58,16 +59,16 @@ def _head(found: Sequence[Reproduced], command: str) -> str:
     return "\n".join(lines)
 
 
-def _effort(whole: Iterable[Reproduced]) -> str:
-    """What the sampling took, whenever it was done."""
-    counts, seconds, names = 0, 0.0, []
+def _effort(whole: Iterable[Reproduced], seconds: float) -> str:
+    """What the sampling took, whenever it was done, and what all of it."""
+    calls: dict[str, float] = {}  # by key, as rows of several tables share their units
+    names = []
     for one in whole:
-        units = one.results.units if one.results else []
-        counts, seconds = counts + len(units), seconds + sum(unit["seconds"] for unit in units)
+        calls |= {unit["key"]: unit["seconds"] for unit in (one.results.units if one.results else [])}
         names.append(one.ran)
     ran = ", ".join(dict.fromkeys(names)) or "nothing"
-    calls = f"{counts:,} calls of a pipeline in {hours(seconds)}"
-    return f"on {ran}, {calls}; thresholds, operations and metrics come on top of that."
+    sampling = f"{len(calls):,} calls of a pipeline in {hours(sum(calls.values()))}"
+    return f"on {ran}, {sampling}; with thresholds, operations and metrics {hours(seconds)}."
 
 
 def _overview(found: Sequence[Reproduced]) -> str:

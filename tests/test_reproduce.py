@@ -249,6 +249,20 @@ def test_the_page_marks_what_failed_and_what_is_best() -> None:
     assert f"`spectrum reproduce table1`: {effort}" in table
 
 
+def test_the_best_of_all_methods_is_of_those_that_cost_as_much() -> None:
+    found = by_hand("methods", {"FORA N 4": 30.0, "ToCa N 4": 50.0, "reuse at 14": 40.0, "FORA N 6": 20.0})
+    for row, cost in zip(found.results.rows if found.results else [], (13.4, 18.2, 15.3, 9.5), strict=True):
+        row["flops"] = {"evaluations": cost}
+    text = page([found], {}, "spectrum reproduce methods", 0)
+    for cell in (
+        "| FORA | 30.0 (13.4) |",
+        "| ToCa | 50.0 (18.2) |",
+        "| reuse | **40.0** (15.3) |",
+        "| FORA | **20.0** (9.5) |",
+    ):
+        assert cell in text
+
+
 def test_the_claim_on_the_path_goes_step_by_step() -> None:
     labels = ("Spectrum α 3", "TaylorSeer N 6 O 1")
     near = by_hand("table5", dict.fromkeys(labels, 1.0), dict(zip(labels, (0.1, 0.2), strict=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..evaluate.tables import hours, line, mebibytes, number
+from ..evaluate.tables import flops, hours, line, mebibytes, number
 from .claims import claims_table, header
 from .paper import RMSE, Setting, is_reported, paper_value
 
@@ -76,11 +76,12 @@ def _overview(found: Sequence[Reproduced]) -> str:
     ran = [one for one in found if one.name == "methods" and one.results]
     if not ran:
         return ""
-    parts = ["## Every method on every model", "", "PSNR in dB, in brackets the cost in evaluations; bold: the best."]
+    bold = "bold: the best of those that cost at most a tenth more than is asked for."
+    parts = ["## Every method on every model", "", f"PSNR in dB, in brackets the cost in evaluations; {bold}"]
     settings = [setting for setting in ran[0].table.settings if setting.cell]
     for count in dict.fromkeys(setting.cell[1] for setting in settings if setting.cell):
         shown = {setting.cell[0]: setting.label for setting in settings if setting.cell and setting.cell[1] == count}
-        best = {one.key: _best(one, shown.values()) for one in ran}
+        best = {one.key: _best(one, _affordable(one, shown.values(), 1.1 * int(count))) for one in ran}
         parts += ["", *header([f"about {count}", *(one.ran for one in ran)])]
         parts += [
             line([name, *(_overview_cell(one, label, best[one.key]) for one in ran)]) for name, label in shown.items()
@@ -91,6 +92,12 @@ def _overview(found: Sequence[Reproduced]) -> str:
 def _overview_cell(found: Reproduced, label: str, best: float | None) -> str:
     psnr = found.psnr(label)
     return "–" if psnr is None else f"{_bold(f'{psnr:.1f}', psnr == best)} ({found.cost(label)})"
+
+
+def _affordable(found: Reproduced, labels: Iterable[str], most: float) -> list[str]:
+    """Those of the rows that cost no more evaluations than that."""
+    costs = {label: flops(found.rows[label]) for label in labels if label in found.rows}
+    return [label for label, cost in costs.items() if cost is not None and cost <= most]
 
 
 def _best(found: Reproduced, labels: Iterable[str]) -> float | None:

@@ -3,7 +3,6 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -150,37 +149,6 @@ VIDEO_MODELS = [
     for name, folder in small_models().items()
     if "num_frames" in (folder / "call_defaults.json").read_text(encoding="utf-8")
 ]
-
-
-@pytest.fixture(scope="module", params=VIDEO_MODELS)
-def video_pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
-    pipe = load_pipeline(request.param)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.mark.parametrize(
-    ("motion", "follows"),
-    [
-        ("moving left", lambda x, y, area: x[-1] - x[0] < -10),
-        ("moving right", lambda x, y, area: x[-1] - x[0] > 10),
-        ("moving up", lambda x, y, area: y[-1] - y[0] < -10),
-        ("moving down", lambda x, y, area: y[-1] - y[0] > 10),
-        ("bouncing", lambda x, y, area: np.ptp(y) > 10 > abs(y[-1] - y[0])),
-        ("growing", lambda x, y, area: area[-1] > 2.5 * area[0]),
-        ("shrinking", lambda x, y, area: area[-1] < 0.4 * area[0]),
-    ],
-)
-def test_motion_follows_the_prompt(video_pipeline: DiffusionPipeline, motion: str, follows: Any) -> None:
-    """Of a red heart on white, in pixels of 48×48."""
-    call = {"num_inference_steps": 20, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
-    frames = video_pipeline(f"heart {motion}", **call).frames[0]  # (F, H, W, 3)
-    ink = (1 - frames).sum(-1)
-    ink = np.where(ink > 0.3, ink, 0)
-    whole = ink.sum((1, 2))
-    y = (ink.sum(2) * np.arange(ink.shape[1])).sum(1) / whole
-    x = (ink.sum(1) * np.arange(ink.shape[2])).sum(1) / whole
-    assert follows(x, y, (ink > 0).sum((1, 2)))
 
 
 def test_every_small_model_is_small_and_has_a_card() -> None:

@@ -35,8 +35,8 @@ from spectrum_diffusion.evaluate.files import StoreError
 from spectrum_diffusion.evaluate.identity import code_of, fingerprint
 from spectrum_diffusion.prompts import Prompt
 
-CALLS = len(TEXTS) * 3 + 2
-"""Of a new evaluation: two prompts with the reference and two rows, and each row's operations counted once."""
+CALLS = len(TEXTS) * 3 + 3
+"""Of a new evaluation: two prompts with the reference and two rows, and the operations of all three counted once."""
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def test_rows_that_differ_by_their_label_are_drawn_once(pipe: Any, whole: Path, 
     rows = [Row("reuse", {"evaluated": [0, 1, 3]}, label) for label in ("reuse", "again")]
     done = []
     results = evaluate(pipe, request(*rows), tmp_path, on_unit=lambda *state: done.append(state[:2]))
-    calls = 2 * len(TEXTS) + 1
+    calls = 2 * len(TEXTS) + 2
     assert results.computed == calls
     assert done[-1] == (calls, calls)
     assert [row["units"] for row in results.rows] == [len(TEXTS)] * 3
@@ -186,6 +186,20 @@ def test_another_call_or_model_is_made_anew(pipe: Any, tmp_path: Path) -> None:
     assert evaluate(pipe, request(), tmp_path).computed == 0
 
 
+def test_what_was_done_to_the_pipeline_counts_and_what_was_undone_does_not() -> None:
+    pipe = prompted()
+    untouched = fingerprint(pipe)
+    pipe(TEXTS[0])
+    with sd.enable(pipe, "paper"):
+        pipe(TEXTS[0])
+    assert fingerprint(pipe) == untouched
+    pipe.transformer.transformer_blocks[0].compile()
+    compiled = fingerprint(pipe)
+    assert compiled != untouched
+    pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert fingerprint(pipe) not in (untouched, compiled)
+
+
 def test_other_versions_are_made_anew(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spectrum_diffusion.evaluate import plan
 
@@ -201,7 +215,7 @@ def test_another_code_of_a_method_is_another_result(pipe: Any, tmp_path: Path, m
     evaluate(pipe, request(), tmp_path)
     monkeypatch.setattr(plan, "code_of", lambda method: "changed")
     # The untouched pipeline runs no code of a method.
-    assert evaluate(pipe, request(), tmp_path).computed == CALLS - len(TEXTS)
+    assert evaluate(pipe, request(), tmp_path).computed == CALLS - len(TEXTS) - 1
 
 
 def test_the_code_of_a_method_is_told_from_others() -> None:
@@ -433,7 +447,7 @@ def test_a_method_that_the_pipeline_can_not_have_is_a_failure(pipe: Any, tmp_pat
         patch.setattr(plan, "probe", refuse)
         results = evaluate(pipe, request(), tmp_path)
     assert results.failures == {"fewer": "fewer needs something else", "reuse": "reuse needs something else"}
-    assert results.computed == len(TEXTS)
+    assert results.computed == len(TEXTS) + 1
     assert [row["units"] for row in results.rows] == [2, 0, 0]
 
 
@@ -573,7 +587,7 @@ def run(*arguments: object, code: int = 0) -> Any:
 def test_the_command_prints_one_json_object_and_goes_on(tmp_path: Path) -> None:
     arguments = ("panda", "--prompts", "tiny", "--limit", 2, "-o", tmp_path / "out", "--json", *QUICK)
     found = json.loads(run(*arguments).stdout)
-    assert found["computed"] == 8
+    assert found["computed"] == 9
     assert found["prompts"] == 2
     assert [row["label"] for row in found["rows"]] == ["reference", "fewer-steps:speedup=2", "paper"]
     assert all(Path(file).is_file() for file in found["files"].values())

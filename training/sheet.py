@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from spectrum_diffusion import load_pipeline
@@ -15,6 +16,8 @@ SEEDS = (0, 1)
 COLUMNS = 10
 CELL = 128
 LABEL = 14
+STRIP_SEED = 1
+MARGIN = 40
 
 
 def draw_sheet(model: Path, folder: Path, prompts: list[str]) -> None:
@@ -36,10 +39,35 @@ def draw_sheet(model: Path, folder: Path, prompts: list[str]) -> None:
     logger.info("%d pictures in %s", len(jobs), folder / "sheet.png")
 
 
-def _generate(model: Path, jobs: list[tuple[str, int]], batch: int = 20) -> list[Image.Image]:
+def draw_strips(model: Path, folder: Path, prompts: list[str]) -> None:
+    """The same of videos: every other frame of one of every prompt, one video below the other."""
+    texts = [prompts[index] for index in np.random.default_rng(0).permutation(len(prompts))]
+    pipeline = _load(model)
+    strips = []
+    for text in texts:
+        frames = pipeline(text, generator=torch.Generator().manual_seed(STRIP_SEED), output_type="np").frames[0]
+        strip = Image.fromarray((np.concatenate(list(frames[::2]), axis=1) * 255).round().astype(np.uint8))
+        strips.append(strip.resize((2 * strip.width, 2 * strip.height), Image.Resampling.BICUBIC))
+    sheet = Image.new("RGB", (MARGIN + strips[0].width, len(strips) * (strips[0].height + 4)), "gray")
+    pen = ImageDraw.Draw(sheet)
+    for number, strip in enumerate(strips):
+        y = number * (strip.height + 4)
+        pen.text((4, y + strip.height // 2), str(number + 1), fill="white")
+        sheet.paste(strip, (MARGIN, y + 2))
+    sheet.save(folder / "sheet.png")
+    key = "".join(f"{number}\t{text}\tseed {STRIP_SEED}\n" for number, text in enumerate(texts, 1))
+    (folder / "sheet-key.txt").write_text(key, encoding="utf-8")
+    logger.info("%d videos in %s", len(texts), folder / "sheet.png")
+
+
+def _load(model: Path) -> DiffusionPipeline:
     pipeline = load_pipeline(model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pictures = []
+    return pipeline
+
+
+def _generate(model: Path, jobs: list[tuple[str, int]], batch: int = 20) -> list[Image.Image]:
+    pipeline, pictures = _load(model), []
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         generators = [torch.Generator().manual_seed(seed) for _, seed in part]

@@ -7,30 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from spectrum_diffusion import load_pipeline
 from training import emoji, video
 from training.denoiser import DenoiserConfig
 from training.optim import OptimConfig
 from training.process import FlowMatching
 from training.recipe import Recipe
+from training.sheet import draw_strips
 from training.vae import Part, VaeConfig, psnr, train_vae
 
 logger = logging.getLogger(__name__)
-STRIP_PROMPTS = (
-    "red apple spinning on blue",
-    "panda growing",
-    "soccer ball bouncing on green",
-    "smiley moving left",
-    "fish moving right on blue",
-    "balloon moving up on yellow",
-    "pumpkin shrinking",
-    "heart moving down on green",
-)
-
-
 CHANNELS = 16
 WIDTH = 16  # a narrower autoencoder would take as long: so small, it spends its time between the convolutions
 VAE = VaeConfig(
@@ -118,15 +105,5 @@ class VideoRecipe(Recipe):
         return rows
 
     def sheet(self) -> None:
-        """Every other frame of some videos, one video a row, to sheet.png."""
-        pipeline = load_pipeline(self.output, torch_dtype=torch.float32)
-        pipeline.set_progress_bar_config(disable=True)
-        names = {concept.name for concept in self.concepts}
-        prompts = [text for text in STRIP_PROMPTS if any(name in text for name in names)]
-        rows = []
-        for text in prompts:
-            frames = pipeline(text, generator=torch.Generator().manual_seed(0), output_type="np").frames[0]
-            rows.append(np.concatenate(list(frames[::2]), axis=1))
-        picture = Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8))
-        picture.resize((2 * picture.width, 2 * picture.height)).save(self.folder / "sheet.png")
-        (self.folder / "sheet-key.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        """A video of each of the model's prompts, to be judged by somebody who hasn't read them."""
+        draw_strips(self.output, self.folder, [text for text, _ in self.prompts()])

@@ -26,6 +26,8 @@ PACKAGE = __name__.partition(".")[0]
 REGISTRIES = (PACKAGE, f"{PACKAGE}.methods")
 """Modules that import everything: a new method changes no result of another."""
 LIBRARIES = ("torch", "diffusers", "transformers")
+SET_LATER = ("b1", "b2", "s1", "s2", "scaling", "_active_adapter", "_disable_adapters")
+"""Attributes of modules: of FreeU, of peft's adapters."""
 SAMPLES = 64
 """Values looked at in each parameter: other weights differ in some of them."""
 
@@ -39,6 +41,8 @@ def key_of(**parts: Any) -> str:
 def fingerprint(pipe: Any) -> str:
     """A digest of a pipeline's parts: classes, configurations, and values sampled from every parameter and buffer.
 
+    And of what was done to them: offload, compilation, adapters' scales, FreeU.
+
     Weights that are not in memory (sequential offload keeps them on the meta device) count by name, shape and dtype.
     """
     whole = hashlib.sha256(type(pipe).__name__.encode())
@@ -48,7 +52,23 @@ def fingerprint(pipe: Any) -> str:
             for key, tensor in part.state_dict().items():
                 whole.update(f"{key}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
                 whole.update(_sampled(tensor))
+            for key, module in part.named_modules():
+                if changes := _changes(module):
+                    whole.update(f"{key}:{changes}".encode())
     return whole.hexdigest()
+
+
+def _changes(module: nn.Module) -> dict[str, str]:
+    """What was put on a module after it was made, as far as pictures or times depend on it."""
+    values = vars(module)
+    found = {name: str(values[name]) for name in SET_LATER if values.get(name)}
+    if hook := values.get("_hf_hook"):  # accelerate's
+        found["hook"] = type(hook).__name__
+    if (registry := values.get("_diffusers_hook")) and registry.hooks:  # an empty one comes with the first call
+        found["hooks"] = ",".join(registry.hooks)
+    if values.get("_compiled_call_impl") is not None:
+        found["compiled"] = "yes"
+    return found
 
 
 def _config(part: Any) -> str:

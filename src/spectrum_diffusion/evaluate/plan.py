@@ -13,7 +13,7 @@ from .identity import call_arguments, code_of, environment, fingerprint, key_of
 from .request import REFERENCE, Case, Request, Row
 from .sampling import probe
 
-FORMAT = 2
+FORMAT = 3
 """Raised when what is measured of a unit changes: older results are then made anew."""
 
 
@@ -48,7 +48,7 @@ class Plan:
     Attributes:
         references: by case, in the order of the cases.
         units: by row's label, then by case; a row that the pipeline can't have has none.
-        flops: by row's label, the unit whose operations are counted.
+        flops: by row's label and the reference's, the unit whose operations are counted.
         options: by row's label, the method's options as they are on this pipeline.
         failures: by row's label, why it can't be had.
         problems: by row's label and metric's name, why it could not be computed.
@@ -89,6 +89,7 @@ def make_plan(pipe: Any, request: Request) -> Plan:
     }
     cases = request.cases
     plan = Plan(request, settings, [_unit(settings, None, case) for case in cases])
+    plan.flops[REFERENCE] = _counted(settings, None, cases[0])
     for row in request.rows:
         try:
             plan.options[row.label] = options = probe(pipe, row)
@@ -97,7 +98,7 @@ def make_plan(pipe: Any, request: Request) -> Plan:
             continue
         made = {**settings, "method": row.method, "options": options, **_code(row.method)}
         plan.units[row.label] = [_unit(made, row, case) for case in cases]
-        plan.flops[row.label] = _unit({**made, "counted": "flops"}, row, cases[0], folder="flops")
+        plan.flops[row.label] = _counted(made, row, cases[0])
     return plan
 
 
@@ -105,6 +106,10 @@ def _code(method: str) -> dict[str, str]:
     """What runs: the method's code, and the version of the package that it is of if not of this one."""
     cls = METHODS[method]
     return {"code": code_of(cls), "package": cls.version() if issubclass(cls, Rival) else ""}
+
+
+def _counted(settings: dict[str, Any], row: Row | None, case: Case) -> Unit:
+    return _unit({**settings, "counted": "flops"}, row, case, folder="flops")
 
 
 def _unit(settings: dict[str, Any], row: Row | None, case: Case, folder: str = "units") -> Unit:

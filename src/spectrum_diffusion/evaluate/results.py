@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics import Judge
+from ..summary import Flops
 from .measures import Metrics, applies, read_metrics
 from .plan import Plan, Unit
 from .programs import judged, read_score
@@ -119,14 +120,26 @@ def _line(unit: Unit, record: dict[str, Any], measured: dict[str, Any], store: S
 def _of_method(label: str, plan: Plan, store: Store, baseline: str | None) -> dict[str, Any]:
     """What is known of a row beside its units."""
     asked = next((row for row in plan.request.rows if row.label == label), None)
-    counted = store.record(plan.flops[label]) if label in plan.flops else None
     return {
         "method": asked.method if asked else None,
         "options": plan.options.get(label, dict(asked.options) if asked else {}),
-        "flops": (counted or {}).get("flops"),
+        "flops": _flops(label, plan, store),
         "is_baseline": label == baseline,
         "error": plan.failures.get(label),
     }
+
+
+def _flops(label: str, plan: Plan, store: Store) -> dict[str, float] | None:
+    """What was counted of a row, in whole evaluations of the untouched pipeline: a method's own may have more to do."""
+    row, whole = (_counted(name, plan, store) for name in (label, REFERENCE))
+    if not row or not whole:
+        return None
+    return Flops(total=int(row["total"]), evaluation=int(whole["evaluation"])).to_dict()
+
+
+def _counted(label: str, plan: Plan, store: Store) -> dict[str, float] | None:
+    record = store.record(plan.flops[label]) if label in plan.flops else None
+    return record["flops"] if record else None
 
 
 def _add_scores(row: dict[str, Any], plan: Plan, store: Store, metrics: Metrics) -> None:

@@ -3,7 +3,7 @@
 units/METHOD/PROMPT-sSEED-KEY.png       frames without loss (.zip of PNGs for a video), written first
 units/METHOD/PROMPT-sSEED-KEY.json      the record, which makes the unit finished
 units/METHOD/PROMPT-sSEED-KEY.metrics   metrics, each under a key of its own
-flops/METHOD/…json                      operations counted once a method
+flops/METHOD/…json                      operations counted once a setting
 programs/METRIC/METHOD-KEY/             what another program was given, wrote and said; score.json if of a whole row
 """
 

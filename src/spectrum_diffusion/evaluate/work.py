@@ -15,12 +15,15 @@ from ..metrics import PictureJudge
 from . import files
 from .measures import measure
 from .plan import Plan, Unit
+from .request import Row
 from .sampling import Sample, path_rmse, sample
 from .store import Store
 
 log = logging.getLogger(__name__)
 
 WARM_UP_STEPS = 2
+WHOLE = Row("fewer-steps", {"speedup": 1})
+"""The untouched run, watched, so that its operations are counted."""
 
 OnUnit = Callable[[int, int, str], None]
 """Called with the number of units done, that of all, and what is done next."""
@@ -30,7 +33,7 @@ class Work:
     """Draws and measures the units of a plan that the store lacks.
 
     A row that fails is left out from there on, with its reason, and tried again by the next evaluation; the
-    reference's failure is everybody's.
+    reference's failure is everybody's. Rows that share units share their failures.
 
     Attributes:
         run_id: marks what is timed together: times of different runs don't compare.
@@ -44,6 +47,7 @@ class Work:
         self._on_unit = on_unit
         self.run_id, self.computed = secrets.token_hex(8), 0
         units = [*plan.every, *plan.flops.values()]
+        self._failed: dict[str, str] = {}
         self._finished = {unit.name for unit in units if store.record(unit)}
         self._done, self._total = len(self._finished), len({unit.name for unit in units})
 
@@ -57,11 +61,13 @@ class Work:
         if self._done < self._total:
             self._warm_up()
         for index, reference in enumerate(self.plan.references):
-            self._ensure(reference)
+            self._draw(reference)
             for units in self.plan.by_label.values():
                 self._try(units[index], reference)
 
     def _try(self, unit: Unit, reference: Unit) -> None:
+        if unit.name in self._failed:  # of a row that differs by its label
+            self.plan.failures.setdefault(unit.label, self._failed[unit.name])
         if unit.label in self.plan.failures:
             return
         try:
@@ -72,7 +78,8 @@ class Work:
             raise
         except Exception as error:  # of the pipeline, of any library: the others go on
             log.debug("%s failed", unit.label, exc_info=error)
-            self.plan.failures[unit.label] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {_reason(error)}"
+            self._failed[unit.name] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {_reason(error)}"
+            self.plan.failures[unit.label] = self._failed[unit.name]
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -82,7 +89,7 @@ class Work:
         for name, problem in measure(self.store, unit, reference, metrics).items():
             problems[label, name] = problem
 
-    def _draw(self, unit: Unit, reference: Unit) -> None:
+    def _draw(self, unit: Unit, reference: Unit | None = None) -> None:
         counted = self.plan.flops[unit.label]
         problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
         self._ensure(unit, reference)
@@ -94,7 +101,8 @@ class Work:
             return
         self._on_unit(self._done, self._total, f"{unit.label}: {unit.case.prompt.text}")
         request = self.plan.request
-        drawn = self._sample(unit, path=request.path)
+        self.computed += 1
+        drawn = sample(self.pipe, unit.case, request.call, unit.row, path=request.path)
         self.store.save(unit, drawn, {"run": self.run_id, **_measured(drawn), **self._path(drawn, reference)})
         self._finish(unit)
 
@@ -104,7 +112,10 @@ class Work:
             return ""
         self._on_unit(self._done, self._total, f"{unit.label}: counting operations")
         try:
-            summary = self._sample(unit, flops=True).summary
+            self.computed += 1
+            summary = sample(self.pipe, unit.case, self.plan.request.call, unit.row or WHOLE, flops=True).summary
+        except torch.OutOfMemoryError:  # for another evaluation, when there is more of it
+            return ""
         except Exception as error:  # compiled code, mostly
             return _reason(error)
         self._save_count(unit, summary.flops.to_dict() if summary and summary.flops else None, "")
@@ -113,10 +124,6 @@ class Work:
     def _save_count(self, unit: Unit, flops: dict[str, float] | None, problem: str) -> None:
         self.store.save_record(unit, {"method": unit.method, "flops": flops, "problem": problem})
         self._finish(unit)
-
-    def _sample(self, unit: Unit, **options: bool) -> Sample:
-        self.computed += 1
-        return sample(self.pipe, unit.case, self.plan.request.call, unit.row, **options)
 
     def _path(self, drawn: Sample, reference: Unit | None) -> dict[str, Any]:
         record = self.store.record(reference) if reference and drawn.latents is not None else None

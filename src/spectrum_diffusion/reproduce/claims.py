@@ -28,8 +28,8 @@ WORDS = {
 LEGEND = """**yes**: our small model says so too; **no**: it says the opposite; open: the interval of the paired
 difference holds zero; in part: at some slopes. Then our two numbers, PSNR in dB with the cost in evaluations, and after
 "paper" its own where it has that row. Compared are the rows that the paper compares: what they cost here stands beside
-them, and isn't always the same. Its TeaCache rows are at thresholds that we don't know; ours have as many evaluations as
-Spectrum."""
+them, and isn't always the same. Its TeaCache rows are at thresholds that we don't know; ours have as many evaluations
+as Spectrum."""
 
 
 @dataclass(frozen=True)

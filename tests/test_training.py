@@ -15,6 +15,7 @@ from training.denoiser import DistilConfig, draw_batch
 from training.optim import OptimConfig
 from training.process import FlowMatching, NoisePrediction
 from training.recipe import TINY_FLUX, Recipe
+from training.text import make_clip_tokenizer
 from training.tiny_flux import TinyFluxRecipe
 from training.tiny_hunyuan import TinyHunyuanRecipe
 from training.tiny_sd3 import TinySD3Recipe
@@ -167,3 +168,11 @@ def test_hunyuans_autoencoder_takes_in_means_and_scales(tmp_path: Path) -> None:
     torch.testing.assert_close(normalised, recipe.normalised(latents, vae), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(vae.decode(normalised).sample, before, atol=1e-3, rtol=1e-3)
     assert vae.config.scaling_factor == 1
+
+
+def test_a_tokenizer_is_the_same_whenever_it_is_made() -> None:
+    """The stages may run in several processes, each of which makes its own."""
+    words = [f"{first}{last}" for first in ("ca", "pi", "u", "o", "an") for last in ("r", "p", "nk", "ne", "d", "f")]
+    made = [make_clip_tokenizer(words, 16)(words).input_ids for _ in range(8)]
+    assert all(tokens == made[0] for tokens in made)
+    assert {len(tokens) for tokens in made[0]} == {3}  # one between beginning and end

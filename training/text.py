@@ -40,7 +40,10 @@ class TextConfig:
 
 def make_clip_tokenizer(words: list[str], tokens: int) -> CLIPTokenizer:
     """Byte pairs merged until every word of `words` is one token; all else falls to pieces, never unknown."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    last = [f"{letter}</w>" for letter in alphabet]
     trainer = trainers.BpeTrainer(
+        special_tokens=last,  # else numbered at random, and with them the merges that are as frequent as each other
         vocab_size=100_000,
         min_frequency=0,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -51,8 +54,7 @@ def make_clip_tokenizer(words: list[str], tokens: int) -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bpe.train_from_iterator([" ".join(words)], trainer)
     merges = [tuple(pair) for pair in _state(bpe)["merges"]]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = alphabet + [f"{letter}</w>" for letter in alphabet]
+    pieces = alphabet + last
     pieces += [piece for left, right in merges if (piece := left + right) not in pieces]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}

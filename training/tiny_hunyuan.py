@@ -112,7 +112,7 @@ class TinyHunyuanRecipe(VideoRecipe):
         return (latents - mean) / std
 
     def untrained(self) -> TinyHunyuan:
-        """3 million parameters."""
+        """2.5 million parameters."""
         llama, clip = self.tokenizers()
         sizes = self.config.text
         transformer = HunyuanVideoTransformer3DModel(

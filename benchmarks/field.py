@@ -1,6 +1,6 @@
 """What docs/methods.md says beside `spectrum reproduce`: default, orders, sites, axes of time, late steps, others.
 
-python -m benchmarks.field [default orders sites …] [--pairs 16] [--write docs/methods.md]
+python -m benchmarks.field [default-14 orders …] [--pairs 16] [--write docs/methods.md]
 
 By `evaluate`, in build/field: a run that was cut off goes on.
 """
@@ -69,15 +69,19 @@ FORECASTS: tuple[tuple[str, dict[str, int]], ...] = (
 
 
 TABLES: dict[str, Table] = {
-    "default": Table(
-        tuple(_row("fewer-steps", speedup=50 / nfe) for nfe in SLOPES)
-        + tuple(
-            _row(method, **options, slope=slopes[options.get("warmup", 5)], site=site)
-            for slopes in SLOPES.values()
-            for site in ("last_block", "output")
-            for method, options in FORECASTS
+    **{
+        f"default-{nfe}": Table(
+            (
+                _row("fewer-steps", speedup=50 / nfe),
+                *(
+                    _row(method, **options, slope=slopes[options.get("warmup", 5)], site=site)
+                    for site in ("last_block", "output")
+                    for method, options in FORECASTS
+                ),
+            )
         )
-    ),
+        for nfe, slopes in SLOPES.items()
+    },
     "orders": Table(
         tuple(_row("taylorseer", interval=n, order=o) for n in (2, 4, 6, 8) for o in (1, 2))
         + tuple(_row("taylor", slope=s, order=o) for s in (0.75, 3.0) for o in (1, 2))

@@ -3,7 +3,7 @@
     python -m benchmarks.skip_cost [--write docs/benchmarks.md]
 
 A FLUX of random weights (2 double and 4 single blocks; full-size FLUX.1 has 19 and 38, so there the shares are about
-ten times smaller). Runs are interleaved, medians of their ratios are printed.
+ten times smaller). Runs are interleaved, ratios of their medians are printed.
 """
 
 from __future__ import annotations

@@ -108,11 +108,12 @@ class _Lines:
 
     def __init__(self) -> None:
         self._begin = self._said = time.monotonic()
-        self._first: int | None = None
+        self._first = self._total = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._first = done if self._first is None else self._first
         now = time.monotonic()
+        if total != self._total:  # other work; what was done before says nothing of the time left
+            self._begin, self._first, self._total = now, done, total
         if now - self._said < LINE_EVERY or done == self._first:
             return
         self._said = now
@@ -126,10 +127,13 @@ class _Bar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: Any = None
+        self._total = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if self._task is None:  # what was done before says nothing of the time left
-            self._task = self._progress.add_task("", total=total, completed=done)
+        if total != self._total:  # other work; what was done before says nothing of the time left
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task, self._total = self._progress.add_task("", total=total, completed=done), total
         self._progress.update(self._task, completed=done)
         if what:
             self._progress.update(self._task, description=escape(what))

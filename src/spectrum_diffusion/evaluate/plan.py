@@ -73,6 +73,11 @@ class Plan:
         return [unit for units in self.by_label.values() for unit in units]
 
     @property
+    def names(self) -> set[str]:
+        """Of everything that is to be done: rows may share units."""
+        return {unit.name for unit in (*self.every, *self.flops.values())}
+
+    @property
     def by_label(self) -> dict[str, list[Unit]]:
         """The units of every row that the pipeline can have, the reference first."""
         return {REFERENCE: self.references, **self.units}

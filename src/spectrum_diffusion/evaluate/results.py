@@ -76,8 +76,17 @@ def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results
             found["problem"] = plan.problems.get((row["label"], name), found["problem"])
     shown = {name: _shown(judge) for name, judge in judges.items()}
     problems = {f"{judges[name].title} of {label}": reason for (label, name), reason in plan.problems.items()}
+    problems |= _uncounted(plan, store)
     failures = dict(plan.failures)
     return Results(folder, plan.request.model, units, rows, shown, baseline, failures, plan.settings, problems=problems)
+
+
+def _uncounted(plan: Plan, store: Store) -> dict[str, str]:
+    """Why operations could not be counted; one reason where it is that of all rows."""
+    found = {label: record["problem"] for label, unit in plan.flops.items() if (record := store.record(unit))}
+    if found.get(REFERENCE):
+        return {"operations": found[REFERENCE]}
+    return {f"operations of {label}": problem for label, problem in found.items() if problem}
 
 
 def _shown(judge: Judge) -> dict[str, Any]:

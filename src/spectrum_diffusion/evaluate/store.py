@@ -39,7 +39,7 @@ class Store:
         whole = all(self._whole(name, checksum) for name, checksum in record.get("files", {}).items())
         return record if whole else None
 
-    def save(self, unit: Unit, sample: Sample, measured: dict[str, Any]) -> dict[str, Any]:
+    def save(self, unit: Unit, sample: Sample, measured: dict[str, Any]) -> None:
         """Keep a sample: its files, then its record.
 
         Raises:
@@ -63,7 +63,6 @@ class Store:
             **measured,
         }
         self.save_record(unit, record)
-        return record
 
     def save_record(self, unit: Unit, record: dict[str, Any]) -> None:
         files.write_json(self._path(unit, ".json"), {**record, "key": unit.key}, indent=None)

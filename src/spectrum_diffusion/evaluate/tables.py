@@ -37,12 +37,16 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title, and of a row its text and the number that it is sorted by; the metric's name, if one."""
+    """One column: its title, and of a row its text and the number that it is sorted by; the metric's name, if one.
+
+    ``small`` is what the page, which has room, says below the text.
+    """
 
     title: str
     text: Callable[[dict[str, Any]], str]
     value: Callable[[dict[str, Any]], float | None]
     name: str = ""
+    small: Callable[[dict[str, Any]], str] = lambda row: ""
 
 
 def columns(results: Results) -> list[Column]:
@@ -51,12 +55,17 @@ def columns(results: Results) -> list[Column]:
         Column("NFE", _nfe, lambda row: _of(row, "nfe", "mean")),
         Column("fewer", lambda row: number(row["fewer_evaluations"], ".2f", "×"), lambda row: row["fewer_evaluations"]),
         Column("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
-        Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"]),
+        Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"], small=_quartiles),
         Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
         Column("history MiB", lambda row: number(_history(row), ".3g"), _history),
         Column(PEAK, _peak, lambda row: mebibytes(_of(row, "memory", "median"))),
     ]
     return cost + [_metric_column(results, name) for name in known_metrics(results)]
+
+
+def _quartiles(row: dict[str, Any]) -> str:
+    found = row["seconds_quartiles"]
+    return f"{found[0]:.3g} … {found[1]:.3g}" if found else ""
 
 
 def printed_columns(results: Results) -> list[Column]:

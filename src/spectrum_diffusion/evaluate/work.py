@@ -49,7 +49,7 @@ class Work:
         units = [*plan.every, *plan.flops.values()]
         self._failed: dict[str, str] = {}
         self._finished = {unit.name for unit in units if store.record(unit)}
-        self._done, self._total = len(self._finished), len({unit.name for unit in units})
+        self._done, self._total = len(self._finished), len(plan.names)
 
     def run(self) -> None:
         """Do all of it.

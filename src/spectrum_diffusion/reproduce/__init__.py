@@ -72,6 +72,10 @@ class Reproduced:
         found = None if self.problem_of(label) else self.rows[label]["metrics"].get("psnr")
         return found["mean"] if found else None
 
+    def path(self, label: str) -> list[float] | None:
+        """Mean latent RMSE after each step, (T,), of a row that is whole."""
+        return None if self.problem_of(label) else self.rows[label]["path_rmse"]
+
     def cost(self, label: str) -> str:
         """Floating-point operations of a row's first case in whole evaluations."""
         return number(flops(self.rows[label]) if label in self.rows else None, ".1f")

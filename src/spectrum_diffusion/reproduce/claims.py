@@ -133,6 +133,8 @@ def _columns(found: Reproduced) -> list[dict[str, Setting]]:
 
 def _nearer(winner: str, loser: str, found: Reproduced) -> str | None:
     """Whether the latents of one setting stay nearer to the untouched run, step by step."""
+    if found.problem_of(winner) or found.problem_of(loser):
+        return None
     words = []
     for step in found.table.path:
         gap = _gap(found, winner, loser, partial(_paths, step))

@@ -172,7 +172,7 @@ def _path_table(found: Reproduced) -> list[str]:
     own = found.key in found.table.models
     lines = header(["setting", *(f"step {step}" for step in steps)])
     for setting in found.table.settings:
-        path = found.rows.get(setting.label, {}).get("path_rmse")
+        path = found.path(setting.label)
         lines.append(line([setting.label, *(f"{path[s - 1]:.4f}" if path and len(path) >= s else "–" for s in steps)]))
         theirs = RMSE.get((found.name, setting.row["method"])) if own else None
         if theirs:

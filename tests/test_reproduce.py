@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from typer.testing import CliRunner
 
 from spectrum_diffusion import load_default_pipeline, make_method
 from spectrum_diffusion.cli.app import app
+from spectrum_diffusion.default_model import ASSETS, DEFAULT_MODEL
 from spectrum_diffusion.evaluate import Results
+from spectrum_diffusion.evaluate.lock import locked
 from spectrum_diffusion.methods import METHODS
 from spectrum_diffusion.reproduce import MODELS, TABLES, Reproduced, page, paper
 from spectrum_diffusion.reproduce.claims import claims_table
@@ -116,6 +121,71 @@ def test_tables_on_the_small_models(tmp_path: Path) -> None:
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
     manifest = json.loads((tmp_path / "flux" / "manifest.json").read_text(encoding="utf-8"))
     assert [run["computed"] > 0 for run in manifest["runs"]] == [True, False]
+
+
+def test_the_papers_models_are_loaded_from_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the branch of the full-size models, with the folder of a small one in the place of FLUX.1."""
+    monkeypatch.setitem(MODELS, "flux", replace(MODELS["flux"], call={"height": 32, "num_inference_steps": 50}))
+    listed = tmp_path / "listed.txt"
+    listed.write_text("red apple\ndog\n", encoding="utf-8")
+    arguments = ["reproduce", "table5", "--model", "real", "--weights", f"flux={ASSETS / DEFAULT_MODEL}"]
+    arguments += ["--prompts", str(listed), "--pairs", "1", "-o", str(tmp_path / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert f"`spectrum {' '.join(arguments[:6])} --pairs 1 --prompts {listed} --device cpu`" in text
+    assert "seed 42 each" in text
+    results = json.loads((tmp_path / "out" / "flux-listed" / "results.json").read_text(encoding="utf-8"))
+    assert results["settings"]["call"]["height"] == 32
+    assert results["seeds"] == [42]
+    (unit, *_) = (tmp_path / "out" / "flux-listed" / "units" / "reference").glob("*.png")
+    with Image.open(unit) as picture:
+        assert picture.size == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--weights", "flux=x"], "add --model real"),
+        (["--model", "real", "--weights", "flux"], "write KEY=DIR"),
+        (["--model", "real", "--weights", "pixart=x"], "flux, sd3, wan, hunyuan, sdxl"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--metrics", "beauty"], "beauty"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(given: list[str], said: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["reproduce", "table5", "-o", str(tmp_path / "out"), *given])
+    assert result.exit_code != 0
+    assert said in " ".join(f"{result.output} {result.exception}".split())
+    assert not list(tmp_path.glob("out/**/*.png"))
+
+
+def test_two_runs_at_once_in_a_folder_are_refused(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        result = CliRunner().invoke(app, ["reproduce", "table5", "--pairs", "1", "-o", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "in use by another" in result.output
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    arguments = ["reproduce", "table5", "--pairs", "2", "-o", str(tmp_path)]
+    command = [sys.executable, "-c", "from spectrum_diffusion.cli import main; main()", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        while not list(tmp_path.glob("flux/units/paper/*.json")):
+            assert child.poll() is None
+            time.sleep(0.05)
+        child.kill()
+    spent = json.loads((tmp_path / "clock.json").read_text(encoding="utf-8"))["seconds"]
+    assert spent > 0
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("flux/[uf]*/**/*.json")}
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    manifest = json.loads((tmp_path / "flux" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["runs"][-1]["computed"] + len(written) == 2 * 3 + 3
+    assert "| Spectrum α 3 |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "clock.json").read_text(encoding="utf-8"))["seconds"] > spent
 
 
 def test_a_threshold_is_found_once_and_one_out_of_reach_is_told(tmp_path: Path) -> None:

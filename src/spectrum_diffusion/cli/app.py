@@ -253,14 +253,35 @@ def reproduce_paper(
         int, typer.Option(min=1, help="Pictures a row, of other prompts with seed 0 each; a quarter of it for videos.")
     ] = 32,
     metrics: Annotated[
-        str | None, typer.Option(help="psnr,ssim,…; PSNR, SSIM and LPIPS without, or FLIP where that can't be had.")
+        str | None, typer.Option(help="psnr,ssim,…; without, the paper's that can be had here, FLIP for LPIPS if not.")
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=DIR|ID", help="With real: what to load for flux, sd3, wan, hunyuan or sdxl."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--prompts", metavar="LIST|FILE", help="Prompts of all tables, in place of their own.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(metavar="DIR|ID", help="CLIP model of the CLIP Score.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
     as_json: AsJson = False,
 ) -> None:
     """Run the paper's tables and figures again, ours beside its numbers. Given again, it goes on."""
     if model not in ("tiny", "real"):
         raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
-    job = reproduction.Job(reproduction.chosen(tables), model == "real", pairs, output, _names(metrics))
+    job = reproduction.Job(
+        reproduction.chosen(tables),
+        model == "real",
+        pairs,
+        output,
+        _names(metrics),
+        reproduction.parse_weights(weights or ()),
+        source,
+        clip,
+        {"device": device, "dtype": dtype, "offload": offload},
+    )
     outputs.check_folder(output)
     found = reproduction.run(job)
     path = output / reproduction.PAGE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ VIDEOS_SHARE = 4
 """A video costs as much as several pictures: a row gets so many times fewer of them."""
 TUNED_ON = {False: 4, True: 2}
 """Pictures, and videos, by which a threshold is found."""
+STANDS_IN = {"lpips": "flip"}
+"""Where weights can't be had."""
 FRAMES = 3
 """Frames of a video that a figure shows."""
 
@@ -46,6 +48,23 @@ def chosen(names: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
+def parse_weights(pairs: Iterable[str]) -> dict[str, str]:
+    """``["flux=DIR"]`` → what is loaded for a model, by its key.
+
+    Raises:
+        MistakeError: no such key, or nothing to load.
+    """
+    from ..reproduce import MODELS
+
+    found = {}
+    for pair in pairs:
+        key, _, source = pair.partition("=")
+        if key not in MODELS or not source:
+            raise MistakeError(f"--weights {pair!r}: write KEY=DIR, with {', '.join(MODELS)} for KEY")
+        found[key] = source
+    return found
+
+
 @dataclass(frozen=True)
 class Job:
     """What is asked for.
@@ -55,14 +74,30 @@ class Job:
         real: on the paper's models, in place of the small ones.
         limit: pictures a row.
         folder: where the page goes, and a folder for each model.
-        metrics: names; None for the paper's.
+        metrics: names; None for those of the paper that can be had here.
+        weights: by a model's key, what is loaded in place of the paper's id.
+        prompts: a list or file for all tables; None for the tables' own.
+        clip: model of the CLIP Score.
+        loading: how a model is loaded: fields of the command line's request.
     """
 
     names: list[str]
     real: bool
     limit: int
     folder: Path
-    metrics: tuple[str, ...] | None
+    metrics: tuple[str, ...] | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    prompts: str | None = None
+    clip: str | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from ..prompts import load_prompts
+
+        if self.weights and not self.real:
+            raise MistakeError("--weights is for the paper's models: add --model real")
+        if self.prompts:
+            load_prompts(self.prompts)  # a list that can't be had is told before any model is loaded
 
     @property
     def command(self) -> str:
@@ -72,26 +107,40 @@ class Job:
         names = ["all"] if self.names == list(TABLES) else self.names
         metrics = ["--metrics", ",".join(self.metrics)] if self.metrics else []
         model = ["--model", "real"] if self.real else []
-        return shlex.join(["spectrum", "reproduce", *names, *model, "--pairs", str(self.limit), *metrics])
+        for key, source in self.weights.items():
+            model += ["--weights", f"{key}={source}"]
+        others = {"prompts": self.prompts, "clip": self.clip, **self.loading}
+        given = [(f"--{name}", str(value)) for name, value in others.items() if value not in (None, "none")]
+        words = [*names, *model, "--pairs", str(self.limit), *metrics, *(word for pair in given for word in pair)]
+        return shlex.join(["spectrum", "reproduce", *words])
+
+    def source(self, key: str) -> str:
+        """What is loaded for a model."""
+        from ..reproduce import MODELS
+
+        return self.weights.get(key, MODELS[key].real) if self.real else MODELS[key].tiny
 
 
 class Clock:
-    """Seconds that a folder took, over all runs; neither models for which nothing was to be done count, nor
-    what was cut off within a model."""
+    """Seconds of work in a folder, over all runs, kept at every tick so that a kill loses none."""
 
     def __init__(self, path: Path) -> None:
         from ..evaluate.files import read_json
 
-        self._path, self._since = path, time.monotonic()
+        self._path = path
         self.seconds = float((read_json(path) or {}).get("seconds", 0.0))
+        self.rest()
 
-    def note(self, *, computed: bool) -> None:
-        """A model is done."""
+    def rest(self) -> None:
+        """What was since the last tick was no work."""
+        self._since = time.monotonic()
+
+    def tick(self) -> None:
+        """Something was done since the last tick."""
         from ..evaluate.files import write_json
 
         now = time.monotonic()
-        self.seconds += now - self._since if computed else 0.0
-        self._since = now
+        self.seconds, self._since = self.seconds + now - self._since, now
         write_json(self._path, {"seconds": self.seconds})
 
 
@@ -122,10 +171,13 @@ def _run(job: Job) -> list[Reproduced]:
         tables = [name for name in job.names if key in TABLES[name].on(job.real)]
         if not tables:
             continue
-        for one in _on_model(job, key, {name: TABLES[name].prompts_for(model, job.real) for name in tables}):
+        lists = {name: job.prompts or TABLES[name].prompts_for(model, job.real) for name in tables}
+        clock.rest()
+        for one in _on_model(job, key, lists, clock):
             found[one.name, one.key] = one
             figures[one.name, one.key] = _figure(one, job.folder)
-        clock.note(computed=any(one.results and one.results.computed for one in found.values() if one.key == key))
+        if any(one.results and one.results.computed for one in found.values() if one.key == key):
+            clock.tick()
         places = [(name, key) for name in job.names for key in TABLES[name].on(job.real)]
         ordered = [found[place] for place in places if place in found]
         write_text(job.folder / PAGE, page(ordered, figures, job.command, clock.seconds))
@@ -146,21 +198,21 @@ def _missing(name: str) -> str:
     return "" if name in small_models() else f"{name} is not in this checkout (training/ has its recipe)"
 
 
-def _on_model(job: Job, key: str, lists: dict[str, str]) -> list[Reproduced]:
+def _on_model(job: Job, key: str, lists: dict[str, str], clock: Clock) -> list[Reproduced]:
     """Tables on one model, by the lists of prompts that they take; what fails there doesn't concern the others."""
     from ..errors import SpectrumError
     from ..evaluate.files import StoreError
-    from ..reproduce import MODELS, Reproduced
+    from ..reproduce import Reproduced
     from .drawing import load
 
-    source = MODELS[key].real if job.real else MODELS[key].tiny
+    source = job.source(key)
     found, problem = [], "" if job.real else _missing(source)
     try:
-        pipe = None if problem else load(Request(prompts=(source,), model=source))
+        pipe = None if problem else load(Request(prompts=(source,), model=source, **job.loading))
         for prompts in () if problem else dict.fromkeys(lists.values()):
             errors_console().print(f"{source}, prompts of {prompts}", highlight=False)
             sharing = [name for name, own in lists.items() if own == prompts]
-            found += _with_prompts(job, key, pipe, source, sharing, prompts)
+            found += _with_prompts(job, key, pipe, source, sharing, prompts, clock)
     except (StoreError, ConflictError):  # the folder's, not the model's
         raise
     except (SpectrumError, MistakeError, RuntimeError, OSError, ValueError) as error:
@@ -170,38 +222,52 @@ def _on_model(job: Job, key: str, lists: dict[str, str]) -> list[Reproduced]:
     return found + [Reproduced(name, key, source, None, problem) for name in lists if name not in done]
 
 
-def _with_prompts(job: Job, key: str, pipe: Any, source: str, names: list[str], prompts: str) -> list[Reproduced]:
+def _with_prompts(
+    job: Job, key: str, pipe: Any, source: str, names: list[str], prompts: str, clock: Clock
+) -> list[Reproduced]:
     """The tables that share a list of prompts, on a model of which ``source`` is the name."""
+    from ..evaluate.plan import slug
     from ..prompts import load_prompts, spread
     from ..reproduce import MODELS, reproduce
+    from ..reproduce.paper import SEED
 
     model, every = MODELS[key], load_prompts(prompts, model=source)
     shown = spread(every, max(1, job.limit // VIDEOS_SHARE) if model.video else job.limit)
     others = [prompt for prompt in every if prompt not in shown] or shown
     with progress_meter() as meter:
+
+        def say(done: int, total: int, what: str) -> None:
+            clock.tick()
+            meter(done, total, what)
+
         return reproduce(
             names,
             key,
             pipe,
             source,
             tuple(shown),
-            job.folder / (f"{key}-{prompts}" if job.real else key),
-            metrics=_metrics(job.metrics),
+            job.folder / (f"{key}-{slug(Path(prompts).stem)}" if job.real else key),
+            metrics=_metrics(job, names),
+            clip=job.clip,
+            seed=SEED if job.real else 0,
             tuned_on=tuple(prompt.text for prompt in spread(others, TUNED_ON[model.video])),
             call=dict(model.call) if job.real else {},
-            on_unit=meter,
-            on_tuning=lambda what: meter(0, 1, f"finding a threshold: {what}"),
+            on_unit=say,
+            on_tuning=lambda what: say(0, 1, f"finding a threshold: {what}"),
         )
 
 
-def _metrics(asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The paper's; FLIP stands in where LPIPS can't be had."""
-    from ..metrics import METRICS
+def _metrics(job: Job, names: list[str]) -> tuple[str, ...]:
+    """The tables' own as far as they can be had; FLIP stands in for LPIPS where that can't."""
+    from ..evaluate.measures import judges
+    from ..reproduce import TABLES
 
-    if asked is not None:
-        return asked
-    perceptual = next((name for name in ("lpips", "flip") if not METRICS[name].available()), None)
-    return ("psnr", "ssim", perceptual) if perceptual else ("psnr", "ssim")
+    if job.metrics is not None:
+        return job.metrics
+    had = {name for name, judge in judges(job.clip).items() if not judge.available()}
+    wanted = dict.fromkeys(metric for name in names for metric in ("psnr", "ssim", "lpips", *TABLES[name].metrics))
+    found = [name if name in had else STANDS_IN.get(name) for name in wanted]
+    return tuple(name for name in found if name in had)
 
 
 def _figure(found: Reproduced, folder: Path) -> str:

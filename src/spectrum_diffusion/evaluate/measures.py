@@ -34,6 +34,11 @@ class Metrics:
         return {**self.pictures, **self.programs}
 
 
+def judges(clip: str | None = None) -> dict[str, Judge]:
+    """Every metric by name, whether it can be had here or not; with the CLIP model of ``clip_score``."""
+    return {**METRICS, CLIP_SCORE: ClipScore(clip or CLIP_MODEL), **PROGRAMS}
+
+
 def choose_metrics(request: Request) -> Metrics:
     """The metrics that a request names; without names, all that can be had here and need no program.
 
@@ -45,7 +50,7 @@ def choose_metrics(request: Request) -> Metrics:
     if asked is None:
         given = (CLIP_SCORE,) if request.clip else ()  # then it must be had
         asked = tuple(name for name, judge in pictures.items() if name in given or not judge.available())
-    known: dict[str, Judge] = {**pictures, **PROGRAMS}
+    known = judges(request.clip)
     for name in asked:
         if name not in known:
             raise InvalidOptionError(f"metric {name!r} is unknown: choose among {', '.join(known)}")

@@ -90,6 +90,8 @@ def reproduce(
     folder: Path,
     *,
     metrics: tuple[str, ...],
+    clip: str | None = None,
+    seed: int = 0,
     tuned_on: tuple[str, ...] = (),
     call: dict[str, Any] | None = None,
     on_unit: OnUnit | None = None,
@@ -102,9 +104,11 @@ def reproduce(
         key: a key of ``MODELS``.
         pipe: the pipeline, on its device.
         ran: its name.
-        prompts: with seed 0 each.
+        prompts: each of them is drawn once.
         folder: of the model.
-        metrics: names of ``METRICS``.
+        metrics: names, as in :class:`Request`.
+        clip: as in :class:`Request`.
+        seed: of every picture's noise.
         tuned_on: prompts by which thresholds are found for a number of evaluations; ``prompts`` if there are none.
         call: options of the pipeline's call.
         on_unit: as :func:`evaluate`.
@@ -120,8 +124,10 @@ def reproduce(
         model=ran,
         rows=rows,
         prompts=prompts,
+        seeds=(seed,),
         call=call,
         metrics=metrics,
+        clip=clip,
         path=True,
         command=f"reproduce {' '.join(names)}",
     )

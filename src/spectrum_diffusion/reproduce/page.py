@@ -49,12 +49,15 @@ def _head(found: Sequence[Reproduced], command: str, seconds: float) -> str:
     if environment := next((one.results.settings["environment"] for one in whole.values() if one.results), None):
         versions = ", ".join(f"{name} {value}" for name, value in environment.items() if name != "threads")
         lines.append(f"{versions}, threads {environment.get('threads', '–')}.")
+    seeds = {str(unit["seed"]) for one in whole.values() if one.results for unit in one.results.units}
+    seed = ", ".join(sorted(seeds)) or "–"
     lines += [
-        "Numbers are means over prompts, seed 0 each, to the untouched run of 50 steps; brackets are 95 % intervals",
-        "(bootstrap over prompts). NFE: ours, and in brackets the paper's. Cost: floating-point operations of the",
-        "denoiser in whole evaluations, of a row's first prompt. Faster: seconds of a call to those of the untouched",
-        "pipeline, taken by turns. Kept: features kept for forecasts. –: the paper's text gives no number, or it can't",
-        "be had here. Small models say how methods compare on small models, and nothing of the full-size ones.",
+        f"Numbers are means over prompts, seed {seed} each, to the untouched run of 50 steps; brackets are",
+        "95 % intervals (bootstrap over prompts). NFE: ours, and in brackets the paper's. Cost: floating-point",
+        "operations of the denoiser in whole evaluations, of a row's first prompt. Faster: seconds of a call to those",
+        "of the untouched pipeline, taken by turns. Kept: features kept for forecasts. –: the paper's text gives no",
+        "number, or it can't be had here. Small models say how methods compare on small models, and nothing of the",
+        "full-size ones.",
     ]
     return "\n".join(lines)
 

@@ -118,6 +118,20 @@ def test_background_words(pipeline: FluxPipeline) -> None:
     assert draw(pipeline)[:3].mean() > 0.9
 
 
+@pytest.mark.parametrize("name", sorted({"tiny-sd3", "tiny-sdxl"} & set(small_models())))
+def test_the_other_models_of_pictures_obey(name: str) -> None:
+    pipe = load_pipeline(name, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    red, green, blue = middle(draw(pipe, "apple"))
+    assert red > max(green, blue) + 0.2
+    smiley = draw(pipe, "smiley on blue")
+    red, green, blue = middle(smiley)
+    assert min(red, green) > blue + 0.3
+    edge = smiley[:3].mean(axis=(0, 1))
+    assert edge[2] > edge[0] + 0.2
+    assert draw(pipe, "smiley")[:3].mean() > 0.9
+
+
 def test_guidance_changes_the_picture(pipeline: FluxPipeline) -> None:
     assert np.abs(draw(pipeline, guidance_scale=1.0) - draw(pipeline, guidance_scale=3.0)).mean() > 1e-3
 

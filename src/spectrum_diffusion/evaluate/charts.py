@@ -31,7 +31,7 @@ def quality(results: Results) -> str:
     control = f'<div class="controls" hidden><label>Metric <select id="metric">{options}</select></label></div>'
     groups = [_group(results, name) for name in names]
     text = "Whiskers are 95 % intervals over the prompts. Up and to the left is better, or down for metrics marked ↓."
-    if len(results.rows) > plots.ROOM:
+    if any(sum(name in row["metrics"] for row in results.rows) > plots.ROOM for name in names):
         text += " Named are those that no other betters at their cost or less; point at one of the others for its name."
     return section("Quality against cost", control, note(text), *groups)
 

@@ -103,6 +103,7 @@ def _table(results: Results) -> str:
 def _explained(results: Results) -> str:
     text = (
         "Fewer and faster are times less than the reference, in evaluations and in seconds of the whole call. "
+        "Seconds are the median of the calls, with the quartiles below. "
         "Square brackets are 95 % intervals of the mean, by a bootstrap over prompts. "
     )
     if results.baseline:
@@ -144,7 +145,11 @@ def _complete(row: dict[str, Any]) -> str:
 def _cell(results: Results, row: dict[str, Any], column: Column) -> str:
     value = column.value(row)
     stored = "" if value is None else f"{value!r}"
-    text = _metric_cell(results, row, column.name) if column.name else escape(column.text(row))
+    if column.name:
+        text = _metric_cell(results, row, column.name)
+    else:
+        small = column.small(row)
+        text = escape(column.text(row)) + (f"<small>{escape(small)}</small>" if small else "")
     return f'<td data-value="{stored}">{text}</td>'
 
 

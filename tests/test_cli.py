@@ -159,6 +159,16 @@ def test_compare_draws_a_grid_and_a_table(tmp_path: Path) -> None:
     assert height > 2 * 256
 
 
+def test_compare_leaves_videos_side_by_side(tmp_path: Path) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    arguments = ["--model", "tiny-wan", "--methods", "reuse:evaluated=[0,2,4]", "-o", tmp_path, "--steps", 6]
+    result = run("compare", "panda growing", *arguments, "--device", "cpu")
+    assert "1 video" in result.stdout
+    assert "s/video" in result.stdout
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "grid.mp4"))[0] == 13
+    assert (tmp_path / "grid.png").is_file()
+
+
 def test_compare_over_seeds_as_json(tmp_path: Path) -> None:
     arguments = ["--methods", "spectrum", "--seeds", "0,1", "-o", tmp_path / "c", "--json", *QUICK]
     found = json.loads(run("compare", "red apple", *arguments).stdout)
@@ -214,6 +224,7 @@ MISTAKES = {
     "speedup": (["apple", "-o", "a.png", "--speedup", "0.5"], "speedup=0.5"),
     "speedup for the steps": (["apple", "-o", "a.png", "--speedup", "9", "--steps", "10"], "10 steps"),
     "speedup for the default steps": (["apple", "-o", "a.png", "--speedup", "20"], "50 steps"),
+    "model name": (["apple", "-o", "a.png", "--model", "tiny-fluxx"], "(did you mean 'tiny-flux'?)"),
     "model folder": (["apple", "-o", "a.png", "--model", "./none"], "'./none' does not exist"),
     "model without index": (["apple", "-o", "a.png", "--model", "folder.png"], "model_index.json"),
     "prompt file": (["-o", "a.png", "--prompts", "none.txt"], "none.txt"),

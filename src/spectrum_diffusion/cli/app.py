@@ -41,6 +41,9 @@ app = typer.Typer(
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw; one or more.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
+FPS = 16
+"""Frames a second of a video that says nothing else."""
+
 Model = Annotated[str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")]
 Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")]
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
@@ -104,7 +107,7 @@ def generate(
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = 16,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = FPS,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -370,7 +373,7 @@ def list_methods(as_json: AsJson = False) -> None:
 
 @app.command("models")
 def list_models(as_json: AsJson = False) -> None:
-    """List the denoiser classes of the installed diffusers, and the models that ship."""
+    """List the small trained models, and the denoiser classes of the installed diffusers."""
     shipped, found = catalog.shipped_models(), catalog.denoisers()
     if as_json:
         _echo_json({"shipped": shipped, "denoisers": found})
@@ -385,8 +388,9 @@ def list_models(as_json: AsJson = False) -> None:
         way = f"{', '.join(row['blocks'])} → {', '.join(row['tail'])}" if row["blocks"] else row["reason"]
         table.add_row(row["class"], row["site"], escape(way))
     console = Console()
+    console.print(f"Small trained models here, for --model: [bold]{', '.join(shipped)}[/bold]", highlight=False)
     console.print(table)
-    console.print(f'Any other denoiser: site="output", or register_denoiser. Shipped models: {", ".join(shipped)}')
+    console.print('Any other denoiser: site="output", or register_denoiser.', highlight=False)
 
 
 @app.command("doctor")
@@ -433,16 +437,18 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
         result = comparison.compare(
             pipe, request, specs, lambda label: progress.update(task, advance=1, description=escape(label))
         )
-    grid, results = folder / "grid.png", comparison.to_dict(result)
+    grid, video, results = folder / "grid.png", folder / "grid.mp4", comparison.to_dict(result)
     folder.mkdir(parents=True, exist_ok=True)
     outputs.save_json(folder / "results.json", {**results, "versions": versions()})
     outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": versions()})
+    if (frames := comparison.frames_of(result)) > 1 and outputs.can_write_videos():
+        outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, FPS)
     if as_json:
         _echo_json({"output": str(folder), "grid": str(grid), **results})
     else:
         console = Console()
         console.print(comparison.table_of(result))
-        console.print(f"pictures: {grid}", highlight=False, soft_wrap=True)
+        console.print(f"pictures: {video if video.is_file() else grid}", highlight=False, soft_wrap=True)
     if problem := comparison.METRICS["ssim"].available():
         typer.echo(f"without SSIM: {problem}", err=True)
     return result.failures

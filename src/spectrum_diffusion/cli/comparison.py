@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SpectrumError
 from ..metrics import METRICS, average
+from ..words import counted_name
 from .drawing import Drawing, draw, steps_of
 from .grid import Column, make_grid
 from .guard import FailureError
@@ -119,15 +120,21 @@ def likeness(frames: list[Image], reference: list[Image]) -> Likeness:
     )
 
 
-def grid_of(comparison: Comparison) -> Image:
-    """Rows are the cases, columns the reference and the methods; of a video its middle frame."""
+def frames_of(comparison: Comparison) -> int:
+    """Frames of each drawing: 1 of a picture."""
+    return len(comparison.rows[0].drawings[0].frames)
+
+
+def grid_of(comparison: Comparison, frame: int | None = None) -> Image:
+    """Rows are the cases, columns the reference and the methods; of a video the frame, the middle one for None."""
+    place = frames_of(comparison) // 2 if frame is None else frame
     several = len(comparison.request.seeds) > 1
     names = [f"{prompt}, seed {seed}" if several else prompt for prompt, seed in comparison.cases]
-    return make_grid(names, [_column(comparison, row) for row in comparison.rows])
+    return make_grid(names, [_column(comparison, row, place) for row in comparison.rows])
 
 
-def _column(comparison: Comparison, row: Row) -> Column:
-    pictures: list[Image | str] = [d.frames[len(d.frames) // 2] for d in row.drawings]
+def _column(comparison: Comparison, row: Row, frame: int) -> Column:
+    pictures: list[Image | str] = [d.frames[frame] for d in row.drawings]
     missing = len(comparison.cases) - len(pictures)
     nfe = _nfe(comparison, row)
     subtitle = "failed" if row.error else "–" if nfe is None else f"NFE {nfe}"
@@ -140,10 +147,11 @@ def table_of(comparison: Comparison) -> Table:
     """NFE, time and likeness of each method."""
     from rich.table import Table
 
-    model, pictures = comparison.request.model, len(comparison.cases)
-    table = Table(title=f"{model}, {comparison.steps or '?'} steps, pictures: {pictures}")
+    drawn = "video" if frames_of(comparison) > 1 else "picture"
+    count = counted_name(len(comparison.cases), drawn)
+    table = Table(title=f"{comparison.request.model}, {comparison.steps or '?'} steps, {count}")
     table.add_column("method", overflow="fold")
-    for name in ("NFE", "s/picture", "evaluations", "PSNR dB", "SSIM"):
+    for name in ("NFE", f"s/{drawn}", "evaluations", "PSNR dB", "SSIM"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(*_cells(comparison, row))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from ..words import counted_name
 from .guard import first_line
 
 
@@ -94,7 +95,7 @@ def _devices() -> list[dict[str, Any]]:
         found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": gib})
     if torch.backends.mps.is_available():
         found.append({"device": "mps", "name": platform.machine(), "memory_gib": None})
-    found.append({"device": "cpu", "name": f"{torch.get_num_threads()} threads", "memory_gib": None})
+    found.append({"device": "cpu", "name": counted_name(torch.get_num_threads(), "thread"), "memory_gib": None})
     return found
 
 

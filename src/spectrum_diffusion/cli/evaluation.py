@@ -159,11 +159,17 @@ def progress_meter() -> Iterator[_Lines | _Bar]:
 
 def show(results: Results) -> None:
     """The table, and where the rest is."""
-    from ..evaluate.tables import legend
+    from ..evaluate.tables import BRIEF, known_metrics, legend
+    from ..words import counted_name
 
     console = Console()
     console.print(table_of(results))
-    console.print(legend(results), highlight=False)
+    console.print(legend(results, intervals=False), highlight=False)
+    if more := known_metrics(results)[BRIEF:]:
+        titles = ", ".join(results.metrics[name]["title"] for name in more)
+        console.print(f"In the report also {titles}.", highlight=False)
+    made = f"{counted_name(results.computed, 'call')} made now, the rest was there"
+    console.print(f"{made if results.computed else 'All was there already'}; intervals: report.", highlight=False)
     console.print(f"report: {results.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -29,8 +29,12 @@ def check_output(path: Path) -> None:
     if not path.parent.is_dir():
         raise MistakeError(f"--output {path}: there is no folder {path.parent}: make it first")
     _check_writable(path.parent)
-    if suffix in VIDEOS and importlib.util.find_spec("imageio_ffmpeg") is None:
+    if suffix in VIDEOS and not can_write_videos():
         raise MistakeError("writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]'")
+
+
+def can_write_videos() -> bool:
+    return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def check_json(path: Path) -> None:

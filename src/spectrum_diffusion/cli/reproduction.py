@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConflictError
 from .evaluation import progress_meter
 from .guard import MistakeError, errors_console, first_line
-from .request import Request
+from .request import Request, check_model
 
 if TYPE_CHECKING:
     from ..evaluate.store import Store
@@ -61,6 +61,7 @@ def parse_weights(pairs: Iterable[str]) -> dict[str, str]:
         key, _, source = pair.partition("=")
         if key not in MODELS or not source:
             raise MistakeError(f"--weights {pair!r}: write KEY=DIR, with {', '.join(MODELS)} for KEY")
+        check_model(source)
         found[key] = source
     return found
 

@@ -55,7 +55,7 @@ class Request:
         _check_choice("--offload", self.offload, OFFLOADS)
         if self.dtype is not None:
             _check_choice("--dtype", self.dtype, DTYPES)
-        _check_model(self.model)
+        check_model(self.model)
 
     def call_options(self) -> dict[str, Any]:
         """What was asked for by the names that pipelines give it, without what was left open."""
@@ -202,11 +202,24 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise MistakeError(f"{name} {value} is unknown: choose one of {', '.join(choices)}")
 
 
-def _check_model(model: str) -> None:
-    """Tell a wrong folder at once; whether an id exists is known when it is loaded."""
-    if model == DEFAULT_MODEL:
+def check_model(model: str) -> None:
+    """Tell a wrong folder or name at once; whether an id exists is known when it is loaded.
+
+    Raises:
+        MistakeError: it is nothing that can be loaded.
+    """
+    from ..default_model import small_models
+    from ..words import did_you_mean
+
+    if model in small_models():
         return
     folder = Path(model)
+    if model.strip() and "/" not in model and not folder.exists():
+        names = sorted(small_models())
+        raise MistakeError(
+            f"--model {model!r} is neither a folder nor a small model{did_you_mean(model, names)}: "
+            f"here are {', '.join(names)}; an id on the Hub is written OWNER/NAME"
+        )
     looks_like_path = folder.is_absolute() or model.startswith(".") or model.count("/") > 1
     if not model.strip() or (looks_like_path and not folder.exists()):
         raise MistakeError(

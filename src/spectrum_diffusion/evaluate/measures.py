@@ -11,6 +11,7 @@ from ..errors import InvalidOptionError, MissingPackageError
 from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge
 from ..metrics.clip import CLIP_MODEL
 from ..metrics.programs import PROGRAMS, Program
+from ..words import did_you_mean
 from .identity import code_of_module, key_of
 from .plan import Unit
 from .request import CLIP_SCORE, REFERENCE, Request
@@ -53,7 +54,9 @@ def choose_metrics(request: Request) -> Metrics:
     known = judges(request.clip)
     for name in asked:
         if name not in known:
-            raise InvalidOptionError(f"metric {name!r} is unknown: choose among {', '.join(known)}")
+            raise InvalidOptionError(
+                f"metric {name!r} is unknown{did_you_mean(name, known)}: choose among {', '.join(known)}"
+            )
         if problem := known[name].available():
             raise InvalidOptionError(f"metric {name!r} can't be had here: {problem}")
     return Metrics(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cost import ALLOCATED
+from ..words import counted_name
 from .results import Results
 
 MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
@@ -118,16 +119,12 @@ def latex(results: Results) -> str:
     return "\n".join([*head, titles + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def counted_name(number: int, what: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def legend(results: Results) -> str:
+def legend(results: Results, *, intervals: bool = True) -> str:
     """What the numbers and marks of the table are, in a few sentences."""
     counted = results.to_dict()
     size = f"{counted_name(counted['prompts'], 'prompt')} × {counted_name(len(counted['seeds']), 'seed')}"
-    parts = [f"{results.model}, {size}; square brackets are 95 % intervals by a bootstrap over prompts."]
+    brackets = "; square brackets are 95 % intervals by a bootstrap over prompts" if intervals else ""
+    parts = [f"{results.model}, {size}{brackets}."]
     if results.baseline:
         parts.append(
             f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."

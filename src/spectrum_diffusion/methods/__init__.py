@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from ..errors import InvalidOptionError
+from ..words import did_you_mean
 from .base import SITES, AnyMethod, Method
 from .deepcache import DeepCache
 from .easycache import EasyCache
@@ -63,12 +63,14 @@ def make_method(name: str, **options: Any) -> AnyMethod:
         InvalidOptionError: an unknown name or option (the nearest one is suggested), or a wrong value.
     """
     if not isinstance(name, str) or name not in METHODS:
-        raise InvalidOptionError(f"method={name!r} is unknown{_nearest(name, METHODS)}: choose one of {_list(METHODS)}")
+        raise InvalidOptionError(
+            f"method={name!r} is unknown{did_you_mean(name, METHODS)}: choose one of {_list(METHODS)}"
+        )
     known = METHODS[name].defaults()
     for option in options:
         if option not in known and not _is_unknown_rival(METHODS[name]):
             raise InvalidOptionError(
-                f"{name} has no option {option!r}{_nearest(option, known)}: its options are {_list(known)}"
+                f"{name} has no option {option!r}{did_you_mean(option, known)}: its options are {_list(known)}"
             )
     if options.get("speedup") is not None and (given := [o for o in ("interval", "warmup", "slope") if o in options]):
         raise InvalidOptionError(
@@ -80,11 +82,6 @@ def make_method(name: str, **options: Any) -> AnyMethod:
 def _is_unknown_rival(method: type[AnyMethod]) -> bool:
     """Whether the options can't be checked, as the package isn't there; enable(…) then says how to get it."""
     return issubclass(method, Rival) and not method.available()
-
-
-def _nearest(word: object, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _list(names: Any) -> str:

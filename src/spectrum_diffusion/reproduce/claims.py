@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..evaluate.statistics import Estimate, difference, verdict
+from ..evaluate.statistics import ENOUGH, Estimate, difference, verdict
 from ..evaluate.tables import line
 from .paper import SLOPES, Setting, paper_value
 
@@ -25,11 +25,11 @@ WORDS = {
 }
 """A paired difference over prompts decides: its 95 % interval lies above zero, below, or holds it."""
 
-LEGEND = """**yes**: our small model says so too; **no**: it says the opposite; open: the interval of the paired
-difference holds zero; in part: at some slopes. Then our two numbers, PSNR in dB with the cost in evaluations, and after
-"paper" its own where it has that row. Compared are the rows that the paper compares: what they cost here stands beside
-them, and isn't always the same. Its TeaCache rows are at thresholds that we don't know; ours have as many evaluations
-as Spectrum."""
+LEGEND = f"""**yes**: our small model says so too; **no**: it says the opposite; open: the interval of the paired
+difference holds zero; too few: fewer than {ENOUGH} prompts; in part: at some slopes. Then our two numbers, PSNR in dB
+with the cost in evaluations, and after "paper" its own where it has that row. Compared are the rows that the paper
+compares: what they cost here stands beside them, and isn't always the same. Its TeaCache rows are at thresholds that
+we don't know; ours have as many evaluations as Spectrum."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluate.tables import flops, hours, line, mebibytes, number
+from ..words import counted_name
 from .claims import claims_table, header
 from .paper import RMSE, Setting, is_reported, paper_value
 
@@ -114,10 +115,10 @@ def _bold(text: str, yes: bool) -> str:
 def _part(found: Reproduced, picture: str) -> str:
     title = f"### {found.name}: {found.table.title}, {found.model.name}"
     if found.results is None:
-        return f"{title}\n\nNot run: {found.problem}."
-    pictures = len({unit["prompt"] for unit in found.results.units})
-    what = "videos" if found.model.video else "pictures"
-    lines = [title, "", f"Ours on {found.ran}, {pictures} {what} a row."]
+        return f"{title}\n\nNot run: {found.problem.rstrip('.')}."
+    count = len({unit["prompt"] for unit in found.results.units})
+    drawn = counted_name(count, "video" if found.model.video else "picture")
+    lines = [title, "", f"Ours on {found.ran}, {drawn} a row."]
     if found.table.pictures:
         return "\n".join([*lines, "", f"![{found.table.title}]({picture})"]) if picture else "\n".join(lines)
     if found.table.path:

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 176, 16, 44
 NAMES = WIDTH - RIGHT + 26
 """Where the names begin, right of the plot: beside their points they would cover others'."""
-LETTERS = 18
+LETTERS = 16
 """Of a name there; the whole one is in the table and in the point's title."""
 COLOURS = 8
 LINE = 15

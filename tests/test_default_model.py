@@ -158,13 +158,6 @@ def test_every_small_model_loads_by_name_and_draws_by_prompt_alone() -> None:
         assert np.isfinite(np.asarray(output[0])).all(), name
 
 
-VIDEO_MODELS = [
-    name
-    for name, folder in small_models().items()
-    if "num_frames" in (folder / "call_defaults.json").read_text(encoding="utf-8")
-]
-
-
 def test_every_small_model_is_small_and_has_a_card() -> None:
     for name, folder in small_models().items():
         assert (folder / "README.md").is_file(), name

@@ -1,11 +1,12 @@
 """The small models of videos: what is drawn moves as the prompt says."""
 
+import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 
 from spectrum_diffusion import load_pipeline
 from training import video
-from training.motion import follows
+from training.motion import FOLLOWS, course, follows
 
 
 @pytest.fixture(scope="module", params=["tiny-wan", "tiny-hunyuan"])
@@ -18,6 +19,14 @@ def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
 @pytest.mark.parametrize("motion", video.MOTIONS)
 def test_motion_follows_the_prompt(pipeline: DiffusionPipeline, motion: str) -> None:
     assert follows(pipeline, "heart", motion)
+
+
+def test_what_stands_still_or_is_empty_follows_no_motion() -> None:
+    empty = np.ones((13, 48, 48, 3))
+    still = empty.copy()
+    still[:, 12:36, 12:36] = (1, 0, 0)
+    for frames in (empty, still):
+        assert not any(right(*course(frames)) for right in FOLLOWS.values())
 
 
 @pytest.mark.slow

@@ -12,21 +12,26 @@ from training import video
 
 INK = 0.3
 """A pixel whose channels are together that far from white belongs to the thing."""
-Course = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Place of the thing's middle from the left and from the top in pixels, and its area, frame by frame."""
+Course = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+"""Place of the thing's middle from the left and from the top in pixels, and its area, frame by frame; and what share of
+the ink changes from a frame to the next."""
 
 # From the course to whether it is that motion, in pixels of 48×48.
-FOLLOWS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], bool]] = {
-    "moving left": lambda x, y, area: x[-1] - x[0] < -10,
-    "moving right": lambda x, y, area: x[-1] - x[0] > 10,
-    "moving up": lambda x, y, area: y[-1] - y[0] < -10,
-    "moving down": lambda x, y, area: y[-1] - y[0] > 10,
-    "spinning": lambda x, y, area: (  # it stays
-        max(abs(x[-1] - x[0]), abs(y[-1] - y[0])) < 9 and np.ptp(y) < 12 and 0.5 < area[-1] / area[0] < 2
+FOLLOWS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], bool]] = {
+    "moving left": lambda x, y, area, change: x[-1] - x[0] < -10,
+    "moving right": lambda x, y, area, change: x[-1] - x[0] > 10,
+    "moving up": lambda x, y, area, change: y[-1] - y[0] < -10,
+    "moving down": lambda x, y, area, change: y[-1] - y[0] > 10,
+    "spinning": lambda x, y, area, change: (  # it stays, and doesn't stand still
+        max(abs(x[-1] - x[0]), abs(y[-1] - y[0])) < 9
+        and np.ptp(y) < 12
+        and 0.5 < area[-1] / area[0] < 2
+        and min(area) > 100
+        and change > 0.08
     ),
-    "bouncing": lambda x, y, area: np.ptp(y) > 10 and abs(y[-1] - y[0]) < 8,
-    "growing": lambda x, y, area: area[-1] > 2.5 * area[0],
-    "shrinking": lambda x, y, area: area[-1] < 0.4 * area[0],
+    "bouncing": lambda x, y, area, change: np.ptp(y) > 10 and abs(y[-1] - y[0]) < 8,
+    "growing": lambda x, y, area, change: area[-1] > 2.5 * area[0],
+    "shrinking": lambda x, y, area, change: area[-1] < 0.4 * area[0],
 }
 
 
@@ -37,7 +42,8 @@ def course(frames: np.ndarray) -> Course:
     whole = ink.sum((1, 2)) + 1e-6
     x = (ink.sum(1) * np.arange(ink.shape[2])).sum(1) / whole
     y = (ink.sum(2) * np.arange(ink.shape[1])).sum(1) / whole
-    return x, y, np.maximum((ink > 0).sum((1, 2)), 1)
+    change = float(np.abs(np.diff(frames, axis=0)).sum() / ((1 - frames)[1:].sum() + 1e-6))
+    return x, y, np.maximum((ink > 0).sum((1, 2)), 1), change
 
 
 def follows(pipeline: DiffusionPipeline, thing: str, motion: str) -> bool:

@@ -253,7 +253,7 @@ def reproduce_paper(
         str, typer.Option(help="tiny: the small trained models of this checkout; real: the paper's, from the Hub.")
     ] = "tiny",
     pairs: Annotated[
-        int, typer.Option(min=1, help="Pictures a row, of other prompts with seed 0 each; a quarter of it for videos.")
+        int, typer.Option(min=1, help="Pictures a row, each of another prompt; a quarter of it for videos.")
     ] = 32,
     metrics: Annotated[
         str | None, typer.Option(help="psnr,ssim,…; without, the paper's that can be had here, FLIP for LPIPS if not.")
@@ -274,6 +274,8 @@ def reproduce_paper(
     """Run the paper's tables and figures again, ours beside its numbers. Given again, it goes on."""
     if model not in ("tiny", "real"):
         raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
+    if weights and model != "real":
+        raise MistakeError("--weights is for the paper's models: add --model real")
     job = reproduction.Job(
         reproduction.chosen(tables),
         model == "real",
@@ -441,14 +443,16 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     folder.mkdir(parents=True, exist_ok=True)
     outputs.save_json(folder / "results.json", {**results, "versions": versions()})
     outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": versions()})
+    video.unlink(missing_ok=True)  # of another comparison
     if (frames := comparison.frames_of(result)) > 1 and outputs.can_write_videos():
         outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, FPS)
+    found = {"video": str(video)} if video.is_file() else {}
     if as_json:
-        _echo_json({"output": str(folder), "grid": str(grid), **results})
+        _echo_json({"output": str(folder), "grid": str(grid), **found, **results})
     else:
         console = Console()
         console.print(comparison.table_of(result))
-        console.print(f"pictures: {video if video.is_file() else grid}", highlight=False, soft_wrap=True)
+        console.print(f"pictures: {found.get('video', grid)}", highlight=False, soft_wrap=True)
     if problem := comparison.METRICS["ssim"].available():
         typer.echo(f"without SSIM: {problem}", err=True)
     return result.failures

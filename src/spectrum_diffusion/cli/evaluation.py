@@ -168,8 +168,8 @@ def show(results: Results) -> None:
     if more := known_metrics(results)[BRIEF:]:
         titles = ", ".join(results.metrics[name]["title"] for name in more)
         console.print(f"In the report also {titles}.", highlight=False)
-    made = f"{counted_name(results.computed, 'call')} made now, the rest was there"
-    console.print(f"{made if results.computed else 'All was there already'}; intervals: report.", highlight=False)
+    made = f"{counted_name(results.computed, 'call')} made now; what was there already was kept."
+    console.print(made, "Intervals are in the report.", highlight=False)
     console.print(f"report: {results.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -61,7 +61,7 @@ def parse_weights(pairs: Iterable[str]) -> dict[str, str]:
         key, _, source = pair.partition("=")
         if key not in MODELS or not source:
             raise MistakeError(f"--weights {pair!r}: write KEY=DIR, with {', '.join(MODELS)} for KEY")
-        check_model(source)
+        check_model(source, f"--weights {key}:")
         found[key] = source
     return found
 
@@ -93,12 +93,18 @@ class Job:
     loading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Tell mistakes before any model is loaded."""
+        from ..evaluate.measures import CLIP_SCORE, check_metrics
         from ..prompts import load_prompts
+        from .drawing import pick_device
 
-        if self.weights and not self.real:
-            raise MistakeError("--weights is for the paper's models: add --model real")
         if self.prompts:
-            load_prompts(self.prompts)  # a list that can't be had is told before any model is loaded
+            load_prompts(self.prompts)
+        check_metrics(self.metrics or (), self.clip)
+        if self.clip and self.metrics is None:
+            check_metrics((CLIP_SCORE,), self.clip)  # then it must be had
+        Request(prompts=("any",), **self.loading)
+        pick_device(self.loading.get("device"), self.loading.get("offload", "none"))
 
     @property
     def command(self) -> str:

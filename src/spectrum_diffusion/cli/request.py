@@ -202,7 +202,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise MistakeError(f"{name} {value} is unknown: choose one of {', '.join(choices)}")
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, option: str = "--model") -> None:
     """Tell a wrong folder or name at once; whether an id exists is known when it is loaded.
 
     Raises:
@@ -217,13 +217,13 @@ def check_model(model: str) -> None:
     if model.strip() and "/" not in model and not folder.exists():
         names = sorted(small_models())
         raise MistakeError(
-            f"--model {model!r} is neither a folder nor a small model{did_you_mean(model, names)}: "
+            f"{option} {model!r} is neither a folder nor a small model{did_you_mean(model, names)}: "
             f"here are {', '.join(names)}; an id on the Hub is written OWNER/NAME"
         )
     looks_like_path = folder.is_absolute() or model.startswith(".") or model.count("/") > 1
     if not model.strip() or (looks_like_path and not folder.exists()):
         raise MistakeError(
-            f"--model {model!r} does not exist: give a folder of a diffusers pipeline or an id on the Hub"
+            f"{option} {model!r} does not exist: give a folder of a diffusers pipeline or an id on the Hub"
         )
     if folder.is_file() or (folder.is_dir() and not (folder / "model_index.json").is_file()):
-        raise MistakeError(f"--model {model!r} is no folder of a diffusers pipeline: it holds no model_index.json")
+        raise MistakeError(f"{option} {model!r} is no folder of a diffusers pipeline: it holds no model_index.json")

@@ -26,8 +26,8 @@ PACKAGE = __name__.partition(".")[0]
 REGISTRIES = (PACKAGE, f"{PACKAGE}.methods")
 """Modules that import everything: a new method changes no result of another."""
 LIBRARIES = ("torch", "diffusers", "transformers")
-SET_LATER = ("b1", "b2", "s1", "s2", "scaling", "_active_adapter", "_disable_adapters")
-"""Attributes of modules: of FreeU, of peft's adapters."""
+SET_LATER = ("b1", "b2", "s1", "s2", "scaling", "_active_adapter", "_disable_adapters", "use_tiling", "use_slicing")
+"""Attributes of modules: of FreeU, of peft's adapters, of autoencoders."""
 SAMPLES = 64
 """Values looked at in each parameter: other weights differ in some of them."""
 
@@ -41,7 +41,7 @@ def key_of(**parts: Any) -> str:
 def fingerprint(pipe: Any) -> str:
     """A digest of a pipeline's parts: classes, configurations, and values sampled from every parameter and buffer.
 
-    And of what was done to them: offload, compilation, adapters' scales, FreeU.
+    And of what was done to them: offload, compilation, adapters' scales, FreeU, tiling, the backend of attention.
 
     Weights that are not in memory (sequential offload keeps them on the meta device) count by name, shape and dtype.
     """
@@ -66,6 +66,8 @@ def _changes(module: nn.Module) -> dict[str, str]:
         found["hook"] = type(hook).__name__
     if (registry := values.get("_diffusers_hook")) and registry.hooks:  # an empty one comes with the first call
         found["hooks"] = ",".join(registry.hooks)
+    if backend := getattr(values.get("processor"), "_attention_backend", None):
+        found["attention"] = str(backend)
     if values.get("_compiled_call_impl") is not None:
         found["compiled"] = "yes"
     return found

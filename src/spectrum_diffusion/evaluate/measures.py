@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,18 +51,22 @@ def choose_metrics(request: Request) -> Metrics:
     if asked is None:
         given = (CLIP_SCORE,) if request.clip else ()  # then it must be had
         asked = tuple(name for name, judge in pictures.items() if name in given or not judge.available())
-    known = judges(request.clip)
-    for name in asked:
-        if name not in known:
-            raise InvalidOptionError(
-                f"metric {name!r} is unknown{did_you_mean(name, known)}: choose among {', '.join(known)}"
-            )
-        if problem := known[name].available():
-            raise InvalidOptionError(f"metric {name!r} can't be had here: {problem}")
+    check_metrics(asked, request.clip)
     return Metrics(
         {name: pictures[name] for name in asked if name in pictures},
         {name: PROGRAMS[name] for name in asked if name in PROGRAMS},
     )
+
+
+def check_metrics(names: Iterable[str], clip: str | None = None) -> None:
+    """Raise :class:`InvalidOptionError` for an unknown metric, or one that can't be had here."""
+    known = judges(clip)
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise InvalidOptionError(f"metric {name!r} is unknown{near}: choose among {', '.join(known)}")
+        if problem := known[name].available():
+            raise InvalidOptionError(f"metric {name!r} can't be had here: {problem}")
 
 
 def measure(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> dict[str, str]:

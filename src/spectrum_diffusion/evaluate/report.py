@@ -76,7 +76,7 @@ def _lead(results: Results) -> str:
 
 
 def _failures(results: Results) -> str:
-    failed = results.failures | results.problems
+    failed = results.failures | results.problems | results.uncounted
     if not failed:
         return ""
     found = [

@@ -33,6 +33,7 @@ class Results:
         computed: calls of the pipeline that were made this time.
         settings: what goes into every key: model, call, environment.
         problems: which metric could not be computed of which row → reason; pictures too small for one are no problem.
+        uncounted: whose operations could not be counted → reason; compiled code, mostly.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Results:
     computed: int = 0
     manifest: dict[str, Any] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    uncounted: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the units."""
@@ -58,6 +60,7 @@ class Results:
             "rows": self.rows,
             "failures": self.failures,
             "problems": self.problems,
+            "uncounted": self.uncounted,
             "settings": self.settings,
         }
 
@@ -76,9 +79,19 @@ def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results
             found["problem"] = plan.problems.get((row["label"], name), found["problem"])
     shown = {name: _shown(judge) for name, judge in judges.items()}
     problems = {f"{judges[name].title} of {label}": reason for (label, name), reason in plan.problems.items()}
-    problems |= _uncounted(plan, store)
     failures = dict(plan.failures)
-    return Results(folder, plan.request.model, units, rows, shown, baseline, failures, plan.settings, problems=problems)
+    return Results(
+        folder,
+        plan.request.model,
+        units,
+        rows,
+        shown,
+        baseline,
+        failures,
+        plan.settings,
+        problems=problems,
+        uncounted=_uncounted(plan, store),
+    )
 
 
 def _uncounted(plan: Plan, store: Store) -> dict[str, str]:

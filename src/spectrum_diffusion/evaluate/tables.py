@@ -135,8 +135,8 @@ def legend(results: Results, *, intervals: bool = True) -> str:
         parts.append(f"{whole}: one value of all pictures of a row, without interval.")
     if failed := [row["label"] for row in results.rows if row["error"]]:
         parts.append(f"Failed, wholly or in part: {', '.join(failed)}.")
-    if results.problems:
-        parts.append(f"Could not be computed: {', '.join(results.problems)}.")
+    if missing := results.problems | results.uncounted:
+        parts.append(f"Could not be computed: {', '.join(missing)}.")
     return " ".join(parts)
 
 

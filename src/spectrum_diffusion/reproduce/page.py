@@ -32,7 +32,7 @@ def page(found: Sequence[Reproduced], figures: dict[tuple[str, str], str], comma
         found: the tables, in the order in which they are shown.
         figures: table and model → path of a picture, from the page's folder.
         command: that makes it.
-        seconds: what the command took, in all its runs.
+        seconds: what the work in this folder took, in all its runs.
     """
     parts = [_head(found, command, seconds)]
     if overview := _overview(found):
@@ -72,7 +72,7 @@ def _effort(whole: Iterable[Reproduced], seconds: float) -> str:
         names.append(one.ran)
     ran = ", ".join(dict.fromkeys(names)) or "nothing"
     sampling = f"{len(calls):,} calls of a pipeline in {hours(sum(calls.values()))}"
-    return f"on {ran}, {sampling}; with thresholds, operations and metrics {hours(seconds)}."
+    return f"on {ran}, {sampling}; with thresholds, operations and metrics, this folder took {hours(seconds)}."
 
 
 def _overview(found: Sequence[Reproduced]) -> str:

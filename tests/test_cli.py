@@ -226,6 +226,7 @@ MISTAKES = {
     "speedup for the default steps": (["apple", "-o", "a.png", "--speedup", "20"], "50 steps"),
     "model name": (["apple", "-o", "a.png", "--model", "tiny-fluxx"], "(did you mean 'tiny-flux'?)"),
     "model folder": (["apple", "-o", "a.png", "--model", "./none"], "'./none' does not exist"),
+    "folder with the name of a model": (["apple", "-o", "a.png", "--model", "tiny-wan"], "model_index.json"),
     "model without index": (["apple", "-o", "a.png", "--model", "folder.png"], "model_index.json"),
     "prompt file": (["-o", "a.png", "--prompts", "none.txt"], "none.txt"),
     "frames of a picture": (["apple", "-o", "a.png", "--frames", "3"], "--frames"),
@@ -238,11 +239,12 @@ def test_mistakes(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     arguments, message = MISTAKES[mistake]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "tiny-wan").mkdir()
     (tmp_path / "file").touch()
     result = run("generate", *arguments, code=2)
     assert message in " ".join(result.stderr.split())
     assert result.stdout == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png", "tiny-wan"]
 
 
 def test_tune_writes_plans_that_generate_and_compare_take(tmp_path: Path) -> None:

@@ -211,9 +211,9 @@ def check_model(model: str, option: str = "--model") -> None:
     from ..default_model import small_models
     from ..words import did_you_mean
 
-    if model in small_models():
-        return
     folder = Path(model)
+    if model == DEFAULT_MODEL or (model in small_models() and not folder.exists()):
+        return
     if model.strip() and "/" not in model and not folder.exists():
         names = sorted(small_models())
         raise MistakeError(

@@ -16,10 +16,11 @@ from stand_ins import launches, stand_in
 from tiny_clip import save_tiny_clip
 from typer.testing import CliRunner
 
+from spectrum_diffusion import mp4
 from spectrum_diffusion.cli import app
 from spectrum_diffusion.cost import ALLOCATED
 from spectrum_diffusion.errors import InvalidOptionError
-from spectrum_diffusion.evaluate import Row, evaluate, files, store
+from spectrum_diffusion.evaluate import Row, evaluate, files
 from spectrum_diffusion.evaluate.measures import choose_metrics
 from spectrum_diffusion.metrics import METRICS, ClipScore
 from spectrum_diffusion.metrics import clip as clip_module
@@ -394,7 +395,7 @@ def test_a_videos_metric_is_the_mean_over_its_frames_and_an_mp4_shows_it(name: s
     for unit in results.units:
         reader = ffmpeg.read_frames(str((tmp_path / unit["file"]).with_suffix(".mp4")))
         about = next(reader)
-        assert about["fps"] == store.VIDEO_FPS
+        assert about["fps"] == mp4.FPS
         assert list(about["size"]) == unit["size"]
         assert len(list(reader)) == unit["frames"]
 

@@ -22,9 +22,7 @@ MARGIN = 40
 
 def draw_sheet(model: Path, folder: Path, prompts: list[str]) -> None:
     """Draw every one of `prompts` with every seed, shuffled and numbered, to sheet.png, the key to sheet-key.txt."""
-    jobs = [(prompt, seed) for prompt in prompts for seed in SEEDS]
-    order = np.random.default_rng(0).permutation(len(jobs))
-    jobs = [jobs[index] for index in order]
+    jobs = _shuffled([(prompt, seed) for prompt in prompts for seed in SEEDS])
     pictures = _generate(model, jobs)
     rows = -(-len(jobs) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (CELL + 4), rows * (CELL + LABEL)), "gray")
@@ -33,19 +31,16 @@ def draw_sheet(model: Path, folder: Path, prompts: list[str]) -> None:
         x, y = number % COLUMNS * (CELL + 4), number // COLUMNS * (CELL + LABEL)
         pen.text((x + 2, y + 1), str(number + 1), fill="white")
         sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
-    sheet.save(folder / "sheet.png")
-    key = "".join(f"{number}\t{prompt}\tseed {seed}\n" for number, (prompt, seed) in enumerate(jobs, 1))
-    (folder / "sheet-key.txt").write_text(key, encoding="utf-8")
-    logger.info("%d pictures in %s", len(jobs), folder / "sheet.png")
+    _save(sheet, jobs, folder)
 
 
 def draw_strips(model: Path, folder: Path, prompts: list[str]) -> None:
     """The same of videos: every other frame of one of every prompt, one video below the other."""
-    texts = [prompts[index] for index in np.random.default_rng(0).permutation(len(prompts))]
+    jobs = _shuffled([(prompt, STRIP_SEED) for prompt in prompts])
     pipeline = _load(model)
     strips = []
-    for text in texts:
-        frames = pipeline(text, generator=torch.Generator().manual_seed(STRIP_SEED), output_type="np").frames[0]
+    for prompt, seed in jobs:
+        frames = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="np").frames[0]
         strip = Image.fromarray((np.concatenate(list(frames[::2]), axis=1) * 255).round().astype(np.uint8))
         strips.append(strip.resize((2 * strip.width, 2 * strip.height), Image.Resampling.BICUBIC))
     sheet = Image.new("RGB", (MARGIN + strips[0].width, len(strips) * (strips[0].height + 4)), "gray")
@@ -54,10 +49,18 @@ def draw_strips(model: Path, folder: Path, prompts: list[str]) -> None:
         y = number * (strip.height + 4)
         pen.text((4, y + strip.height // 2), str(number + 1), fill="white")
         sheet.paste(strip, (MARGIN, y + 2))
+    _save(sheet, jobs, folder)
+
+
+def _shuffled(jobs: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [jobs[index] for index in np.random.default_rng(0).permutation(len(jobs))]
+
+
+def _save(sheet: Image.Image, jobs: list[tuple[str, int]], folder: Path) -> None:
     sheet.save(folder / "sheet.png")
-    key = "".join(f"{number}\t{text}\tseed {STRIP_SEED}\n" for number, text in enumerate(texts, 1))
+    key = "".join(f"{number}\t{prompt}\tseed {seed}\n" for number, (prompt, seed) in enumerate(jobs, 1))
     (folder / "sheet-key.txt").write_text(key, encoding="utf-8")
-    logger.info("%d videos in %s", len(texts), folder / "sheet.png")
+    logger.info("%d drawings in %s", len(jobs), folder / "sheet.png")
 
 
 def _load(model: Path) -> DiffusionPipeline:

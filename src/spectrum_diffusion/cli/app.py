@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .. import mp4
 from ..plan import versions
 from . import catalog, doctor, evaluation, outputs, reproduction, tuning
 from .guard import FAILURE, GuardedGroup, MistakeError, errors_console, set_up_logging
@@ -41,9 +42,6 @@ app = typer.Typer(
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw; one or more.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
-FPS = 16
-"""Frames a second of a video that says nothing else."""
-
 Model = Annotated[str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")]
 Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")]
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
@@ -107,7 +105,7 @@ def generate(
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = FPS,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = mp4.FPS,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -444,8 +442,8 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     outputs.save_json(folder / "results.json", {**results, "versions": versions()})
     outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": versions()})
     video.unlink(missing_ok=True)  # of another comparison
-    if (frames := comparison.frames_of(result)) > 1 and outputs.can_write_videos():
-        outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, FPS)
+    if (frames := comparison.frames_of(result)) > 1 and mp4.can_write():
+        outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, mp4.FPS)
     found = {"video": str(video)} if video.is_file() else {}
     if as_json:
         _echo_json({"output": str(folder), "grid": str(grid), **found, **results})

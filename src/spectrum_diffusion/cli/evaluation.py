@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..words import counted_name
 from .guard import FailureError, MistakeError, errors_console
 from .request import MethodSpec, Request
 
@@ -160,7 +161,6 @@ def progress_meter() -> Iterator[_Lines | _Bar]:
 def show(results: Results) -> None:
     """The table, and where the rest is."""
     from ..evaluate.tables import BRIEF, known_metrics, legend
-    from ..words import counted_name
 
     console = Console()
     console.print(table_of(results))

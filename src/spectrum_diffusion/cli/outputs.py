@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import mp4
 from ..atomic import written
 from .guard import MistakeError
 
@@ -29,12 +29,8 @@ def check_output(path: Path) -> None:
     if not path.parent.is_dir():
         raise MistakeError(f"--output {path}: there is no folder {path.parent}: make it first")
     _check_writable(path.parent)
-    if suffix in VIDEOS and not can_write_videos():
+    if suffix in VIDEOS and not mp4.can_write():
         raise MistakeError("writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]'")
-
-
-def can_write_videos() -> bool:
-    return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def check_json(path: Path) -> None:
@@ -71,7 +67,7 @@ def save(path: Path, frames: list[Image], provenance: dict[str, Any], fps: int) 
     """Write one picture, or a video of several frames."""
     if path.suffix.lower() in VIDEOS:
         with written(path) as temporary:
-            _write_video(temporary, frames, fps)
+            mp4.write(temporary, frames, fps)
     else:
         save_picture(path, frames[0], provenance)
 
@@ -89,17 +85,6 @@ def save_json(path: Path, value: Any) -> None:
     """Write indented JSON."""
     with written(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_video(path: Path, frames: list[Image], fps: int) -> None:
-    # diffusers' export_to_video needs imageio on top of the extra "video", and rescales to multiples of 16.
-    import imageio_ffmpeg
-
-    writer = imageio_ffmpeg.write_frames(str(path), frames[0].size, fps=fps, quality=8, macro_block_size=2)
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame.convert("RGB").tobytes())
-    writer.close()
 
 
 def _png_text(provenance: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from .request import Request, check_model
 
 if TYPE_CHECKING:
     from ..evaluate.store import Store
+    from ..prompts import Prompt
     from ..reproduce import Reproduced
     from .grid import Column
 
@@ -180,10 +181,11 @@ def _run(job: Job) -> list[Reproduced]:
             continue
         lists = {name: job.prompts or TABLES[name].prompts_for(model, job.real) for name in tables}
         clock.rest()
-        for one in _on_model(job, key, lists, clock):
+        made = _on_model(job, key, lists, clock)
+        for one in made:
             found[one.name, one.key] = one
             figures[one.name, one.key] = _figure(one, job.folder)
-        if any(one.results and one.results.computed for one in found.values() if one.key == key):
+        if any(one.results and one.results.computed for one in made):
             clock.tick()
         places = [(name, key) for name in job.names for key in TABLES[name].on(job.real)]
         ordered = [found[place] for place in places if place in found]
@@ -234,13 +236,12 @@ def _with_prompts(
 ) -> list[Reproduced]:
     """The tables that share a list of prompts, on a model of which ``source`` is the name."""
     from ..evaluate.plan import slug
-    from ..prompts import load_prompts, spread
+    from ..prompts import load_prompts
     from ..reproduce import MODELS, reproduce
     from ..reproduce.paper import SEED
 
-    model, every = MODELS[key], load_prompts(prompts, model=source)
-    shown = spread(every, max(1, job.limit // VIDEOS_SHARE) if model.video else job.limit)
-    others = [prompt for prompt in every if prompt not in shown] or shown
+    model = MODELS[key]
+    shown, tuned_on = _shared_out(load_prompts(prompts, model=source), job.limit, model.video)
     with progress_meter() as meter:
 
         def say(done: int, total: int, what: str) -> None:
@@ -252,16 +253,25 @@ def _with_prompts(
             key,
             pipe,
             source,
-            tuple(shown),
+            shown,
             job.folder / (f"{key}-{slug(Path(prompts).stem)}" if job.real else key),
             metrics=_metrics(job, names),
             clip=job.clip,
             seed=SEED if job.real else 0,
-            tuned_on=tuple(prompt.text for prompt in spread(others, TUNED_ON[model.video])),
+            tuned_on=tuned_on,
             call=dict(model.call) if job.real else {},
             on_unit=say,
             on_tuning=lambda what: say(0, 1, f"finding a threshold: {what}"),
         )
+
+
+def _shared_out(every: list[Prompt], limit: int, video: bool) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """The prompts of a row, and of the others, if there are any, those by which thresholds are found."""
+    from ..prompts import spread
+
+    shown = spread(every, max(1, limit // VIDEOS_SHARE) if video else limit)
+    others = [prompt for prompt in every if prompt not in shown] or shown
+    return tuple(shown), tuple(prompt.text for prompt in spread(others, TUNED_ON[video]))
 
 
 def _metrics(job: Job, names: list[str]) -> tuple[str, ...]:

@@ -211,11 +211,10 @@ def check_model(model: str, option: str = "--model") -> None:
     from ..default_model import small_models
     from ..words import did_you_mean
 
-    folder = Path(model)
-    if model == DEFAULT_MODEL or (model in small_models() and not folder.exists()):
+    folder, names = Path(model), sorted(small_models())
+    if model == DEFAULT_MODEL or (model in names and not folder.exists()):
         return
     if model.strip() and "/" not in model and not folder.exists():
-        names = sorted(small_models())
         raise MistakeError(
             f"{option} {model!r} is neither a folder nor a small model{did_you_mean(model, names)}: "
             f"here are {', '.join(names)}; an id on the Hub is written OWNER/NAME"

@@ -37,7 +37,11 @@ class Metrics:
 
 def judges(clip: str | None = None) -> dict[str, Judge]:
     """Every metric by name, whether it can be had here or not; with the CLIP model of ``clip_score``."""
-    return {**METRICS, CLIP_SCORE: ClipScore(clip or CLIP_MODEL), **PROGRAMS}
+    return {**_of_pictures(clip), **PROGRAMS}
+
+
+def _of_pictures(clip: str | None) -> dict[str, PictureJudge]:
+    return {**METRICS, CLIP_SCORE: ClipScore(clip or CLIP_MODEL)}
 
 
 def choose_metrics(request: Request) -> Metrics:
@@ -46,7 +50,7 @@ def choose_metrics(request: Request) -> Metrics:
     Raises:
         InvalidOptionError: an unknown name, or one that can't be had here.
     """
-    pictures: dict[str, PictureJudge] = {**METRICS, CLIP_SCORE: ClipScore(request.clip or CLIP_MODEL)}
+    pictures = _of_pictures(request.clip)
     asked = request.metrics
     if asked is None:
         given = (CLIP_SCORE,) if request.clip else ()  # then it must be had

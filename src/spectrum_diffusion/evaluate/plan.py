@@ -73,9 +73,9 @@ class Plan:
         return [unit for units in self.by_label.values() for unit in units]
 
     @property
-    def names(self) -> set[str]:
-        """Of everything that is to be done: rows may share units."""
-        return {unit.name for unit in (*self.every, *self.flops.values())}
+    def distinct(self) -> dict[str, Unit]:
+        """Everything that is to be done, by name: rows may share units."""
+        return {unit.name: unit for unit in (*self.every, *self.flops.values())}
 
     @property
     def by_label(self) -> dict[str, list[Unit]]:

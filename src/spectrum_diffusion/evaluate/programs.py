@@ -33,7 +33,7 @@ def run_programs(plan: Plan, store: Store, programs: dict[str, Program], device:
     """
     if programs and torch.cuda.is_available():
         torch.cuda.empty_cache()  # what the pipeline no longer uses is the programs'
-    total = len(plan.names)
+    total = len(plan.distinct)
     for program in programs.values():
         for label, units in plan.by_label.items():
             on_unit(total, total, f"{label}: {program.title}")

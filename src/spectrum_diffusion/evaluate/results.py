@@ -72,8 +72,9 @@ def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results
     of = {label: [unit for unit in units if unit["row"] == label] for label in (REFERENCE, *_labels(plan))}
     judges = metrics.every
     rows = [_row(label, found, of[REFERENCE], of.get(baseline or "", []), judges) for label, found in of.items()]
+    counted = {label: record for label, unit in plan.flops.items() if (record := store.record(unit))}
     for row in rows:
-        row |= _of_method(row["label"], plan, store, baseline)
+        row |= _of_method(row["label"], plan, counted, baseline)
         _add_scores(row, plan, store, metrics)
         for name, found in row["metrics"].items():
             found["problem"] = plan.problems.get((row["label"], name), found["problem"])
@@ -90,16 +91,16 @@ def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results
         failures,
         plan.settings,
         problems=problems,
-        uncounted=_uncounted(plan, store),
+        uncounted=_uncounted(counted),
     )
 
 
-def _uncounted(plan: Plan, store: Store) -> dict[str, str]:
+def _uncounted(counted: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Why operations could not be counted; one reason where it is that of all rows."""
-    found = {label: record["problem"] for label, unit in plan.flops.items() if (record := store.record(unit))}
-    if found.get(REFERENCE):
-        return {"operations": found[REFERENCE]}
-    return {f"operations of {label}": problem for label, problem in found.items() if problem}
+    problems = {label: record["problem"] for label, record in counted.items() if record["problem"]}
+    if REFERENCE in problems:
+        return {"operations": problems[REFERENCE]}
+    return {f"operations of {label}": problem for label, problem in problems.items()}
 
 
 def _shown(judge: Judge) -> dict[str, Any]:
@@ -139,29 +140,24 @@ def _line(unit: Unit, record: dict[str, Any], measured: dict[str, Any], store: S
     }
 
 
-def _of_method(label: str, plan: Plan, store: Store, baseline: str | None) -> dict[str, Any]:
+def _of_method(label: str, plan: Plan, counted: dict[str, dict[str, Any]], baseline: str | None) -> dict[str, Any]:
     """What is known of a row beside its units."""
     asked = next((row for row in plan.request.rows if row.label == label), None)
     return {
         "method": asked.method if asked else None,
         "options": plan.options.get(label, dict(asked.options) if asked else {}),
-        "flops": _flops(label, plan, store),
+        "flops": _flops(label, counted),
         "is_baseline": label == baseline,
         "error": plan.failures.get(label),
     }
 
 
-def _flops(label: str, plan: Plan, store: Store) -> dict[str, float] | None:
+def _flops(label: str, counted: dict[str, dict[str, Any]]) -> dict[str, float] | None:
     """What was counted of a row, in whole evaluations of the untouched pipeline: a method's own may have more to do."""
-    row, whole = (_counted(name, plan, store) for name in (label, REFERENCE))
+    row, whole = (counted[name]["flops"] if name in counted else None for name in (label, REFERENCE))
     if not row or not whole:
         return None
     return Flops(total=int(row["total"]), evaluation=int(whole["evaluation"])).to_dict()
-
-
-def _counted(label: str, plan: Plan, store: Store) -> dict[str, float] | None:
-    record = store.record(plan.flops[label]) if label in plan.flops else None
-    return record["flops"] if record else None
 
 
 def _add_scores(row: dict[str, Any], plan: Plan, store: Store, metrics: Metrics) -> None:

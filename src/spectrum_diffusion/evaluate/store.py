@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import mp4
 from . import files
 from .plan import Unit
 from .sampling import Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-VIDEO_FPS = 16
 
 
 class Store:
@@ -52,7 +51,7 @@ class Store:
         for path, content in made.items():
             files.write_bytes(path, content)
         if suffix == ".zip":
-            write_video(self._path(unit, ".mp4"), sample.frames)
+            self._save_video(unit, sample.frames)
         record = {
             "key": unit.key,
             "method": unit.method,
@@ -82,7 +81,7 @@ class Store:
             return self.folder / name if name else None
         path = self._path(unit, suffix)
         if not path.is_file() and self._file(record, ".zip"):  # drawn where nothing could write it
-            write_video(path, self.frames(unit, record))
+            self._save_video(unit, self.frames(unit, record))
         return path if path.is_file() else None
 
     def frames_file(self, record: dict[str, Any]) -> str:
@@ -102,6 +101,12 @@ class Store:
     def save_metrics(self, unit: Unit, metrics: dict[str, Any]) -> None:
         files.write_json(self._path(unit, ".metrics"), metrics, indent=None)
 
+    def _save_video(self, unit: Unit, frames: list[Image]) -> None:
+        """An mp4 to look at beside the lossless frames, where it can be written."""
+        if mp4.can_write():
+            with files.written(self._path(unit, ".mp4")) as temporary:
+                mp4.write(temporary, frames)
+
     def _path(self, unit: Unit, suffix: str) -> Path:
         # Not with_suffix: prompts have dots.
         return self.folder / f"{unit.name}{suffix}"
@@ -117,22 +122,6 @@ class Store:
             return files.digest((self.folder / name).read_bytes()) == checksum
         except OSError:
             return False
-
-
-def write_video(path: Path, frames: list[Image]) -> None:
-    """An mp4 to look at beside the lossless frames, where imageio-ffmpeg is installed."""
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        return
-    with files.written(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), frames[0].size, fps=VIDEO_FPS, quality=8, macro_block_size=2
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(frame.convert("RGB").tobytes())
-        writer.close()
 
 
 def _npy(array: np.ndarray[Any, Any]) -> bytes:

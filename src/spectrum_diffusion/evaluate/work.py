@@ -46,10 +46,9 @@ class Work:
         self.pipe, self.plan, self.store, self.metrics = pipe, plan, store, metrics
         self._on_unit = on_unit
         self.run_id, self.computed = secrets.token_hex(8), 0
-        units = [*plan.every, *plan.flops.values()]
         self._failed: dict[str, str] = {}
-        self._finished = {unit.name for unit in units if store.record(unit)}
-        self._done, self._total = len(self._finished), len(plan.names)
+        self._finished = {name for name, unit in plan.distinct.items() if store.record(unit)}
+        self._done, self._total = len(self._finished), len(plan.distinct)
 
     def run(self) -> None:
         """Do all of it.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import spectrum_diffusion
-from spectrum_diffusion.methods import watching
+from spectrum_diffusion.methods import adaptive as watching
 from spectrum_diffusion.tune import tune
 
 PROMPTS = Path(__file__).parents[1] / "training" / "contact_sheet_prompts.txt"

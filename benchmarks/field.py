@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 import spectrum_diffusion
-from spectrum_diffusion.evaluate import Request, Row, evaluate
-from spectrum_diffusion.evaluate.tables import markdown
-from spectrum_diffusion.prompts import load_prompts, spread
+from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.evaluate.tables import markdown
+from spectrum_diffusion.bench.prompts import load_prompts, spread
 
 from .marks import replace_block
 

@@ -20,7 +20,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 import spectrum_diffusion
-from spectrum_diffusion.history import weighted_sum
+from spectrum_diffusion.core.history import weighted_sum
 
 WIDTHS = (128, 512, 1024)
 TOKENS = (64, 256, 1024)

@@ -6,7 +6,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 import spectrum_diffusion
-from spectrum_diffusion.run import ManualRun
+from spectrum_diffusion.core.run import ManualRun
 
 OUT = Path("out/own_loop")
 TOTAL = 30

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from pipelines import PIPELINES
 
-from spectrum_diffusion.evaluate import Request, Row
-from spectrum_diffusion.prompts import Prompt
+from spectrum_diffusion.bench.evaluate import Request, Row
+from spectrum_diffusion.bench.prompts import Prompt
 
 STEPS = 6
 TEXTS = ('a <b>red</b> apple & "half" a pear', "panda")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
 
-from spectrum_diffusion.metrics.programs import environment_of
+from spectrum_diffusion.bench.metrics.programs import environment_of
 
 
 def stand_in(name: str, packages: Mapping[str, str]) -> Path:

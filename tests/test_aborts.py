@@ -12,7 +12,7 @@ from pipelines import PIPELINES
 from torch import nn
 
 import spectrum_diffusion
-from spectrum_diffusion.history import History
+from spectrum_diffusion.core.history import History
 
 NAMES = ["flux", "sd3", "wan", "wan22", "hunyuan-video", "sdxl", "flux-img2img", "sdxl-inpaint"]
 STEPS = 10

@@ -12,8 +12,8 @@ from torch import nn
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError
-from spectrum_diffusion.pipeline import SchedulerClock
-from spectrum_diffusion.run import time_axis
+from spectrum_diffusion.core.clock import time_axis
+from spectrum_diffusion.scheduler_clock import SchedulerClock
 
 FLOW = [1.0 - i / 12 - 0.004 * (i % 3) for i in range(12)]  # uneven, falling
 VARIANCE = [14.6 * (1 - i / 12) ** 3 + 0.03 for i in range(12)]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.polynomial import chebyshev
 
-from spectrum_diffusion.forecast import chebyshev_weights, tau, taylor_weights
-from spectrum_diffusion.schedule import adaptive, uniform
+from spectrum_diffusion.core.forecast import chebyshev_weights, tau, taylor_weights
+from spectrum_diffusion.core.schedule import adaptive, uniform
 
 GRID = np.linspace(-1, 1, 801)
 

@@ -14,8 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS
-from spectrum_diffusion.atomic import written
-from spectrum_diffusion.cli import app, comparison, doctor, drawing
+from spectrum_diffusion.bench import comparison
+from spectrum_diffusion.bench import sampling as drawing
+from spectrum_diffusion.bench.atomic import written
+from spectrum_diffusion.cli import app, doctor
 from spectrum_diffusion.cli.guard import MistakeError
 from spectrum_diffusion.cli.outputs import numbered, save
 from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size

@@ -63,7 +63,7 @@ def test_compiled_blocks_neither_break_nor_recompile(
     assert sum(counters["graph_break"].values()) == 0
     spectrum_diffusion.disable(pipe)
     assert all(
-        not isinstance(module.__dict__.get("_compiled_call_impl"), spectrum_diffusion.hooks.Interceptor)
+        not isinstance(module.__dict__.get("_compiled_call_impl"), spectrum_diffusion.sites.interceptor.Interceptor)
         for module in pipe.transformer.modules()
     )
     assert torch.isfinite(entry.call(pipe, steps=4)).all()

@@ -14,8 +14,8 @@ from pipelines import PIPELINES
 from zoo import ZOO
 
 import spectrum_diffusion
-from spectrum_diffusion import cost
-from spectrum_diffusion.cost import Timing, forward_flops, measure, on_meta, peak_memory, reset_peak_memory
+from spectrum_diffusion.bench import cost
+from spectrum_diffusion.bench.cost import Timing, forward_flops, measure, on_meta, peak_memory, reset_peak_memory
 from spectrum_diffusion.errors import InvalidOptionError, UnsupportedModelError
 
 CPU = torch.device("cpu")

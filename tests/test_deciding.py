@@ -22,12 +22,13 @@ from test_aborts import AbortError, fail_in_denoiser
 from torch import Tensor, nn
 
 import spectrum_diffusion
-from spectrum_diffusion import InvalidOptionError, UnsupportedModelError, denoisers
+from spectrum_diffusion import InvalidOptionError, UnsupportedModelError
+from spectrum_diffusion.methods.adaptive import calibrations
 from spectrum_diffusion.methods.easycache import ExpectedChange
 from spectrum_diffusion.methods.first_block_cache import ChangeSinceEvaluated
 from spectrum_diffusion.methods.magcache import AccumulatedError, nearest
 from spectrum_diffusion.methods.teacache import AccumulatedChange
-from spectrum_diffusion.methods.watching import calibrations
+from spectrum_diffusion.sites import denoisers
 
 STEPS = 14
 HUGE = 1e9

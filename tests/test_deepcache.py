@@ -11,8 +11,10 @@ from torch import nn
 from zoo import ZOO, samples_of
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError, denoisers, sites
-from spectrum_diffusion.flops import counting
+from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion.core.flops import counting
+from spectrum_diffusion.sites import blocks as sites
+from spectrum_diffusion.sites import denoisers
 
 STEPS = 12
 FULL = [0, 3, 6, 9]

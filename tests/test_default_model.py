@@ -9,15 +9,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
-from spectrum_diffusion import default_model
-from spectrum_diffusion.default_model import (
-    ASSETS,
-    DEFAULT_MODEL,
-    load_default_pipeline,
-    load_pipeline,
-    small_models,
-)
-from spectrum_diffusion.prompts import load_prompts
+from spectrum_diffusion import loading as default_model
+from spectrum_diffusion.bench.prompts import load_prompts
+from spectrum_diffusion.loading import ASSETS, DEFAULT_MODEL, load_default_pipeline, load_pipeline, small_models
 
 FOLDER = ASSETS / DEFAULT_MODEL
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from zoo import VARIANTS, ZOO, samples_of
 
-from spectrum_diffusion import denoisers
-from spectrum_diffusion.denoisers import (
+from spectrum_diffusion.errors import UnsupportedModelError
+from spectrum_diffusion.sites import denoisers
+from spectrum_diffusion.sites.denoisers import (
     DENOISERS,
     DenoiserRow,
     find_denoiser_classes,
@@ -22,7 +23,6 @@ from spectrum_diffusion.denoisers import (
     resolve,
     row_for,
 )
-from spectrum_diffusion.errors import UnsupportedModelError
 
 ALL = {**ZOO, **VARIANTS}
 OUTPUT_ONLY = {"UNet1DModel/no out block", "UNet2DModel/skip sample"}

@@ -27,13 +27,13 @@ from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
-from spectrum_diffusion import atomic, cost
+from spectrum_diffusion.bench import atomic, cost
+from spectrum_diffusion.bench.evaluate import Row, evaluate, files, lock
+from spectrum_diffusion.bench.evaluate.files import StoreError
+from spectrum_diffusion.bench.evaluate.identity import code_of, fingerprint
+from spectrum_diffusion.bench.prompts import Prompt
 from spectrum_diffusion.cli import app
 from spectrum_diffusion.errors import ConflictError, InvalidOptionError
-from spectrum_diffusion.evaluate import Row, evaluate, files, lock
-from spectrum_diffusion.evaluate.files import StoreError
-from spectrum_diffusion.evaluate.identity import code_of, fingerprint
-from spectrum_diffusion.prompts import Prompt
 
 CALLS = len(TEXTS) * 3 + 3
 """Of a new evaluation: two prompts with the reference and two rows, and the operations of all three counted once."""
@@ -201,7 +201,7 @@ def test_what_was_done_to_the_pipeline_counts_and_what_was_undone_does_not() -> 
 
 
 def test_other_versions_are_made_anew(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_diffusion.evaluate import plan
+    from spectrum_diffusion.bench.evaluate import plan
 
     evaluate(pipe, request(), tmp_path)
     original = plan.environment
@@ -210,7 +210,7 @@ def test_other_versions_are_made_anew(pipe: Any, tmp_path: Path, monkeypatch: py
 
 
 def test_another_code_of_a_method_is_another_result(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_diffusion.evaluate import plan
+    from spectrum_diffusion.bench.evaluate import plan
 
     evaluate(pipe, request(), tmp_path)
     monkeypatch.setattr(plan, "code_of", lambda method: "changed")
@@ -227,7 +227,7 @@ def test_the_code_of_a_method_is_told_from_others() -> None:
 def test_a_metric_is_added_without_drawing(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from spectrum_diffusion.metrics import METRICS
+    from spectrum_diffusion.bench.metrics import METRICS
 
     evaluate(pipe, request(), tmp_path)
     monkeypatch.setitem(METRICS, "again", replace(METRICS["psnr"], name="again"))
@@ -400,7 +400,7 @@ def test_the_lock_of_another_machine_is_free_when_it_gives_no_sign(age: float, t
 def test_a_row_that_fails_does_not_lose_the_others(
     pipe: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectrum_diffusion.evaluate import work
+    from spectrum_diffusion.bench.evaluate import work
 
     original = work.sample
 
@@ -422,7 +422,7 @@ def test_a_row_that_fails_does_not_lose_the_others(
 
 
 def test_a_row_that_fails_is_left_out_from_there_on(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_diffusion.evaluate import work
+    from spectrum_diffusion.bench.evaluate import work
 
     original, asked = work.sample, []
 
@@ -438,7 +438,7 @@ def test_a_row_that_fails_is_left_out_from_there_on(pipe: Any, tmp_path: Path, m
 
 
 def test_a_method_that_the_pipeline_can_not_have_is_a_failure(pipe: Any, tmp_path: Path) -> None:
-    from spectrum_diffusion.evaluate import plan
+    from spectrum_diffusion.bench.evaluate import plan
 
     def refuse(pipe: Any, row: Row) -> dict[str, Any]:
         raise sd.UnsupportedModelError(f"{row.label} needs something else")

@@ -16,17 +16,17 @@ from stand_ins import launches, stand_in
 from tiny_clip import save_tiny_clip
 from typer.testing import CliRunner
 
-from spectrum_diffusion import mp4
+from spectrum_diffusion.bench import mp4
+from spectrum_diffusion.bench.cost import ALLOCATED
+from spectrum_diffusion.bench.evaluate import Row, evaluate, files
+from spectrum_diffusion.bench.evaluate.measures import choose_metrics
+from spectrum_diffusion.bench.metrics import METRICS, ClipScore
+from spectrum_diffusion.bench.metrics import clip as clip_module
+from spectrum_diffusion.bench.metrics.programs import QUALITY, vbench_quality
+from spectrum_diffusion.bench.metrics.programs.environment import FOLDER_VARIABLE
+from spectrum_diffusion.bench.prompts import Prompt
 from spectrum_diffusion.cli import app
-from spectrum_diffusion.cost import ALLOCATED
 from spectrum_diffusion.errors import InvalidOptionError
-from spectrum_diffusion.evaluate import Row, evaluate, files
-from spectrum_diffusion.evaluate.measures import choose_metrics
-from spectrum_diffusion.metrics import METRICS, ClipScore
-from spectrum_diffusion.metrics import clip as clip_module
-from spectrum_diffusion.metrics.programs import QUALITY, vbench_quality
-from spectrum_diffusion.metrics.programs.environment import FOLDER_VARIABLE
-from spectrum_diffusion.prompts import Prompt
 
 PROMPTS = (Prompt("red apple", "fruit"), Prompt("dog", "animal"))
 LABELS = ("reference", "fewer", "reuse")
@@ -355,7 +355,7 @@ def test_the_command_takes_them_all(environments: Any, clip: str, tmp_path: Path
 def test_resident_memory_is_for_the_page_and_a_devices_for_print_too(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectrum_diffusion import cost
+    from spectrum_diffusion.bench import cost
 
     evaluate(pipe, ask("psnr"), tmp_path)
     page, table = ((tmp_path / name).read_text("utf-8") for name in ("report.html", "table.md"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spectrum_diffusion import schedule
+from spectrum_diffusion.core import schedule
 
 
 @pytest.fixture

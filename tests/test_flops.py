@@ -9,7 +9,7 @@ from torch import nn
 from zoo import ZOO
 
 import spectrum_diffusion
-from spectrum_diffusion.flops import counting
+from spectrum_diffusion.core.flops import counting
 
 
 def counted(model: nn.Module, inputs: dict[str, object]) -> int:

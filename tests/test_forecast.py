@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
-from spectrum_diffusion.errors import InvalidOptionError
-from spectrum_diffusion.forecast import (
+from spectrum_diffusion.core.forecast import (
     blend_weights,
     chebyshev_basis,
     chebyshev_weights,
@@ -21,7 +20,8 @@ from spectrum_diffusion.forecast import (
     taylor_weights,
     taylorseer_weights,
 )
-from spectrum_diffusion.schedule import adaptive
+from spectrum_diffusion.core.schedule import adaptive
+from spectrum_diffusion.errors import InvalidOptionError
 
 PAPER_14 = adaptive(50)
 PAPER_10 = adaptive(50, slope=3)

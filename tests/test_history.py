@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from spectrum_diffusion import history
-from spectrum_diffusion.forecast import chebyshev_weights
-from spectrum_diffusion.history import History, joined, weighted_sum
-from spectrum_diffusion.schedule import adaptive
+from spectrum_diffusion.core import history
+from spectrum_diffusion.core.forecast import chebyshev_weights
+from spectrum_diffusion.core.history import History, joined, weighted_sum
+from spectrum_diffusion.core.schedule import adaptive
 
 STEPS = adaptive(50)[:-1]
 WEIGHTS = chebyshev_weights(STEPS, 45, 50)

@@ -9,10 +9,10 @@ from dataclasses import FrozenInstanceError, dataclass, fields
 import numpy as np
 import pytest
 
+from spectrum_diffusion.core.forecast import blend_weights, chebyshev_weights, reuse_weights, taylor_weights
+from spectrum_diffusion.core.schedule import adaptive, for_speedup
 from spectrum_diffusion.errors import InvalidOptionError
-from spectrum_diffusion.forecast import blend_weights, chebyshev_weights, reuse_weights, taylor_weights
 from spectrum_diffusion.methods import METHODS, SITES, Method, make_method, register_method
-from spectrum_diffusion.schedule import adaptive, for_speedup
 
 NAMES = [name for name in METHODS if ":" not in name]
 """Other packages' caches have a colon in their names; their options are tested in test_rivals."""

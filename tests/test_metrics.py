@@ -17,10 +17,10 @@ from PIL import Image
 from pipelines import PIPELINES
 from tiny_clip import APPLE, DOG, RED, save_tiny_clip
 
-from spectrum_diffusion import metrics
+from spectrum_diffusion.bench import metrics
+from spectrum_diffusion.bench.metrics import METRICS, ClipScore, LatentPath, average, latent_rmse, to_video
+from spectrum_diffusion.bench.metrics import lpips as lpips_module
 from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError
-from spectrum_diffusion.metrics import METRICS, ClipScore, LatentPath, average, latent_rmse, to_video
-from spectrum_diffusion.metrics import lpips as lpips_module
 
 HERE = [name for name, metric in METRICS.items() if not metric.available()]
 SIZE = 192  # large enough for every metric

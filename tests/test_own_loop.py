@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import spectrum_diffusion
-from spectrum_diffusion import InvalidOptionError, SpectrumError, SpectrumWarning, denoisers
+from spectrum_diffusion import InvalidOptionError, SpectrumError, SpectrumWarning
+from spectrum_diffusion.sites import denoisers
 
 
 class Add(nn.Module):

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from stand_ins import stand_in
 
-from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError, ProgramError
-from spectrum_diffusion.metrics import programs
-from spectrum_diffusion.metrics.programs import (
+from spectrum_diffusion.bench.metrics import programs
+from spectrum_diffusion.bench.metrics.programs import (
     PROGRAMS,
     QUALITY,
     Entry,
@@ -24,7 +23,8 @@ from spectrum_diffusion.metrics.programs import (
     vbench_quality,
     write_manifest,
 )
-from spectrum_diffusion.metrics.programs.environment import FOLDER_VARIABLE
+from spectrum_diffusion.bench.metrics.programs.environment import FOLDER_VARIABLE
+from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError, ProgramError
 
 # VBench's leaderboard, in percent: its seven dimensions, and the Quality Score that it publishes beside them.
 PUBLISHED = {
@@ -267,6 +267,6 @@ def test_wrong_names_and_interpreters_are_refused(commands: list[str], monkeypat
         programs.install("fid")
     with pytest.raises(InvalidOptionError, match="no interpreter 'python0'"):
         programs.install("vbench", "python0")
-    monkeypatch.setattr("spectrum_diffusion.metrics.programs.environment.PYTHONS", ("3.10",))
+    monkeypatch.setattr("spectrum_diffusion.bench.metrics.programs.environment.PYTHONS", ("3.10",))
     with pytest.raises(InvalidOptionError, match=r"is Python 3\.11, which not all"):
         programs.install("vbench", sys.executable)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from spectrum_diffusion import default_model, prompts
-from spectrum_diffusion.default_model import ASSETS
+from spectrum_diffusion import loading as default_model
+from spectrum_diffusion.bench import prompts
+from spectrum_diffusion.bench.prompts import COCO, DRAWBENCH, Prompt, load_prompts
 from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError
-from spectrum_diffusion.prompts import COCO, DRAWBENCH, Prompt, load_prompts
+from spectrum_diffusion.loading import ASSETS
 
 
 def test_tiny_ships_and_the_small_model_knows_every_word() -> None:

@@ -17,14 +17,8 @@ from pipelines import PIPELINES
 from torch import nn
 
 import spectrum_diffusion
-from spectrum_diffusion import (
-    ConflictError,
-    InvalidOptionError,
-    SpectrumError,
-    SpectrumWarning,
-    UnsupportedModelError,
-    denoisers,
-)
+from spectrum_diffusion import ConflictError, InvalidOptionError, SpectrumError, SpectrumWarning, UnsupportedModelError
+from spectrum_diffusion.sites import denoisers
 
 ENTRY = PIPELINES["flux"]
 

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from prompted import TEXTS, prompted, request
 
-from spectrum_diffusion.evaluate import Row, evaluate, examples, plots
-from spectrum_diffusion.evaluate.statistics import (
+from spectrum_diffusion.bench.evaluate import Row, evaluate, examples, plots
+from spectrum_diffusion.bench.evaluate.statistics import (
     ENOUGH,
     by_prompt,
     difference,
@@ -29,8 +29,8 @@ from spectrum_diffusion.evaluate.statistics import (
     resampled_means,
     verdict,
 )
-from spectrum_diffusion.evaluate.tables import escape_latex
-from spectrum_diffusion.prompts import Prompt
+from spectrum_diffusion.bench.evaluate.tables import escape_latex
+from spectrum_diffusion.bench.prompts import Prompt
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = '</script><script>alert("1")</script><img src=http://example.com/x.png onerror=alert(2)>{{JS}} $x$ & |'
@@ -73,7 +73,7 @@ def rows() -> tuple[Row, ...]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation whose prompts and labels are HTML, and of which one row fails."""
-    from spectrum_diffusion.evaluate import work
+    from spectrum_diffusion.bench.evaluate import work
 
     folder, original = tmp_path_factory.mktemp("report"), work.sample
 

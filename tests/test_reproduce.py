@@ -15,15 +15,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import load_default_pipeline, make_method
+from spectrum_diffusion.bench.evaluate import Results
+from spectrum_diffusion.bench.evaluate.lock import locked
+from spectrum_diffusion.bench.reproduce import MODELS, TABLES, Reproduced, page, paper
+from spectrum_diffusion.bench.reproduce.claims import claims_table
+from spectrum_diffusion.bench.reproduce.paper import paper_value, reported
+from spectrum_diffusion.bench.reproduce.rows import make_rows
 from spectrum_diffusion.cli.app import app
-from spectrum_diffusion.default_model import ASSETS, DEFAULT_MODEL
-from spectrum_diffusion.evaluate import Results
-from spectrum_diffusion.evaluate.lock import locked
+from spectrum_diffusion.loading import ASSETS, DEFAULT_MODEL
 from spectrum_diffusion.methods import METHODS
-from spectrum_diffusion.reproduce import MODELS, TABLES, Reproduced, page, paper
-from spectrum_diffusion.reproduce.claims import claims_table
-from spectrum_diffusion.reproduce.paper import paper_value, reported
-from spectrum_diffusion.reproduce.rows import make_rows
 
 SCHEDULED = [(name, setting) for name, table in TABLES.items() for setting in table.settings if not setting.tuned]
 TUNED = [(name, setting) for name, table in TABLES.items() for setting in table.settings if setting.tuned]

@@ -10,7 +10,8 @@ from torch import nn
 from zoo import VARIANTS, ZOO, samples_of
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError, denoisers
+from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion.sites import denoisers
 
 ENTRIES = {**ZOO, **VARIANTS}
 AVAILABLE = [name for name, entry in ENTRIES.items() if entry.available]

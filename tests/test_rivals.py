@@ -30,7 +30,7 @@ from spectrum_diffusion import (
     make_method,
 )
 from spectrum_diffusion.cli.app import app
-from spectrum_diffusion.methods.rivals import RIVALS, CacheDit, DiffusersCache
+from spectrum_diffusion.interop.caches import EXTERNAL_CACHES, CacheDit, DiffusersCache
 
 try:
     import cache_dit
@@ -47,10 +47,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "diffusers:pab": {"spatial_attention_block_skip_range": 2},
     "diffusers:seacache": {"threshold": 10.0},
     "diffusers:text-kv": {},
-    **{name: FAST for name in RIVALS if name.startswith("cache-dit")},
+    **{name: FAST for name in EXTERNAL_CACHES if name.startswith("cache-dit")},
 }
 CACHES = {
-    **{rival: ["flux", "wan"] for rival in RIVALS},
+    **{rival: ["flux", "wan"] for rival in EXTERNAL_CACHES},
     "diffusers:fastercache": ["cogvideox"],
     "diffusers:taylorseer": ["flux", "hunyuan-video"],
     "diffusers:magcache": ["flux", "flux-img2img", "wan", "wan22"],
@@ -63,7 +63,7 @@ CACHES = {
 
 needs_cache_dit = pytest.mark.skipif(cache_dit is None, reason="cache-dit is not installed: pip install cache-dit")
 every_rival = pytest.mark.parametrize(
-    "rival", [pytest.param(n, marks=needs_cache_dit if n.startswith("cache-dit") else ()) for n in RIVALS]
+    "rival", [pytest.param(n, marks=needs_cache_dit if n.startswith("cache-dit") else ()) for n in EXTERNAL_CACHES]
 )
 every_pair = pytest.mark.parametrize(
     ("rival", "name"),
@@ -97,11 +97,11 @@ def classes_stay_as_they_are() -> Iterator[None]:
 def enable_by_hand(pipe: Any, rival: str, **options: Any) -> None:
     """What a user writes without this library."""
     if rival.startswith("cache-dit"):
-        config, *calibrator = (getattr(cache_dit, name) for name in RIVALS[rival].configs)
+        config, *calibrator = (getattr(cache_dit, name) for name in EXTERNAL_CACHES[rival].configs)
         calibrators = [calibrator[0]()] if calibrator else [None]
         cache_dit.enable_cache(pipe, cache_config=config(**options), calibrator_config=calibrators[0])
         return
-    config = getattr(diffusers.hooks, RIVALS[rival].configs[0])
+    config = getattr(diffusers.hooks, EXTERNAL_CACHES[rival].configs[0])
     if rival in ("diffusers:pab", "diffusers:fastercache"):
         options["current_timestep_callback"] = lambda: pipe.current_timestep
     if "taylor_factors_dtype" in options:
@@ -315,7 +315,7 @@ class NoMixin(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])
-@pytest.mark.parametrize("rival", [name for name in RIVALS if name.startswith("diffusers")])
+@pytest.mark.parametrize("rival", [name for name in EXTERNAL_CACHES if name.startswith("diffusers")])
 def test_a_model_without_the_mixin(rival: str, name: str) -> None:
     pipe = PIPELINES[name].build()
     before = state_of(pipe)
@@ -440,13 +440,15 @@ def test_a_version_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_cache_of_diffusers_is_there() -> None:
     source = inspect.getsource(diffusers.CacheMixin.enable_cache)
     offered = set(re.findall(r"isinstance\(config, (\w+)\)", source))
-    assert {config for cls in RIVALS.values() if issubclass(cls, DiffusersCache) for config in cls.configs} == offered
+    assert {
+        config for cls in EXTERNAL_CACHES.values() if issubclass(cls, DiffusersCache) for config in cls.configs
+    } == offered
 
 
 @needs_cache_dit
 def test_every_cache_of_cache_dit_is_there() -> None:
     offered = {name for name in dir(cache_dit) if re.fullmatch(r"DB\w+Config|\w+CalibratorConfig", name)}
-    known = {config for cls in RIVALS.values() if issubclass(cls, CacheDit) for config in cls.configs}
+    known = {config for cls in EXTERNAL_CACHES.values() if issubclass(cls, CacheDit) for config in cls.configs}
     assert known == offered - {"CalibratorConfig"}
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_diffusion import schedule
+from spectrum_diffusion.core import schedule
+from spectrum_diffusion.core.schedule import adaptive, explicit, for_speedup, speedup_warmup, uniform
 from spectrum_diffusion.errors import InvalidOptionError, SpectrumError
-from spectrum_diffusion.schedule import adaptive, explicit, for_speedup, speedup_warmup, uniform
 
 PAPER_14 = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
 PAPER_10 = [0, 1, 2, 3, 4, 6, 11, 19, 30, 44]

@@ -13,7 +13,7 @@ from torch import nn
 
 import spectrum_diffusion
 from spectrum_diffusion import ConflictError, SpectrumError, register_denoiser
-from spectrum_diffusion.hooks import SLOT, Interceptor
+from spectrum_diffusion.sites.interceptor import SLOT, Interceptor
 
 
 class Doubler(nn.Module):
@@ -41,7 +41,7 @@ class Times(nn.Module):
 def doubler() -> Any:
     register_denoiser(Doubler, blocks="blocks", tail="tail")
     yield Doubler().eval()
-    spectrum_diffusion.denoisers._registered.pop("Doubler")
+    spectrum_diffusion.sites.denoisers._registered.pop("Doubler")
 
 
 def intercepted(model: nn.Module) -> list[str]:

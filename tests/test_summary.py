@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from spectrum_diffusion.summary import BranchSummary, Call, Summary, Trace, summarize
+from spectrum_diffusion.core.summary import BranchSummary, Call, Summary, Trace, summarize
 
 
 def trace_of(*calls: Call, **more) -> Trace:
@@ -121,7 +121,7 @@ def test_times_by_what_was_done():
 
 def test_timing_a_block(monkeypatch):
     clock = iter([1.0, 1.25])
-    monkeypatch.setattr("spectrum_diffusion.summary.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("spectrum_diffusion.core.summary.time.perf_counter", lambda: next(clock))
     with trace_of(device=torch.device("cpu"), timing=True).timed() as milliseconds:
         pass
     assert milliseconds() == pytest.approx(250.0)

@@ -19,8 +19,9 @@ from pipelines import PIPELINES, PipelineEntry
 from torch import Tensor, nn
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError, denoisers, tokens
-from spectrum_diffusion.tokens import received, share_of
+from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion.sites import denoisers, tokens
+from spectrum_diffusion.sites.tokens import received, share_of
 
 STEPS = 14
 RATIO = 0.6

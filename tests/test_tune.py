@@ -16,7 +16,8 @@ from torch import Tensor
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
 from spectrum_diffusion.plan import read_plan
-from spectrum_diffusion.tune import Changes, Magnitudes, tune
+from spectrum_diffusion.tune import tune
+from spectrum_diffusion.tune.calibrate import Changes, Magnitudes
 
 STEPS = 12
 FLUX = PIPELINES["flux"]

@@ -6,14 +6,14 @@
 >>> print(handle.summary())                                    # doctest: +SKIP
 """
 
-from . import forecast, schedule
+from . import forecast, interop, schedule
 from ._version import __version__
-from .default_model import load_default_pipeline, load_pipeline
-from .denoisers import DENOISERS, register_denoiser
+from .core.summary import Summary
 from .errors import ConflictError, InvalidOptionError, SpectrumError, SpectrumWarning, UnsupportedModelError
+from .handle import Handle, disable, enable
+from .loading import load_default_pipeline, load_pipeline
 from .methods import METHODS, Method, make_method, register_method
-from .pipeline import Handle, disable, enable
-from .summary import Summary
+from .sites.denoisers import DENOISERS, register_denoiser
 
 __all__ = [
     "DENOISERS",
@@ -30,6 +30,7 @@ __all__ = [
     "disable",
     "enable",
     "forecast",
+    "interop",
     "load_default_pipeline",
     "load_pipeline",
     "make_method",

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import mp4
+from ..bench import mp4
 from ..plan import versions
 from . import catalog, doctor, evaluation, outputs, reproduction, tuning
 from .guard import FAILURE, GuardedGroup, MistakeError, errors_console, set_up_logging
@@ -30,7 +30,7 @@ from .request import (
 )
 
 if TYPE_CHECKING:
-    from .drawing import Drawing
+    from ..bench.sampling import Drawing
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -406,7 +406,7 @@ def examine(as_json: AsJson = False) -> None:
 
 
 def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
-    from .drawing import draw, load, makes_videos, steps_of
+    from ..bench.sampling import draw, load, makes_videos, steps_of
 
     pipe = load(request)
     _check_kind(output, makes_videos(pipe))
@@ -427,8 +427,8 @@ def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> lis
 
 def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:
     """Draw, write and show; the reasons of the methods that failed."""
-    from . import comparison
-    from .drawing import load
+    from ..bench import comparison
+    from ..bench.sampling import load
 
     pipe = load(request)
     pictures = len(request.prompts) * len(request.seeds) * (1 + len(specs))

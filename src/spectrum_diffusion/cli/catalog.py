@@ -24,17 +24,17 @@ def methods() -> list[dict[str, Any]]:
 
 def _package(method: Any) -> str | None:
     """The package of another's cache with its version; None for the methods of this one."""
-    from ..methods import Rival
+    from ..interop import ExternalCache
 
-    if not issubclass(method, Rival):
+    if not issubclass(method, ExternalCache):
         return None
     return f"{method.package} {method.version()}" if method.available() else f"{method.package}: not installed"
 
 
 def denoisers() -> list[dict[str, Any]]:
     """Every denoiser class of the installed diffusers: its site, and blocks and tail or why it has none."""
-    from ..default_model import _quiet
-    from ..denoisers import DENOISERS, find_denoiser_classes
+    from ..loading import _quiet
+    from ..sites.denoisers import DENOISERS, find_denoiser_classes
 
     found = []
     with _quiet():  # importing all of diffusers makes transformers speak of every optional package
@@ -56,6 +56,6 @@ def denoisers() -> list[dict[str, Any]]:
 
 def shipped_models() -> list[str]:
     """Names of the small trained models at hand: the one in the package, and those of the checkout."""
-    from ..default_model import small_models
+    from ..loading import small_models
 
     return sorted(small_models())

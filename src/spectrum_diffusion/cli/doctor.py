@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from ..words import counted_name
+from ..core.words import counted_name
 from .guard import first_line
 
 

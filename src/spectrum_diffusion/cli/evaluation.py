@@ -15,13 +15,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..words import counted_name
+from ..core.words import counted_name
 from .guard import FailureError, MistakeError, errors_console
 from .request import MethodSpec, Request
 
 if TYPE_CHECKING:
-    from ..evaluate import Results
-    from ..prompts import Prompt
+    from ..bench.evaluate import Results
+    from ..bench.prompts import Prompt
 
 LINE_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal to draw a bar in."""
@@ -38,7 +38,7 @@ def find_prompts(given: list[str], source: str | None, limit: int | None, model:
     Raises:
         MistakeError: there is none.
     """
-    from ..prompts import Prompt, load_prompts
+    from ..bench.prompts import Prompt, load_prompts
 
     if limit is not None and limit < 1:
         raise MistakeError(f"--limit {limit} leaves no prompt: give a number ≥ 1")
@@ -57,9 +57,9 @@ def evaluate(
         MistakeError: the model can't be had, or what was asked for makes no evaluation.
         FailureError: the folder can't be written.
     """
-    from .. import evaluate as library
-    from ..evaluate.files import StoreError
-    from .drawing import load
+    from ..bench import evaluate as library
+    from ..bench.evaluate.files import StoreError
+    from ..bench.sampling import load
 
     asked = library.Request(
         model=request.model,
@@ -80,7 +80,7 @@ def evaluate(
 
 def table_of(results: Results) -> Table:
     """What fits a terminal: cost, and the mean of each metric with its verdict; the intervals are in the files."""
-    from ..evaluate.tables import brief_columns
+    from ..bench.evaluate.tables import brief_columns
 
     columns = brief_columns(results)
     table = Table(title=escape(results.model))
@@ -160,7 +160,7 @@ def progress_meter() -> Iterator[_Lines | _Bar]:
 
 def show(results: Results) -> None:
     """The table, and where the rest is."""
-    from ..evaluate.tables import BRIEF, known_metrics, legend
+    from ..bench.evaluate.tables import BRIEF, known_metrics, legend
 
     console = Console()
     console.print(table_of(results))
@@ -174,6 +174,6 @@ def show(results: Results) -> None:
 
 
 def _span(seconds: float) -> str:
-    from ..evaluate.tables import hours
+    from ..bench.evaluate.tables import hours
 
     return hours(seconds) if round(seconds / 60) else "less than a minute"

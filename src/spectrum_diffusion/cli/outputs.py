@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import mp4
-from ..atomic import written
+from ..bench import mp4
+from ..bench.atomic import written
 from .guard import MistakeError
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from .guard import MistakeError, errors_console, first_line
 from .request import Request, check_model
 
 if TYPE_CHECKING:
-    from ..evaluate.store import Store
-    from ..prompts import Prompt
-    from ..reproduce import Reproduced
-    from .grid import Column
+    from ..bench.evaluate.store import Store
+    from ..bench.grid import Column
+    from ..bench.prompts import Prompt
+    from ..bench.reproduce import Reproduced
 
 PAGE = "results.md"
 CLOCK = "clock.json"
@@ -40,7 +40,7 @@ def chosen(names: list[str]) -> list[str]:
     Raises:
         MistakeError: one that isn't there.
     """
-    from ..reproduce import TABLES
+    from ..bench.reproduce import TABLES
 
     wanted = list(TABLES) if "all" in names else names
     for name in wanted:
@@ -55,7 +55,7 @@ def parse_weights(pairs: Iterable[str]) -> dict[str, str]:
     Raises:
         MistakeError: no such key, or nothing to load.
     """
-    from ..reproduce import MODELS
+    from ..bench.reproduce import MODELS
 
     found = {}
     for pair in pairs:
@@ -95,9 +95,9 @@ class Job:
 
     def __post_init__(self) -> None:
         """Tell mistakes before any model is loaded."""
-        from ..evaluate.measures import CLIP_SCORE, check_metrics
-        from ..prompts import load_prompts
-        from .drawing import pick_device
+        from ..bench.evaluate.measures import CLIP_SCORE, check_metrics
+        from ..bench.prompts import load_prompts
+        from ..bench.sampling import pick_device
 
         if self.prompts:
             load_prompts(self.prompts)
@@ -110,7 +110,7 @@ class Job:
     @property
     def command(self) -> str:
         """What is typed to get the same."""
-        from ..reproduce import TABLES
+        from ..bench.reproduce import TABLES
 
         names = ["all"] if self.names == list(TABLES) else self.names
         metrics = ["--metrics", ",".join(self.metrics)] if self.metrics else []
@@ -124,7 +124,7 @@ class Job:
 
     def source(self, key: str) -> str:
         """What is loaded for a model."""
-        from ..reproduce import MODELS
+        from ..bench.reproduce import MODELS
 
         return self.weights.get(key, MODELS[key].real) if self.real else MODELS[key].tiny
 
@@ -133,7 +133,7 @@ class Clock:
     """Seconds of work in a folder, over all runs, kept at every tick so that a kill loses none."""
 
     def __init__(self, path: Path) -> None:
-        from ..evaluate.files import read_json
+        from ..bench.evaluate.files import read_json
 
         self._path = path
         self.seconds = float((read_json(path) or {}).get("seconds", 0.0))
@@ -145,7 +145,7 @@ class Clock:
 
     def tick(self) -> None:
         """Something was done since the last tick."""
-        from ..evaluate.files import write_json
+        from ..bench.evaluate.files import write_json
 
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
@@ -161,15 +161,15 @@ def run(job: Job) -> list[Reproduced]:
         ConflictError: another run uses the folder.
         StoreError: the folder can't be written.
     """
-    from ..evaluate.lock import locked
+    from ..bench.evaluate.lock import locked
 
     with locked(job.folder):
         return _run(job)
 
 
 def _run(job: Job) -> list[Reproduced]:
-    from ..evaluate.files import write_text
-    from ..reproduce import MODELS, TABLES, page
+    from ..bench.evaluate.files import write_text
+    from ..bench.reproduce import MODELS, TABLES, page
 
     clock = Clock(job.folder / CLOCK)
     ordered: list[Reproduced] = []
@@ -202,17 +202,17 @@ def failures(job: Job, found: Sequence[Reproduced]) -> dict[str, str]:
 
 
 def _missing(name: str) -> str:
-    from ..default_model import small_models
+    from ..loading import small_models
 
     return "" if name in small_models() else f"{name} is not in this checkout (training/ has its recipe)"
 
 
 def _on_model(job: Job, key: str, lists: dict[str, str], clock: Clock) -> list[Reproduced]:
     """Tables on one model, by the lists of prompts that they take; what fails there doesn't concern the others."""
+    from ..bench.evaluate.files import StoreError
+    from ..bench.reproduce import Reproduced
+    from ..bench.sampling import load
     from ..errors import SpectrumError
-    from ..evaluate.files import StoreError
-    from ..reproduce import Reproduced
-    from .drawing import load
 
     source = job.source(key)
     found, problem = [], "" if job.real else _missing(source)
@@ -235,10 +235,10 @@ def _with_prompts(
     job: Job, key: str, pipe: Any, source: str, names: list[str], prompts: str, clock: Clock
 ) -> list[Reproduced]:
     """The tables that share a list of prompts, on a model of which ``source`` is the name."""
-    from ..evaluate.plan import slug
-    from ..prompts import load_prompts
-    from ..reproduce import MODELS, reproduce
-    from ..reproduce.paper import SEED
+    from ..bench.evaluate.plan import slug
+    from ..bench.prompts import load_prompts
+    from ..bench.reproduce import MODELS, reproduce
+    from ..bench.reproduce.paper import SEED
 
     model = MODELS[key]
     shown, tuned_on = _shared_out(load_prompts(prompts, model=source), job.limit, model.video)
@@ -267,7 +267,7 @@ def _with_prompts(
 
 def _shared_out(every: list[Prompt], limit: int, video: bool) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
     """The prompts of a row, and of the others, if there are any, those by which thresholds are found."""
-    from ..prompts import spread
+    from ..bench.prompts import spread
 
     shown = spread(every, max(1, limit // VIDEOS_SHARE) if video else limit)
     others = [prompt for prompt in every if prompt not in shown] or shown
@@ -276,8 +276,8 @@ def _shared_out(every: list[Prompt], limit: int, video: bool) -> tuple[tuple[Pro
 
 def _metrics(job: Job, names: list[str]) -> tuple[str, ...]:
     """The tables' own as far as they can be had; FLIP stands in for LPIPS where that can't."""
-    from ..evaluate.measures import judges
-    from ..reproduce import TABLES
+    from ..bench.evaluate.measures import judges
+    from ..bench.reproduce import TABLES
 
     if job.metrics is not None:
         return job.metrics
@@ -289,11 +289,11 @@ def _metrics(job: Job, names: list[str]) -> tuple[str, ...]:
 
 def _figure(found: Reproduced, folder: Path) -> str:
     """Draw a figure of pictures; its path within the folder."""
-    from ..evaluate import REFERENCE
-    from ..evaluate.files import written
-    from ..evaluate.store import Store
-    from ..prompts import spread
-    from .grid import make_grid
+    from ..bench.evaluate import REFERENCE
+    from ..bench.evaluate.files import written
+    from ..bench.evaluate.store import Store
+    from ..bench.grid import make_grid
+    from ..bench.prompts import spread
 
     if found.results is None or not found.table.pictures:
         return ""
@@ -311,8 +311,8 @@ def _figure(found: Reproduced, folder: Path) -> str:
 
 def _column(title: str, label: str, found: Reproduced, store: Store, prompts: list[str]) -> Column:
     """What a row drew for the prompts, or why it did not."""
-    from ..evaluate.examples import beside, evenly
-    from .grid import Column
+    from ..bench.evaluate.examples import beside, evenly
+    from ..bench.grid import Column
 
     units = {unit["prompt"]: unit for unit in found.units(label)}
     cells = [

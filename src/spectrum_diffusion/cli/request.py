@@ -208,8 +208,8 @@ def check_model(model: str, option: str = "--model") -> None:
     Raises:
         MistakeError: it is nothing that can be loaded.
     """
-    from ..default_model import small_models
-    from ..words import did_you_mean
+    from ..core.words import did_you_mean
+    from ..loading import small_models
 
     folder, names = Path(model), sorted(small_models())
     if model == DEFAULT_MODEL or (model in names and not folder.exists()):

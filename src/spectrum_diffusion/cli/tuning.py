@@ -40,8 +40,8 @@ def tune(
         SpectrumError: the method can't be tuned, or not to the wanted evaluations.
         FailureError: the pipeline failed.
     """
+    from ..bench.sampling import load
     from ..tune import tune as tuned
-    from .drawing import load
 
     pipe = load(request)
     try:

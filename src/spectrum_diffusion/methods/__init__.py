@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.words import did_you_mean
 from ..errors import InvalidOptionError
-from ..words import did_you_mean
 from .base import SITES, AnyMethod, Method
 from .deepcache import DeepCache
 from .easycache import EasyCache
@@ -14,7 +14,6 @@ from .first_block_cache import FirstBlockCache
 from .fora import Fora
 from .hicache import HiCache
 from .magcache import MagCache
-from .rivals import RIVALS, Rival
 from .spectrum import Paper, Spectrum
 from .taylor import Reuse, Taylor
 from .taylorseer import TaylorSeer
@@ -36,7 +35,6 @@ METHODS: dict[str, type[AnyMethod]] = {
     "magcache": MagCache,
     "toca": ToCa,
     "deepcache": DeepCache,
-    **RIVALS,
 }
 
 
@@ -68,7 +66,7 @@ def make_method(name: str, **options: Any) -> AnyMethod:
         )
     known = METHODS[name].defaults()
     for option in options:
-        if option not in known and not _is_unknown_rival(METHODS[name]):
+        if option not in known and METHODS[name].knows_options():
             raise InvalidOptionError(
                 f"{name} has no option {option!r}{did_you_mean(option, known)}: its options are {_list(known)}"
             )
@@ -79,13 +77,13 @@ def make_method(name: str, **options: Any) -> AnyMethod:
     return METHODS[name](**options)
 
 
-def _is_unknown_rival(method: type[AnyMethod]) -> bool:
-    """Whether the options can't be checked, as the package isn't there; enable(…) then says how to get it."""
-    return issubclass(method, Rival) and not method.available()
+def name_of(method: AnyMethod) -> str:
+    """The name under which a method is known."""
+    return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)
 
 
 def _list(names: Any) -> str:
     return ", ".join(names)
 
 
-__all__ = ["METHODS", "SITES", "AnyMethod", "Method", "Rival", "make_method", "register_method"]
+__all__ = ["METHODS", "SITES", "AnyMethod", "Method", "make_method", "name_of", "register_method"]

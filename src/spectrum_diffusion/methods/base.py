@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from .. import schedule
+from ..core import schedule
+from ..core.forecast import Weights
 from ..errors import InvalidOptionError
-from ..forecast import Weights
 
 if TYPE_CHECKING:
     import torch
 
-    from ..history import Feature
-    from ..summary import Action
+    from ..core.history import Feature
+    from ..core.summary import Action
 
 SITES = ("last_block", "output", "module")
 TIMES = ("index", "sigma", "log-snr")
@@ -89,6 +89,11 @@ class AnyMethod:
     def defaults(cls) -> dict[str, Any]:
         """The options by name, with their defaults."""
         return {field.name: field.default for field in fields(cls)}
+
+    @classmethod
+    def knows_options(cls) -> bool:
+        """Whether the names of the options are known, so that others can be refused."""
+        return True
 
     @property
     def axis(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..summary import Action
+from ..core.summary import Action
 from .taylor import Reuse
 
 

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch.utils import _pytree as pytree
 
-from ..history import Feature, joined
-from .watching import Watching
+from ..core.history import Feature, joined
+from .adaptive import AdaptiveMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class EasyCache(Watching):
+class EasyCache(AdaptiveMethod):
     """Output minus sample, added again while the output is expected to have changed little; for any denoiser.
 
     Each guidance branch decides for itself; in the public code the first one decides for both.

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..core.forecast import Weights
+from ..core.schedule import at_most
 from ..errors import InvalidOptionError
-from ..forecast import Weights
-from ..schedule import at_most
 from .base import SOLVERS, Method
 
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..history import Feature
-from ..summary import Action
-from .watching import Watching, relative_change
+from ..core.history import Feature
+from ..core.summary import Action
+from .adaptive import AdaptiveMethod, relative_change
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstBlockCache(Watching):
+class FirstBlockCache(AdaptiveMethod):
     """The first block runs at every step, the others only when what it adds has changed.
 
     Attributes:

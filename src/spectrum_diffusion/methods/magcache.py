@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..history import Feature
-from .watching import Watching, fitted
+from ..core.history import Feature
+from .adaptive import AdaptiveMethod, fitted
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagCache(Watching):
+class MagCache(AdaptiveMethod):
     """The residual of all blocks, added again while its magnitude is known to stay much the same.
 
     Attributes:

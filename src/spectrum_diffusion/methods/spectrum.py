@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..forecast import Weights, blend_weights, chebyshev_weights
+from ..core.forecast import Weights, blend_weights, chebyshev_weights
 from .base import Forecaster
 
 

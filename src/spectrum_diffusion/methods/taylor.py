@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..forecast import Weights, reuse_weights, taylor_weights
+from ..core.forecast import Weights, reuse_weights, taylor_weights
 from .base import Forecaster, Method
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..forecast import Weights, taylorseer_weights
+from ..core.forecast import Weights, taylorseer_weights
 from .base import Forecaster
 
 

@@ -15,15 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..history import Feature
-from .watching import Watching, fitted, relative_change
+from ..core.history import Feature
+from .adaptive import AdaptiveMethod, fitted, relative_change
 
 CAREFUL = 0.25
 """δ where none was calibrated: the most careful one that was published for FLUX.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeaCache(Watching):
+class TeaCache(AdaptiveMethod):
     """The residual of all blocks, added again while the modulated input has changed little.
 
     Attributes:

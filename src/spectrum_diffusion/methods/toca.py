@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..summary import Action
+from ..core.summary import Action
 from .base import Method
 
 

@@ -1,0 +1,129 @@
+"""The plan of work: which units there are, and under which key each is kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import SpectrumError
+from ...interop.caches import ExternalCache
+from ...methods import METHODS
+from .identity import call_arguments, code_of, environment, fingerprint, key_of
+from .request import REFERENCE, Case, Request, Row
+from .sampling import probe
+
+FORMAT = 3
+"""Raised when what is measured of a unit changes: older results are then made anew."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One call to be made: a case with a row's method, or with the untouched pipeline where ``row`` is None.
+
+    Attributes:
+        key: SHA-256 of everything that determines the result.
+        name: path within the folder, without suffix; it ends with the beginning of the key. Rows that differ by no more
+            than their label share their units.
+    """
+
+    row: Row | None
+    case: Case
+    key: str
+    name: str
+
+    @property
+    def label(self) -> str:
+        return self.row.label if self.row else REFERENCE
+
+    @property
+    def method(self) -> str:
+        return self.row.method if self.row else REFERENCE
+
+
+@dataclass
+class Plan:
+    """All units of a request on a pipeline.
+
+    Attributes:
+        references: by case, in the order of the cases.
+        units: by row's label, then by case; a row that the pipeline can't have has none.
+        flops: by row's label and the reference's, the unit whose operations are counted.
+        options: by row's label, the method's options as they are on this pipeline.
+        failures: by row's label, why it can't be had.
+        problems: by row's label and metric's name, why it could not be computed.
+    """
+
+    request: Request
+    settings: dict[str, Any]
+    references: list[Unit]
+    units: dict[str, list[Unit]] = field(default_factory=dict)
+    flops: dict[str, Unit] = field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    problems: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> list[Case]:
+        return [unit.case for unit in self.references]
+
+    @property
+    def every(self) -> list[Unit]:
+        """References and units, row by row."""
+        return [unit for units in self.by_label.values() for unit in units]
+
+    @property
+    def distinct(self) -> dict[str, Unit]:
+        """Everything that is to be done, by name: rows may share units."""
+        return {unit.name: unit for unit in (*self.every, *self.flops.values())}
+
+    @property
+    def by_label(self) -> dict[str, list[Unit]]:
+        """The units of every row that the pipeline can have, the reference first."""
+        return {REFERENCE: self.references, **self.units}
+
+
+def make_plan(pipe: Any, request: Request) -> Plan:
+    """What is to be done for a request. Nothing is sampled; each method is enabled once to see whether it can be."""
+    settings = {
+        "format": FORMAT,
+        "pipeline": fingerprint(pipe),
+        "call": call_arguments(pipe, request.call),
+        "environment": environment(pipe),
+        "path": request.path,
+    }
+    cases = request.cases
+    plan = Plan(request, settings, [_unit(settings, None, case) for case in cases])
+    plan.flops[REFERENCE] = _counted(settings, None, cases[0])
+    for row in request.rows:
+        try:
+            plan.options[row.label] = options = probe(pipe, row)
+        except SpectrumError as error:
+            plan.failures[row.label] = str(error)
+            continue
+        made = {**settings, "method": row.method, "options": options, **_code(row.method)}
+        plan.units[row.label] = [_unit(made, row, case) for case in cases]
+        plan.flops[row.label] = _counted(made, row, cases[0])
+    return plan
+
+
+def _code(method: str) -> dict[str, str]:
+    """What runs: the method's code, and the version of the package that it is of if not of this one."""
+    cls = METHODS[method]
+    return {"code": code_of(cls), "package": cls.version() if issubclass(cls, ExternalCache) else ""}
+
+
+def _counted(settings: dict[str, Any], row: Row | None, case: Case) -> Unit:
+    return _unit({**settings, "counted": "flops"}, row, case, folder="flops")
+
+
+def _unit(settings: dict[str, Any], row: Row | None, case: Case, folder: str = "units") -> Unit:
+    key = key_of(**settings, prompt=case.prompt.text, seed=case.seed)
+    method = row.method if row else REFERENCE
+    name = f"{folder}/{slug(method)}/{slug(case.prompt.text)}-s{case.seed}-{key[:16]}"
+    return Unit(row, case, key, name)
+
+
+def slug(text: str) -> str:
+    """What people recognise in a list of files, in any file system."""
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", text).strip("-.")[:48] or "x"

@@ -1,0 +1,127 @@
+"""Metrics that other programs compute: row by row, when all is drawn, over the files that were kept.
+
+A program that has a value of each file is asked about new files alone; one that judges them as a whole, about all of
+them again when there is another.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import InvalidOptionError, MissingPackageError, SpectrumError
+from ..metrics.programs import Entry, Program, ProgramResult, write_manifest
+from . import files
+from .identity import key_of
+from .measures import code_key, keys_of
+from .plan import Plan, Unit, slug
+from .store import Store
+from .work import OnUnit
+
+SCORE = "score.json"
+
+
+def run_programs(plan: Plan, store: Store, programs: dict[str, Program], device: str, on_unit: OnUnit) -> None:
+    """Run each program over each row that has something new; what fails is noted in the plan's problems.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    if programs and torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what the pipeline no longer uses is the programs'
+    total = len(plan.distinct)
+    for program in programs.values():
+        for label, units in plan.by_label.items():
+            on_unit(total, total, f"{label}: {program.title}")
+            try:
+                _run(program, judged(program, units, store), store, device)
+            except files.StoreError:
+                raise
+            except (SpectrumError, OSError) as error:  # OSError: it can't even be started
+                plan.problems[label, program.name] = str(error)
+
+
+def judged(program: Program, units: list[Unit], store: Store) -> list[Unit]:
+    """The finished units that a program has something to say of."""
+    return [
+        unit
+        for unit in units
+        if program.category(unit.case.prompt.category) is not None and store.record(unit) is not None
+    ]
+
+
+def read_score(program: Program, units: list[Unit], store: Store) -> dict[str, Any]:
+    """What a program said of units as a whole, ``value`` and ``parts``; empty where it was not asked."""
+    found = files.read_json(_folder(program, units, store) / SCORE) if units else None
+    return found if found and found.get("key") == _key(program, units) else {}
+
+
+def _run(program: Program, units: list[Unit], store: Store, device: str) -> None:
+    new = _new(program, units, store)
+    if not new:
+        return
+    folder = _folder(program, new, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = {_file(program, unit, store, folder): unit for unit in new}
+    write_manifest(folder, [_entry(program, file, unit) for file, unit in listed.items()])
+    result = program.run(folder, device)
+    if program.whole:
+        files.write_json(folder / SCORE, {"key": _key(program, units), **asdict(result)})
+    else:
+        _save(program, listed, result, store)
+
+
+def _new(program: Program, units: list[Unit], store: Store) -> list[Unit]:
+    """The units that it must be asked about."""
+    if program.whole:
+        return [] if read_score(program, units, store) else units
+    return [unit for unit in units if store.metrics(unit).get(program.name, {}).get("key") != _unit_key(program, unit)]
+
+
+def _save(program: Program, listed: dict[str, Unit], result: ProgramResult, store: Store) -> None:
+    for file, unit in listed.items():
+        value = {"key": _unit_key(program, unit), "value": result.files[file]}
+        store.save_metrics(unit, {**store.metrics(unit), program.name: value})
+
+
+def _entry(program: Program, file: str, unit: Unit) -> Entry:
+    prompt = unit.case.prompt
+    return Entry(file, prompt.text, program.category(prompt.category) or "")
+
+
+def _file(program: Program, unit: Unit, store: Store, folder: Path) -> str:
+    """The path of a unit's file from the folder of the manifest.
+
+    Raises:
+        InvalidOptionError: the pipeline makes the other kind.
+        MissingPackageError: nothing here can write a video.
+    """
+    record = store.record(unit)
+    assert record is not None  # it is finished
+    path = store.playable(unit, record, program.suffix)
+    if path is not None:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    takes, makes = ("pictures", "videos") if program.suffix == ".png" else ("videos", "pictures")
+    if (record["frames"] > 1) != (takes == "videos"):
+        raise InvalidOptionError(f"{program.title} judges {takes}, these are {makes}: leave it out")
+    raise MissingPackageError(
+        f"{program.title} judges .mp4 files, which nothing here can write: pip install 'spectrum-diffusion[video]'"
+    )
+
+
+def _folder(program: Program, units: list[Unit], store: Store) -> Path:
+    return store.folder / "programs" / program.name / f"{slug(units[0].method)}-{_key(program, units)[:16]}"
+
+
+def _key(program: Program, units: list[Unit]) -> str:
+    """Of units as a whole: their files, and how each is to be judged."""
+    listed = [(unit.key, program.category(unit.case.prompt.category)) for unit in units]
+    return key_of(units=listed, **code_key(program))
+
+
+def _unit_key(program: Program, unit: Unit) -> str:
+    return keys_of({program.name: program}, unit, unit)[program.name]

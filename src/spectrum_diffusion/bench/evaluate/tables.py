@@ -1,0 +1,239 @@
+"""The rows as a table: the page, Markdown and LaTeX from one list of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.words import counted_name
+from ..cost import ALLOCATED
+from .results import Results
+
+MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
+"""How a verdict is written beside a value."""
+
+BRIEF = 3
+"""Metrics that fit a terminal of 80 columns."""
+
+PEAK = "peak MiB"
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": r"$-$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "→": r"$\rightarrow$",
+    "…": r"\ldots{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, and of a row its text and the number that it is sorted by; the metric's name, if one.
+
+    ``small`` is what the page, which has room, says below the text.
+    """
+
+    title: str
+    text: Callable[[dict[str, Any]], str]
+    value: Callable[[dict[str, Any]], float | None]
+    name: str = ""
+    small: Callable[[dict[str, Any]], str] = lambda row: ""
+
+
+def columns(results: Results) -> list[Column]:
+    """Cost first, then each metric with its interval and verdict."""
+    cost = [
+        Column("NFE", _nfe, lambda row: _of(row, "nfe", "mean")),
+        Column("fewer", lambda row: number(row["fewer_evaluations"], ".2f", "×"), lambda row: row["fewer_evaluations"]),
+        Column("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
+        Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"], small=_quartiles),
+        Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
+        Column("history MiB", lambda row: number(_history(row), ".3g"), _history),
+        Column(PEAK, _peak, lambda row: mebibytes(_of(row, "memory", "median"))),
+    ]
+    return cost + [_metric_column(results, name) for name in known_metrics(results)]
+
+
+def _quartiles(row: dict[str, Any]) -> str:
+    found = row["seconds_quartiles"]
+    return f"{found[0]:.3g} … {found[1]:.3g}" if found else ""
+
+
+def printed_columns(results: Results) -> list[Column]:
+    """The columns for print. What a whole process had resident is left to the page, which has room to say what it is.
+
+    In it weights, libraries and what the allocator kept from earlier calls outweigh what methods differ by.
+    """
+    kept = columns(results)
+    return kept if memory_kind(results) == ALLOCATED else [column for column in kept if column.title != PEAK]
+
+
+def memory_kind(results: Results) -> str:
+    """What the peak is of; empty where the system doesn't say."""
+    return next((row["memory"]["kind"] for row in results.rows if row["memory"]), "")
+
+
+def brief_columns(results: Results) -> list[Column]:
+    """The columns without intervals and what can be derived, for a terminal."""
+    wanted = ("NFE", "s/call", "faster")
+    cost = [column for column in columns(results) if column.title in wanted]
+    return cost + [_metric_column(results, name, brief=True) for name in known_metrics(results)[:BRIEF]]
+
+
+def flops(row: dict[str, Any]) -> float | None:
+    """Floating-point operations of a row's first case in whole evaluations; the reference's are its steps."""
+    if row["method"] is None and row["nfe"]:
+        return float(row["nfe"]["mean"])
+    return _of(row, "flops", "evaluations")
+
+
+def markdown(results: Results) -> str:
+    """A table for a README, with what its marks mean."""
+    shown = printed_columns(results)
+    titles = ["method", *(column.title for column in shown)]
+    lines = [line(titles), line(["---", *(["---:"] * len(shown))])]
+    for row in results.rows:
+        lines.append(line([row["label"], *(column.text(row) for column in shown)]))
+    return "\n".join([*lines, "", legend(results), ""])
+
+
+def latex(results: Results) -> str:
+    """A tabular with booktabs' rules."""
+    shown = printed_columns(results)
+    titles = " & ".join(escape_latex(title) for title in ("method", *(column.title for column in shown)))
+    body = [
+        " & ".join(escape_latex(cell) for cell in (row["label"], *(column.text(row) for column in shown))) + r" \\"
+        for row in results.rows
+    ]
+    head = [f"% {legend(results)}".replace("\n", " "), r"\begin{tabular}{l" + "r" * len(shown) + "}", r"\toprule"]
+    return "\n".join([*head, titles + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def legend(results: Results, *, intervals: bool = True) -> str:
+    """What the numbers and marks of the table are, in a few sentences."""
+    counted = results.to_dict()
+    size = f"{counted_name(counted['prompts'], 'prompt')} × {counted_name(len(counted['seeds']), 'seed')}"
+    brackets = "; square brackets are 95 % intervals by a bootstrap over prompts" if intervals else ""
+    parts = [f"{results.model}, {size}{brackets}."]
+    if results.baseline:
+        parts.append(
+            f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."
+        )
+    if (kind := memory_kind(results)) == ALLOCATED:
+        parts.append(f"Peak MiB: of a call, {kind}; median (highest).")
+    if whole := whole_titles(results):
+        parts.append(f"{whole}: one value of all pictures of a row, without interval.")
+    if failed := [row["label"] for row in results.rows if row["error"]]:
+        parts.append(f"Failed, wholly or in part: {', '.join(failed)}.")
+    if missing := results.problems | results.uncounted:
+        parts.append(f"Could not be computed: {', '.join(missing)}.")
+    return " ".join(parts)
+
+
+def whole_titles(results: Results) -> str:
+    """The metrics that have no value of a single picture."""
+    return ", ".join(
+        results.metrics[name]["title"] for name in known_metrics(results) if results.metrics[name]["whole"]
+    )
+
+
+def escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def metric_text(found: dict[str, Any], digits: int, *, intervals: bool = True) -> str:
+    """Mean, interval and verdict of a metric."""
+    if found["mean"] is None:
+        return "identical" if found["infinite"] else "–"
+    text = f"{found['mean']:.{digits}f}"
+    if intervals and found["low"] is not None:
+        text += f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    if gap := found.get("against_baseline"):
+        text += f" {MARKS[gap['verdict']]}"
+    return text
+
+
+def digits_of(results: Results, name: str) -> int:
+    """Decimals worth showing of a metric: fewer where its values are tens, as in dB."""
+    means = (_of(row["metrics"], name, "mean") for row in results.rows)
+    return 2 if any(mean is not None and abs(mean) >= 10 for mean in means) else 4
+
+
+def _metric_column(results: Results, name: str, *, brief: bool = False) -> Column:
+    shown, digits = results.metrics[name], digits_of(results, name) - brief
+    arrow = "↑" if shown["higher_is_better"] else "↓"
+    title = " ".join(part for part in (shown["title"], shown["unit"], arrow) if part)
+
+    def text(row: dict[str, Any]) -> str:
+        found = row["metrics"].get(name)
+        return metric_text(found, digits, intervals=not brief) if found else "–"
+
+    return Column(title, text, lambda row: _of(row["metrics"], name, "mean"), name)
+
+
+def known_metrics(results: Results) -> list[str]:
+    """The metrics that any row has: pictures may be too small for one."""
+    return [name for name in results.metrics if any(_has(row, name) for row in results.rows)]
+
+
+def _has(row: dict[str, Any], name: str) -> bool:
+    found = row["metrics"].get(name)
+    return found is not None and (found["mean"] is not None or found["infinite"] > 0)
+
+
+def _nfe(row: dict[str, Any]) -> str:
+    nfe = row["nfe"]
+    if not nfe:
+        return "–"
+    if nfe["least"] == nfe["most"]:
+        return str(nfe["least"])
+    return f"{nfe['mean']:.1f} ({nfe['least']}…{nfe['most']})"
+
+
+def _history(row: dict[str, Any]) -> float | None:
+    return mebibytes(row["history_bytes"])
+
+
+def _peak(row: dict[str, Any]) -> str:
+    """The median, and the most where that is another."""
+    if not row["memory"]:
+        return "–"
+    median, most = (f"{row['memory'][name] / 2**20:.0f}" for name in ("median", "most"))
+    return median if median == most else f"{median} ({most})"
+
+
+def mebibytes(count: float | None) -> float | None:
+    """Of bytes."""
+    return None if count is None else count / 2**20
+
+
+def _of(row: dict[str, Any], *names: str) -> float | None:
+    value: Any = row
+    for name in names:
+        value = value.get(name) if value else None
+    return None if value is None else float(value)
+
+
+def hours(seconds: float) -> str:
+    """``40 min``, ``1 h 5 min``."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def line(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,164 @@
+"""The work: draw what is missing, case by case, so that a machine that gets slower does so for all methods alike."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ...errors import SpectrumError
+from ..metrics import PictureJudge
+from . import files
+from .measures import measure
+from .plan import Plan, Unit
+from .request import Row
+from .sampling import Sample, path_rmse, sample
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+WARM_UP_STEPS = 2
+WHOLE = Row("fewer-steps", {"speedup": 1})
+"""The untouched run, watched, so that its operations are counted."""
+
+OnUnit = Callable[[int, int, str], None]
+"""Called with the number of units done, that of all, and what is done next."""
+
+
+class Work:
+    """Draws and measures the units of a plan that the store lacks.
+
+    A row that fails is left out from there on, with its reason, and tried again by the next evaluation; the
+    reference's failure is everybody's. Rows that share units share their failures.
+
+    Attributes:
+        run_id: marks what is timed together: times of different runs don't compare.
+        computed: calls made of the pipeline, the warm-up left out.
+    """
+
+    def __init__(
+        self, pipe: Any, plan: Plan, store: Store, metrics: Mapping[str, PictureJudge], on_unit: OnUnit
+    ) -> None:
+        self.pipe, self.plan, self.store, self.metrics = pipe, plan, store, metrics
+        self._on_unit = on_unit
+        self.run_id, self.computed = secrets.token_hex(8), 0
+        self._failed: dict[str, str] = {}
+        self._finished = {name for name, unit in plan.distinct.items() if store.record(unit)}
+        self._done, self._total = len(self._finished), len(plan.distinct)
+
+    def run(self) -> None:
+        """Do all of it.
+
+        Raises:
+            StoreError: the folder can't be written.
+            SpectrumError: the untouched pipeline fails.
+        """
+        if self._done < self._total:
+            self._warm_up()
+        for index, reference in enumerate(self.plan.references):
+            self._draw(reference)
+            for units in self.plan.by_label.values():
+                self._try(units[index], reference)
+
+    def _try(self, unit: Unit, reference: Unit) -> None:
+        if unit.name in self._failed:  # of a row that differs by its label
+            self.plan.failures.setdefault(unit.label, self._failed[unit.name])
+        if unit.label in self.plan.failures:
+            return
+        try:
+            if unit.row:
+                self._draw(unit, reference)
+            self._measure(unit, reference)
+        except files.StoreError:
+            raise
+        except Exception as error:  # of the pipeline, of any library: the others go on
+            log.debug("%s failed", unit.label, exc_info=error)
+            self._failed[unit.name] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {_reason(error)}"
+            self.plan.failures[unit.label] = self._failed[unit.name]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _measure(self, unit: Unit, reference: Unit) -> None:
+        problems, label = self.plan.problems, unit.label
+        metrics = {name: judge for name, judge in self.metrics.items() if (label, name) not in problems}
+        for name, problem in measure(self.store, unit, reference, metrics).items():
+            problems[label, name] = problem
+
+    def _draw(self, unit: Unit, reference: Unit | None = None) -> None:
+        counted = self.plan.flops[unit.label]
+        problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
+        self._ensure(unit, reference)
+        if problem:  # the call works, only it can't be counted
+            self._save_count(counted, None, problem)
+
+    def _ensure(self, unit: Unit, reference: Unit | None = None) -> None:
+        if unit.name in self._finished:
+            return
+        self._on_unit(self._done, self._total, f"{unit.label}: {unit.case.prompt.text}")
+        request = self.plan.request
+        self.computed += 1
+        drawn = sample(self.pipe, unit.case, request.call, unit.row, path=request.path)
+        self.store.save(unit, drawn, {"run": self.run_id, **_measured(drawn), **self._path(drawn, reference)})
+        self._finish(unit)
+
+    def _count(self, unit: Unit) -> str:
+        """Count the operations of a row's first case; else the reason, which is no failure of the row."""
+        if unit.name in self._finished:
+            return ""
+        self._on_unit(self._done, self._total, f"{unit.label}: counting operations")
+        try:
+            self.computed += 1
+            summary = sample(self.pipe, unit.case, self.plan.request.call, unit.row or WHOLE, flops=True).summary
+        except torch.OutOfMemoryError:  # for another evaluation, when there is more of it
+            return ""
+        except Exception as error:  # compiled code, mostly
+            return _reason(error)
+        self._save_count(unit, summary.flops.to_dict() if summary and summary.flops else None, "")
+        return ""
+
+    def _save_count(self, unit: Unit, flops: dict[str, float] | None, problem: str) -> None:
+        self.store.save_record(unit, {"method": unit.method, "flops": flops, "problem": problem})
+        self._finish(unit)
+
+    def _path(self, drawn: Sample, reference: Unit | None) -> dict[str, Any]:
+        record = self.store.record(reference) if reference and drawn.latents is not None else None
+        return {"path_rmse": path_rmse(drawn.latents, self.store.latents(record))} if record else {}
+
+    def _finish(self, unit: Unit) -> None:
+        self._finished.add(unit.name)
+        self._done += 1
+        self._on_unit(self._done, self._total, "")
+
+    def _warm_up(self) -> None:
+        """Draw something first: the first call of a process pays for what the others find ready."""
+        steps = self.plan.settings["call"].get("num_inference_steps")
+        short = {"num_inference_steps": min(steps, WARM_UP_STEPS)} if isinstance(steps, int) else {}
+        sample(self.pipe, self.plan.cases[0], {**self.plan.request.call, **short}, None)
+
+
+def _measured(drawn: Sample) -> dict[str, Any]:
+    summary = drawn.summary.to_dict() if drawn.summary else {}
+    return {
+        "steps": drawn.steps,
+        "nfe": drawn.nfe,
+        "evaluated": drawn.evaluated,
+        "decisions": drawn.decisions,
+        "fallbacks": summary.get("fallbacks", {}),
+        "branches": summary.get("branches", {}),
+        "history_bytes": summary.get("history_bytes", 0),
+        "seconds": drawn.spent.seconds,
+        "loop_seconds": drawn.spent.loop,
+        "memory": asdict(drawn.spent.memory),
+        "size": list(drawn.frames[0].size),
+    }
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SpectrumError):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,0 +1,173 @@
+"""What a metric is: what all of them have in common, and the class of those that compare with a reference."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ...errors import InvalidOptionError, MissingPackageError
+from .frames import Frames, to_video
+
+if TYPE_CHECKING:
+    import torch
+
+
+Against = Literal["reference", "prompt"]
+
+
+class Judge(Protocol):
+    """What every metric has, be it computed here or by another program, of one picture or of many as one."""
+
+    @property
+    def name(self) -> str:
+        """How it is asked for."""
+
+    @property
+    def title(self) -> str:
+        """As a table writes it."""
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def source(self) -> str:
+        """Where it is published, and what it runs with."""
+
+    @property
+    def against(self) -> Against:
+        """What a picture is held against. What needs no reference is computed of the reference too."""
+
+    @property
+    def whole(self) -> bool:
+        """It judges all pictures of a method as one: a single one has no value."""
+
+    @property
+    def module(self) -> str:
+        """Where its code is. With :meth:`fingerprint` it says whether a kept value is still right."""
+
+    def fingerprint(self) -> str:
+        """What its values depend on beside its code, the pictures and what they are held against."""
+
+    def available(self) -> str:
+        """Empty if it can be had here, else why not and what to do."""
+
+
+class PictureJudge(Judge, Protocol):
+    """A metric that is computed here, of one picture or video at a time."""
+
+    def judge(self, video: Frames, against: Any) -> float:
+        """The value of a picture or video, held against its reference or its prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Likeness of a picture or video to its reference.
+
+    Attributes:
+        name: its key in ``METRICS``.
+        title: as a table writes it.
+        unit: of its values, such as "dB"; empty where they have none.
+        higher_is_better: which way is like the reference.
+        score: of videos ``(F, 3, H, W)`` in [0, 1], in float64: a value for each frame ``(F,)``, or one for the
+            video ``(1,)`` where a metric looks at motion.
+        needs: checks that each answer "" or why the metric can't be had here, and what to do.
+        smallest: the least height and width that it is defined for, in pixels.
+        source: where it is published.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    higher_is_better: bool
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    needs: tuple[Callable[[], str], ...] = ()
+    smallest: int = 1
+    source: str = field(default="", repr=False)
+    against: Against = field(default="reference", init=False)
+    whole: bool = field(default=False, init=False)
+
+    @property
+    def module(self) -> str:
+        return self.score.__module__
+
+    def fingerprint(self) -> str:
+        """The version of torchmetrics, which most of them are from."""
+        try:
+            return f"torchmetrics {metadata.version('torchmetrics')}"
+        except metadata.PackageNotFoundError:
+            return ""
+
+    def available(self) -> str:
+        """Empty if the metric can be computed here, else why not and what to do."""
+        return next((problem for check in self.needs if (problem := check())), "")
+
+    def judge(self, video: Frames, against: Frames) -> float:
+        """:meth:`compare`, under the name that all metrics share."""
+        return self.compare(video, against)
+
+    def compare(self, video: Frames, reference: Frames) -> float:
+        """The metric of a video against its reference, averaged over the frames by :func:`average`.
+
+        Args:
+            video: frames as :func:`to_video` takes them, such as ``(F, 3, H, W)`` in [0, 1]; a picture is one frame.
+            reference: the same number of frames of the same size.
+
+        Raises:
+            InvalidOptionError: the shapes differ, a value is NaN or out of range, or the frames are too small.
+            MissingPackageError: what the metric needs is not here.
+        """
+        a, b = to_video(video), to_video(reference)
+        if a.shape != b.shape:
+            raise InvalidOptionError(
+                f"the video has {_shape(a)}, its reference {_shape(b)}: {self.title} needs the same of both"
+            )
+        if min(a.shape[-2:]) < self.smallest:
+            raise InvalidOptionError(
+                f"{self.title} is defined from {self.smallest}x{self.smallest} pixels on, these frames have "
+                f"{a.shape[-1]}x{a.shape[-2]}: use another metric, or larger pictures"
+            )
+        if problem := self.available():
+            raise MissingPackageError(f"{self.title} can't be computed: {problem}")
+        return average(self.score(a, b).tolist())
+
+
+def average(values: Iterable[float]) -> float:
+    """The mean of the finite values; infinite where all are, as PSNR is of identical pictures.
+
+    One identical frame, or one prompt that a method leaves untouched, would make the mean PSNR of all others infinite.
+    It is left out, which lowers the mean: no method looks better for it.
+    """
+    known = list(values)
+    finite = [value for value in known if math.isfinite(value)]
+    if finite:
+        return statistics.fmean(finite)
+    return known[0] if known else math.nan
+
+
+def package(module: str, install: str) -> Callable[[], str]:
+    """A check that a module can really be imported; a broken build is told from a missing one."""
+
+    def check() -> str:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            return f"the package {(error.name or module).split('.')[0]} is not installed: {install}"
+        except Exception as error:  # a broken build fails in any way: missing libraries, wrong operators …
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"{module} is installed but can't be imported ({type(error).__name__}: {first}): {install}"
+        return ""
+
+    return check
+
+
+def _shape(video: torch.Tensor) -> str:
+    frames, _, height, width = video.shape
+    return f"{frames} frame{'s' * (frames != 1)} of {width}x{height}"

@@ -1,0 +1,97 @@
+"""How far a method strays from the full run, step by step: the paper's Tables 5 and 8.
+
+    RMSE_i = sqrt(mean((z_i − z_i^ref)²))
+
+z_i are the latents after step i of 1 … T, in the units of the sampler, of the same prompt and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...errors import InvalidOptionError
+
+PAPER_STEPS = (10, 20, 30, 40, 50)
+"""The columns of Tables 5 and 8, counted from 1."""
+
+
+@dataclass
+class LatentPath:
+    """Keeps the latents after chosen steps of a generation; any pipeline of diffusers with a callback takes it.
+
+        path = LatentPath(steps=(10, 50))
+        pipe(prompt, callback_on_step_end=path)
+
+    Attributes:
+        steps: which to keep, counted from 1 as the paper does; None for all.
+        latents: step → a copy in float32 on the CPU.
+        then: another callback, called after this one, whose answer is the pipeline's.
+    """
+
+    steps: Iterable[int] | None = None
+    latents: dict[int, torch.Tensor] = field(default_factory=dict)
+    then: Any = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            self.steps = frozenset(self.steps)
+            if any(step < 1 for step in self.steps):
+                raise InvalidOptionError(f"steps {sorted(self.steps)} are counted from 1: leave out those below")
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What diffusers calls at the end of each step, with the step from 0 on."""
+        if "latents" not in kwargs:
+            raise InvalidOptionError(
+                "the pipeline's callback is given no latents: leave callback_on_step_end_tensor_inputs as it is, "
+                "or put 'latents' among them"
+            )
+        if step == 0:
+            self.latents.clear()  # another generation with the same object
+        if self.steps is None or step + 1 in self.steps:
+            # A copy: samplers write into their latents.
+            self.latents[step + 1] = kwargs["latents"].detach().to("cpu", torch.float32, copy=True)
+        return kwargs if self.then is None else self.then(pipe, step, timestep, kwargs)
+
+    def rmse(self, reference: LatentPath, steps: Iterable[int] | None = None) -> dict[int, float]:
+        """Step → RMSE against the reference's latents.
+
+        Args:
+            reference: of the full run.
+            steps: at which; None for those that both have.
+
+        Raises:
+            InvalidOptionError: a step is missing, or the shapes differ.
+        """
+        wanted = sorted(self.latents.keys() & reference.latents.keys()) if steps is None else list(steps)
+        missing = [step for step in wanted if step not in self.latents or step not in reference.latents]
+        if missing or not wanted:
+            raise InvalidOptionError(
+                f"steps {missing or 'of both'} were not kept: this path has {_listed(self.latents)}, "
+                f"the reference {_listed(reference.latents)}, counted from 1"
+            )
+        return {step: latent_rmse(self.latents[step], reference.latents[step]) for step in wanted}
+
+
+def latent_rmse(latents: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root of the mean squared difference of two tensors of one shape, in float64.
+
+    Raises:
+        InvalidOptionError: the shapes differ, or a value is NaN or infinite.
+    """
+    if latents.shape != reference.shape:
+        raise InvalidOptionError(
+            f"the latents have the shape {tuple(latents.shape)}, the reference's {tuple(reference.shape)}: "
+            "compare runs of one size and batch"
+        )
+    value = (latents.double() - reference.double()).square().mean().sqrt().item()
+    if not value < float("inf"):
+        raise InvalidOptionError(f"the RMSE is {value}: a run has NaN or infinite latents, look at its dtype")
+    return value
+
+
+def _listed(latents: dict[int, torch.Tensor]) -> str:
+    return ", ".join(map(str, sorted(latents))) or "none"

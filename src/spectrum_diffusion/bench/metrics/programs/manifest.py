@@ -1,0 +1,59 @@
+"""The list of what lies in a folder: a line of JSON for each picture or video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ....errors import InvalidOptionError
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file, relative to its manifest, the prompt it was made of, and that prompt's category (VBench: dimensions)."""
+
+    file: str
+    prompt: str
+    category: str = ""
+
+
+def write_manifest(folder: Path, entries: Iterable[Entry]) -> Path:
+    """Write the list into the folder; its path."""
+    listed = list(entries)
+    _check(folder, listed)
+    path = folder / MANIFEST
+    path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in listed), encoding="utf-8")
+    return path
+
+
+def read_manifest(folder: Path) -> list[Entry]:
+    """The list of a folder.
+
+    Raises:
+        InvalidOptionError: there is none, it can't be read, or a file is missing.
+    """
+    path = folder / MANIFEST
+    try:
+        entries = [Entry(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise InvalidOptionError(f"{folder} has no {MANIFEST}: write one with write_manifest") from None
+    except (ValueError, TypeError) as error:
+        raise InvalidOptionError(f"{path} is no list of files and prompts ({error}): see write_manifest") from error
+    _check(folder, entries)
+    return entries
+
+
+def _check(folder: Path, entries: list[Entry]) -> None:
+    names = [entry.file for entry in entries]
+    if not entries:
+        raise InvalidOptionError(f"there is nothing to list in {folder}: give one file or more")
+    if len(set(names)) < len(names):
+        raise InvalidOptionError(
+            f"a file of {folder} is listed twice: {sorted({n for n in names if names.count(n) > 1})}"
+        )
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise InvalidOptionError(f"{folder} has no file {', '.join(missing[:5])}: write the files first")

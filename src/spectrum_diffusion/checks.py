@@ -1,0 +1,97 @@
+"""What refuses a method on a model before anything is changed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError
+from .interop.caches import ExternalCache
+from .methods import AnyMethod, name_of
+from .sites import denoisers, make_site
+from .sites.interceptor import Interceptor, compiled
+
+INSIDE_BLOCKS = ("module", "tokens", "deep")
+"""Sites that answer for modules inside of blocks, which no compiled block would ask."""
+
+CACHE_HOOKS = ("cache", "fbc_", "pyramid_attention_broadcast", "text_kv")
+"""Beginnings or parts of the names under which diffusers' ``enable_cache`` registers its hooks."""
+
+FOREIGN_MARKERS = {
+    "_is_cached": "cache-dit",
+    "_cache_context_manager": "cache-dit",
+    "enable_teacache": "TeaCache",
+}
+
+
+def refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = False) -> None:
+    """Raise where the method can't be on the model, before anything has been changed.
+
+    A model that is ``cached`` carries the cache of another package that enable(…) itself has put on.
+    """
+    refuse_training(model, name)
+    if not cached:
+        refuse_conflicts(model, name)
+    make_site(model, method, lambda module: Interceptor(module, None))
+    if "output" in method.site:
+        return
+    if compiled(model) and not method.observes:
+        way = 'site="output"' if "output" in method.sites else 'easycache, or spectrum with site="output"'
+        raise UnsupportedModelError(
+            f"{name} is compiled as a whole, and no block can be skipped inside one graph: use {way}, or compile its "
+            "blocks with compile_repeated_blocks(fullgraph=True)"
+        )
+    if method.site in INSIDE_BLOCKS and any(compiled(block) for block in denoisers.main_blocks(model)):
+        way = 'site="last_block"' if "last_block" in method.sites else 'spectrum, taylor or reuse at site="last_block"'
+        raise UnsupportedModelError(
+            f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use {way}, which "
+            "skips the blocks whole"
+        )
+    if method.observes and any(compiled(module) for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{name} has compiled modules, and what runs inside their graphs can't be watched: use "
+            f"{name_of(method)} on the plain model, or without this library"
+        )
+
+
+def check_external(method: ExternalCache, audit: bool) -> None:
+    if audit:
+        raise InvalidOptionError(
+            f"audit=True measures this library's forecasts, and {name_of(method)} makes none of them"
+        )
+    method.check()
+
+
+def refuse_training(model: nn.Module, name: str) -> None:
+    """Raise where the model is in training mode."""
+    if model.training:
+        raise SpectrumError(f"{name} ({type(model).__name__}) is in training mode: call .eval() on it first")
+
+
+def refuse_conflicts(model: nn.Module, name: str) -> None:
+    """Raise where the model is cached or patched by something else."""
+    if getattr(model, "is_cache_enabled", False):
+        raise ConflictError(f"{name} has a cache of diffusers enabled: call .disable_cache() on it first")
+    if hooks := sorted({hook for module in model.modules() for hook in _cache_hooks(module)}):
+        raise ConflictError(f"{name} carries cache hooks of diffusers ({', '.join(hooks)}): remove them first")
+    for marker, owner in FOREIGN_MARKERS.items():
+        if marker in model.__dict__ or marker in type(model).__dict__:
+            raise ConflictError(f"{name} is cached by {owner} (attribute {marker}): undo that first, or reload it")
+    if patched := _patched_by(model):
+        raise ConflictError(f"the forward of {name} was replaced by {patched}: undo that first, or reload the model")
+
+
+def _cache_hooks(module: nn.Module) -> list[str]:
+    registry = module.__dict__.get("_diffusers_hook")
+    return [hook for hook in getattr(registry, "hooks", ()) if any(part in hook for part in CACHE_HOOKS)]
+
+
+def _patched_by(model: nn.Module) -> str:
+    """Whose function stands in for the model's forward; offload hooks wrap the original and are no patch."""
+    cls = type(model)
+    own = cls.forward
+    if own.__module__ not in {base.__module__ for base in cls.__mro__}:
+        return f"{own.__module__}.{own.__qualname__}"
+    instance = model.__dict__.get("forward")
+    if instance is not None and not hasattr(instance, "__wrapped__"):
+        return f"{getattr(instance, '__module__', '?')}.{getattr(instance, '__qualname__', instance)}"
+    return ""

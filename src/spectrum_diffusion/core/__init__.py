@@ -1,0 +1,1 @@
+"""Schedule, forecast, history and run: knows no model and no diffusers."""

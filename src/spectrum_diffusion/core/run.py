@@ -1,0 +1,359 @@
+"""One sampling loop: which step, which branch, evaluate or forecast, and the trace of it.
+
+A run is made anew for every generation and dropped at its end or failure. It knows neither diffusers nor how a model
+is skipped: a clock tells it the step, a site evaluates or forecasts the call.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..errors import InvalidOptionError, SpectrumError, UnsupportedModelError
+from .calls import Arguments
+from .clock import Clock, ManualClock, time_axis
+from .history import Feature, History
+from .schedule import check_integer
+from .summary import Action, Call, Trace
+
+if TYPE_CHECKING:
+    from ..methods.base import AnyMethod, Decider
+
+
+OnStep = Callable[[int, str, Action, str], None]
+
+UNKNOWN = "step unknown"
+
+MAX_BRANCHES = 8
+"""More calls than this within one step are no guidance branches: the step is not known (nothing is forecast)."""
+
+Judge = Callable[[torch.Tensor], Iterable[torch.Tensor] | None]
+"""Asked with the signal of a call: the forecast feature to skip with, or None to evaluate."""
+
+
+class Site(Protocol):
+    """Where in a denoiser features are read and replaced. ``structure`` is what a skip needs to know of a call."""
+
+    name: str
+
+    def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
+        """Run the whole denoiser: its output, the feature (empty if not reached) and the structure."""
+
+    def forecast(self, call: Arguments, feature: Iterable[torch.Tensor], structure: Any) -> Any:
+        """Skip the denoiser up to the site and go on from the forecast feature; the output."""
+
+    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
+        """Evaluate or skip, as the judge has it; as :meth:`evaluate`, but a feature of None was skipped."""
+
+
+class Sited(Protocol):
+    """A denoiser, as a run sees it."""
+
+    name: str
+
+    def site(self, method: Any) -> Site:
+        """The site at which the method reads and replaces features."""
+
+
+@dataclass
+class Branch:
+    """One guidance branch of one denoiser: its history and how its calls are told from those of others."""
+
+    label: str
+    history: History
+    shapes: dict[str, torch.Size]
+    name: str | None = None
+    decider: Decider | None = None
+    structure: Any = None
+    step: int = -1
+    restarted: str = ""
+    seen: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
+    lasting: set[str] = field(default_factory=set)
+
+    def matches(self, call: Arguments) -> bool:
+        """Whether every argument that lasted over the branch's steps (its conditioning) is this call's too."""
+        return self.shapes == call.shapes and all(self._same(call, name) for name in self.lasting)
+
+    def shared(self, call: Arguments) -> int:
+        """How many of the call's tensors are those of the branch's last call."""
+        return sum(self._same(call, name) for name in call.tensors)
+
+    def observe(self, call: Arguments, step: int) -> None:
+        """Remember the call: arguments that are the same tensor at two steps in a row last."""
+        if self.seen:
+            self.lasting = {name for name in call.tensors if self._same(call, name)}
+        self.seen = {name: weakref.ref(tensor) for name, tensor in call.tensors.items()}
+        self.shapes, self.step = call.shapes, step
+
+    def restart(self, reason: str) -> Branch:
+        """Begin the history anew; ``reason`` explains the fallbacks until it suffices again."""
+        self.release()
+        self.restarted = reason
+        return self
+
+    def release(self) -> None:
+        """Let go of every tensor that is kept."""
+        self.history.clear()
+        if self.decider is not None:
+            self.decider.reset()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the features, and by what the method looks at to decide, in bytes."""
+        watched = vars(self.decider).values() if self.decider is not None else ()
+        return self.history.nbytes + sum(value.nbytes for value in watched if isinstance(value, torch.Tensor))
+
+    def _same(self, call: Arguments, name: str) -> bool:
+        return name in self.seen and self.seen[name]() is call.tensors.get(name)
+
+
+class Run:
+    """One sampling loop under a method: decides for each call of a denoiser, and keeps its features.
+
+    Args:
+        method: schedule, forecaster and site.
+        clock: where the step of a call is read.
+        trace: where the calls are noted.
+        on_step: called after each denoiser call with (step, branch, action, reason).
+        audit: evaluate every step, but sample as if the method had skipped, and note the forecasts' errors.
+    """
+
+    def __init__(
+        self,
+        method: AnyMethod,
+        clock: Clock,
+        trace: Trace,
+        *,
+        on_step: OnStep | None = None,
+        audit: bool = False,
+    ) -> None:
+        self.method, self.clock, self.trace = method, clock, trace
+        self.on_step, self.audit = on_step, audit
+        self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
+        self._branches: dict[Sited, list[Branch]] = {}
+        self._step, self._calls_in_step = -1, 0
+        self._times: Sequence[float] | None = None
+        self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
+
+    def call(self, denoiser: Sited, call: Arguments) -> Any:
+        """Evaluate or skip one call of the denoiser; its output."""
+        site = denoiser.site(self.method)
+        step, known = self._locate(call)
+        self._axis()  # an axis that can't be had is told at the first call
+        branch = self._branch(denoiser, step, call)
+        action, reason = self._plan(branch, step, known)
+        if self.trace.device is None:
+            self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
+        record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1)
+        with self.trace.timed() as record.milliseconds, self.trace.counted(record):
+            if self.method.observes:
+                output = self._watch(site, call, record)
+            elif reason == UNKNOWN:
+                output = call.proceed(*call.args, **call.kwargs)
+            elif branch.decider is not None:
+                output = self._decide(branch, site, call, record)
+            elif action == self.method.skip:
+                output = self._skip(branch, site, call, record)
+            else:
+                output = self._evaluate(branch, site, call, record)
+        branch.observe(call, step)
+        self._note(record, branch)
+        return output
+
+    def close(self) -> None:
+        """Let go of every feature, even where a traceback still holds the run; the trace stays."""
+        for branch in (b for branches in self._branches.values() for b in branches):
+            branch.release()
+        self._branches.clear()
+
+    def _locate(self, call: Arguments) -> tuple[int, bool]:
+        step = self.clock.locate(call)
+        known = step is not None
+        if step is None:
+            step = max(self._step, 0)
+        elif step < self._step:  # the same timesteps once more: another loop
+            self._begin_again()
+        elif step == self._step and self._calls_in_step >= MAX_BRANCHES:
+            known = False
+        self._calls_in_step = self._calls_in_step + 1 if step == self._step else 1
+        self._step = step
+        return step, known
+
+    def _begin_again(self) -> None:
+        self.close()
+        self.trace.calls.clear()
+        self.trace.earlier_loops += 1
+        self._step = -1
+
+    def _branch(self, denoiser: Sited, step: int, call: Arguments) -> Branch:
+        """The branch of a call: by the pipeline's name, else by its lasting arguments, else by its place in the step.
+
+        A branch that stops or starts midway shifts the places, so a branch whose conditioning tensors stay the same
+        takes no call with others; a call that fits none begins a branch of its own.
+        """
+        known = [b for b in self._branches.setdefault(denoiser, []) if b.name == self.context]
+        if fitting := [b for b in known if b.step != step and b.matches(call)]:
+            return max(fitting, key=lambda b: b.shared(call))
+        place = sum(b.step == step for b in known)
+        if place < len(known) and known[place].step != step and known[place].shapes != call.shapes:
+            return known[place].restart("shape changed")
+        return self._new_branch(denoiser, call)
+
+    def _new_branch(self, denoiser: Sited, call: Arguments) -> Branch:
+        branches = self._branches[denoiser]
+        again = sum(b.name == self.context for b in branches)  # called twice under one name in a step
+        label = str(len(branches)) if self.context is None else f"{self.context}.{again}" if again else self.context
+        branch = Branch(label, History(self.method.window), call.shapes, self.context)
+        branch.decider = self.method.decider(self.clock.total)
+        if len(branches) < MAX_BRANCHES:
+            branches.append(branch)
+        return branch
+
+    def _plan(self, branch: Branch, step: int, known: bool) -> tuple[Action, str]:
+        """What is to be done, before the call; a method that decides while it runs may still evaluate."""
+        if not known:
+            return "fallback", UNKNOWN
+        if self.method.evaluates(step, self.clock.total):
+            return "evaluated", ""
+        if (have := len(branch.history)) < (need := self.method.min_points):
+            return "fallback", branch.restarted or f"history too short ({have} of {need})"
+        return self.method.skip, ""
+
+    def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        if not self.method.needs_feature(record.step, self.clock.total):
+            return call.proceed(*call.args, **call.kwargs)
+        output, feature, branch.structure = site.evaluate(call)
+        self._keep(branch, site, feature, record)
+        return output
+
+    def _watch(self, site: Site, call: Arguments, record: Call) -> Any:
+        """Let another package's cache have its way, and see how much of the denoiser it let run.
+
+        A call is whole if as much ran as in any earlier one of its shapes: the first of a loop is never cached.
+        """
+        try:
+            output, _, work = site.evaluate(call)
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            raise UnsupportedModelError(
+                f"the denoiser failed under {self.trace.method}: {type(error).__name__}: {error}. If it runs without, "
+                "the two don't go together: use another method, such as spectrum"
+            ) from error
+        kind = (site, frozenset(call.shapes.items()))
+        whole = self._whole[kind] = max(work, self._whole.get(kind, 0))
+        record.action, record.reason = ("evaluated" if work == whole else "partial" if work else "forecast"), ""
+        return output
+
+    def _keep(self, branch: Branch, site: Site, feature: Feature, record: Call) -> None:
+        if not feature:
+            branch.restart(f"{site.name} not reached")
+        elif branch.history.fits(feature):
+            branch.history.append(record.step, feature)
+        else:
+            branch.restart("shape changed").history.append(record.step, feature)
+
+    def _skip(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        feature = self._forecast(branch, record)
+        output = site.forecast(call, feature, branch.structure)
+        self._audit(site, call, feature, record)
+        return output
+
+    def _decide(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        """Let the method decide by what it sees in the call; each branch by itself."""
+        decider, may_skip = branch.decider, record.action == self.method.skip
+        assert decider is not None
+        seen: list[torch.Tensor] = []
+        forecast: list[Iterable[torch.Tensor]] = []
+
+        def judge(signal: torch.Tensor) -> Iterable[torch.Tensor] | None:
+            seen.append(signal)
+            if not decider.skips(record.step, signal, may_skip):
+                return None
+            forecast.append(self._forecast(branch, record))
+            return forecast[0]
+
+        output, feature, branch.structure = site.decide(call, judge, branch.structure)
+        if feature is None:
+            self._audit(site, call, forecast[0], record)
+            return output
+        if may_skip:
+            record.action = "evaluated"
+        self._keep(branch, site, feature, record)
+        if seen:
+            decider.learn(seen[0], feature, output)
+        return output
+
+    def _forecast(self, branch: Branch, record: Call) -> Iterable[torch.Tensor]:
+        """The feature at the step: tensor by tensor as the site asks for them, so that no second set is held."""
+        if self.method.in_place:
+            return branch.history.features[-1]
+        weights = self.method.weights_at(branch.history.steps, record.step, self._axis())
+        forecast = branch.history.forecast(weights)
+        return tuple(forecast) if self.audit else forecast
+
+    def _audit(self, site: Site, call: Arguments, feature: Iterable[torch.Tensor], record: Call) -> None:
+        """With ``audit``, evaluate the skipped step beside the forecast and note how far that was off."""
+        if self.audit:
+            record.error = relative_error(tuple(feature), site.evaluate(call)[1])
+
+    def _axis(self) -> Sequence[float]:
+        """The time of each step, in steps; see :func:`time_axis`."""
+        if self._times is None:
+            kind = self.method.axis
+            self._times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
+        return self._times
+
+    def _note(self, record: Call, branch: Branch) -> None:
+        self.trace.calls.append(record)
+        held = sum(b.nbytes for branches in self._branches.values() for b in branches)
+        self.trace.history_bytes = max(self.trace.history_bytes, held)
+        if record.step >= self.clock.total - 1:
+            # Before the decoder runs, which may need the memory; a branch or expert that stopped has no call now.
+            for other in (b for branches in self._branches.values() for b in branches):
+                if other is branch or other.step < record.step - 1:
+                    other.release()
+        if self.on_step is not None:
+            self.on_step(record.step, record.branch, record.action, record.reason)
+
+
+class ManualRun:
+    """A run of the user's own sampling loop over a bare denoiser, from :meth:`Handle.run`.
+
+    >>> with handle.run(total_steps=50) as run:      # doctest: +SKIP
+    ...     for i, t in enumerate(timesteps):
+    ...         run.step(i)
+    ...         noise = model(latents, t)
+    """
+
+    def __init__(self, run: Run, clock: ManualClock) -> None:
+        self._run, self._clock = run, clock
+
+    def step(self, index: int) -> None:
+        """Say that the next calls of the denoiser belong to step ``index`` (0 … total_steps−1, never back)."""
+        index = check_integer("step", index, least=0, most=self._clock.total - 1)
+        if self._clock.now is not None and index < self._clock.now:
+            raise InvalidOptionError(
+                f"step({index}) goes back from step {self._clock.now}: begin a new handle.run(...) for another image"
+            )
+        self._clock.now = index
+
+    def branch(self, name: str) -> None:
+        """Name the guidance branch of the next calls, e.g. "cond"; unnamed ones are told apart by their order."""
+        self._run.context = name
+
+    def call(self, denoiser: Sited, call: Arguments) -> Any:
+        """Answer one call of the denoiser."""
+        if self._clock.now is None:
+            raise SpectrumError("the denoiser was called before run.step(i): say the step before each call")
+        return self._run.call(denoiser, call)
+
+
+def relative_error(forecast: Feature, true: Feature) -> float:
+    """``‖ĥ − h‖₂ / ‖h‖₂`` over all floating tensors of a feature, in float32; counts that a site keeps are no error."""
+    pairs = [(f.float(), t.float()) for f, t in zip(forecast, true, strict=True) if t.is_floating_point()]
+    difference = sum(torch.sum((f - t) ** 2) for f, t in pairs)
+    norm = sum(torch.sum(t**2) for _, t in pairs)
+    return float(torch.sqrt(torch.as_tensor(difference) / torch.as_tensor(norm).clamp_min(1e-30)))

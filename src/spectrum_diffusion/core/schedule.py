@@ -1,0 +1,222 @@
+"""Which of the T steps of a sampler are evaluated. Pure integers: nothing here knows tensors.
+
+Steps are 0-based. A schedule is a sorted list of distinct steps that starts with 0; the other steps are forecast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+from ..errors import InvalidOptionError
+
+MAX_TOTAL = 1000
+"""Longest run for which :func:`for_speedup` searches; samplers of more steps are unknown."""
+
+ROUNDING = 1e-12
+"""Relative room for the rounding of T/n in floats."""
+
+
+def adaptive(total: int, interval: int = 2, warmup: int = 5, slope: float = 0.75) -> list[int]:
+    """Steps evaluated by Spectrum's adaptive schedule (Spectrum, § 3.3; Table 6).
+
+    Steps ``0 … warmup-1`` are evaluated; then ``s_j = s_(j-1) + floor(interval + j·slope)`` for ``j = 0, 1, …``
+    with ``s_(-1) = warmup - 1``, while ``s_j < total``. ``slope=0`` is the uniform schedule.
+
+    Args:
+        total: number of steps T of the sampler, ≥ 1.
+        interval: first distance N between evaluated steps, ≥ 1.
+        warmup: number W of steps evaluated at the start, ≥ 1; with ``total ≤ warmup`` every step is evaluated.
+        slope: growth α of the distance at each evaluated step, ≥ 0.
+
+    Returns:
+        The evaluated steps, sorted, unique, within ``0 … total-1``; the first is 0.
+
+    Raises:
+        InvalidOptionError: a value outside its range.
+
+    >>> adaptive(50)
+    [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
+    """
+    total = check_integer("total", total, least=1)
+    check_spacing(interval, warmup, slope)
+    steps = list(range(min(warmup, total)))
+    step, j = warmup - 1, 0
+    while (step := step + math.floor(interval + j * slope)) < total:
+        steps.append(step)
+        j += 1
+    return steps
+
+
+def uniform(total: int, interval: int = 2, warmup: int = 5) -> list[int]:
+    """The adaptive schedule with slope 0: ``warmup`` steps, then every ``interval``-th (FORA, TaylorSeer).
+
+    >>> uniform(50, interval=6, warmup=1)
+    [0, 6, 12, 18, 24, 30, 36, 42, 48]
+    """
+    return adaptive(total, interval, warmup, slope=0.0)
+
+
+def explicit(total: int, evaluated: Iterable[int]) -> list[int]:
+    """Check a schedule written out by the user for a run of ``total`` steps.
+
+    Raises:
+        InvalidOptionError: empty, not integers, repeated, unsorted, not starting with 0, or a step ≥ ``total``.
+    """
+    steps = check_evaluated(evaluated)
+    if steps[-1] >= total:
+        raise InvalidOptionError(
+            f"evaluated={list(steps)} names step {steps[-1]}, but the run has {total} steps (0 … {total - 1}): "
+            f"drop the steps from {total} on, or run more steps"
+        )
+    return list(steps)
+
+
+def for_speedup(total: int, speedup: float) -> list[int]:
+    """The schedule with the smallest reachable ``total/NFE ≥ speedup``.
+
+    Searched over every interval ≥ 1 and slope ≥ 0 with ``warmup = min(T, max(2, T // 10))``. Among the settings
+    that reach this NFE the interval nearest to 2 is taken (the paper's), and the middle of its range of slopes.
+
+    Args:
+        total: number of steps T, 1 … 1000.
+        speedup: wanted ratio of steps to evaluations, within ``1 … T/(warmup+1)``.
+
+    Raises:
+        InvalidOptionError: ``speedup`` outside that range, or NaN.
+    """
+    total = check_integer("total", total, least=1, most=MAX_TOTAL)
+    warmup = speedup_warmup(total)
+    highest = max(1.0, total / (warmup + 1))
+    value = check_number("speedup", speedup, finite=False)
+    if not 1.0 <= value <= highest * (1 + ROUNDING):
+        raise InvalidOptionError(
+            f"speedup={speedup!r} can't be reached with {total} steps: give a number within 1 … {_floor(highest):g} "
+            f"(at least {warmup} warm-up steps and one more are evaluated)"
+        )
+    if total <= warmup:
+        return list(range(total))
+    return list(_with_at_most(total, warmup, at_most(total, value)))
+
+
+def at_most(total: int, speedup: float) -> int:
+    """Most evaluations that reach ``speedup``: total / speedup rounded down, but for the rounding of floats."""
+    return math.floor(total / speedup * (1 + ROUNDING))
+
+
+def _floor(value: float) -> float:
+    """To four decimals, downwards, so that the end of a range that is named can be given."""
+    return math.floor(value * 1e4) / 1e4
+
+
+def speedup_warmup(total: int) -> int:
+    """Warm-up W = min(T, max(2, T // 10)) that :func:`for_speedup` uses."""
+    return min(total, max(2, total // 10))
+
+
+@lru_cache(maxsize=1024)
+def _with_at_most(total: int, warmup: int, nfe: int) -> tuple[int, ...]:
+    # The NFE that an interval reaches with a falling slope are at most those of slope 0, so the largest one
+    # allowed is found interval by interval; 2 comes first since ties go to the paper's interval.
+    best: tuple[int, ...] = ()
+    for interval in sorted(range(1, total - warmup + 1), key=lambda n: (abs(n - 2), n)):
+        if len(best) == nfe:
+            break
+        if len(found := _slowest_slope(total, warmup, interval, nfe)) > len(best):
+            best = found
+    return best
+
+
+def _slowest_slope(total: int, warmup: int, interval: int, nfe: int) -> tuple[int, ...]:
+    """The schedule of ``interval`` with the largest number of evaluations ≤ ``nfe``, at mid-range of its slopes."""
+
+    def count(slope: float) -> int:
+        return len(adaptive(total, interval, warmup, slope))
+
+    low = _smallest_slope(count, nfe, total)
+    reached = count(low)
+    high = _smallest_slope(count, reached - 1, total) if reached > warmup + 1 else low
+    middle = adaptive(total, interval, warmup, (low + high) / 2)
+    return tuple(middle if len(middle) == reached else adaptive(total, interval, warmup, low))
+
+
+def _smallest_slope(count: Callable[[float], int], nfe: int, total: int) -> float:
+    # count falls as the slope grows, in steps; bisection finds the edge to well below 1/T², the smallest
+    # distance between two edges (they lie at fractions k/j with j < T).
+    if count(0.0) <= nfe:
+        return 0.0
+    low, high = 0.0, float(total)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if count(middle) <= nfe else (middle, high)
+    return high
+
+
+def check_spacing(interval: int, warmup: int, slope: float) -> None:
+    """Raise :class:`InvalidOptionError` unless interval ≥ 1 and warmup ≥ 1 are integers and slope ≥ 0 is finite."""
+    check_integer("interval", interval, least=1)
+    check_integer("warmup", warmup, least=1)
+    check_number("slope", slope, least=0.0)
+
+
+def check_evaluated(evaluated: Iterable[int]) -> tuple[int, ...]:
+    """The steps as a tuple, checked apart from the length of the run: sorted, unique, starting with 0."""
+    if isinstance(evaluated, str) or not isinstance(evaluated, Iterable):
+        raise InvalidOptionError(f"evaluated={evaluated!r} is no list of steps: give integers such as [0, 1, 2, 5]")
+    steps = tuple(check_integer("evaluated step", step, least=0) for step in evaluated)
+    if not steps or steps[0] != 0:
+        raise InvalidOptionError(
+            f"evaluated={list(steps)} must start with step 0: there is nothing to forecast the first step from"
+        )
+    _check_rising(steps)
+    return steps
+
+
+def _check_rising(steps: Sequence[float]) -> None:
+    for before, after in pairwise(steps):
+        if after <= before:
+            raise InvalidOptionError(
+                f"evaluated={list(steps)} must rise: step {after} follows {before}; sort it and drop repeats"
+            )
+
+
+def check_integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
+    """``value`` as an int within ``least … most``, or :class:`InvalidOptionError`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidOptionError(f"{name}={value!r} is no integer: give a whole number ≥ {least}")
+    try:
+        number = value.__index__()
+    except TypeError as error:  # an array of several
+        raise InvalidOptionError(f"{name}={value!r} is no integer: give a whole number ≥ {least}") from error
+    if number < least or (most is not None and number > most):
+        span = f"≥ {least}" if most is None else f"within {least} … {most}"
+        raise InvalidOptionError(f"{name}={number} is out of range: give a whole number {span}")
+    return int(number)
+
+
+def check_number(
+    name: str, value: object, *, least: float | None = None, most: float | None = None, finite: bool = True
+) -> float:
+    """``value`` as a float within ``least … most``, finite unless said otherwise, or :class:`InvalidOptionError`."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InvalidOptionError(f"{name}={value!r} is no number")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (OverflowError, TypeError) as error:
+        raise InvalidOptionError(f"{name}={value!r} is no number that a float can hold") from error
+    too_low = least is not None and number < least
+    too_high = most is not None and number > most
+    if (finite and not math.isfinite(number)) or too_low or too_high:
+        low, high = ("−∞" if least is None else f"{least:g}"), ("∞" if most is None else f"{most:g}")
+        raise InvalidOptionError(f"{name}={number:g} is out of range: give a finite number within {low} … {high}")
+    return number
+
+
+def check_evaluated_points(evaluated: Sequence[float]) -> Sequence[float]:
+    """The evaluated steps of one branch: at least one, rising; they need not start with 0."""
+    if not evaluated:
+        raise InvalidOptionError("evaluated=[] is empty: a forecast needs at least one evaluated step")
+    _check_rising(evaluated)
+    return evaluated

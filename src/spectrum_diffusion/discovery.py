@@ -1,0 +1,42 @@
+"""The denoisers of a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .errors import UnsupportedModelError
+from .sites import denoisers
+
+DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
+"""Component names under which pipelines keep a denoiser, for classes that the table doesn't know."""
+
+
+def is_pipeline(target: Any) -> bool:
+    return not isinstance(target, nn.Module) and hasattr(target, "components") and callable(target)
+
+
+def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by component name, or the bare model itself."""
+    if isinstance(target, nn.Module):
+        return {"model": target}
+    modules: dict[str, nn.Module] = {}
+    for name, value in target.components.items():
+        if isinstance(value, nn.Module) and not any(value is other for other in modules.values()):
+            modules[name] = value
+    found = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
+    if "output" in site and not found:
+        found = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
+    if not found:
+        classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"
+        raise UnsupportedModelError(
+            f"{type(target).__name__} has no denoiser that the table knows (its modules: {classes}): use "
+            'site="output", or add a row with register_denoiser(…)'
+        )
+    if getattr(target, "scheduler", None) is None:
+        raise UnsupportedModelError(
+            f"{type(target).__name__} has no component named scheduler, so its steps can't be read: enable the "
+            "pipelines it is made of, or the bare denoiser with handle.run(total_steps=T)"
+        )
+    return found

@@ -1,0 +1,307 @@
+"""``enable`` and ``disable`` for a diffusers pipeline or a bare denoiser, and the handle that comes of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from .checks import check_external, refuse
+from .core.clock import Clock, ManualClock
+from .core.run import ManualRun, OnStep, Run
+from .core.schedule import check_integer, check_number
+from .core.summary import Summary, Trace, summarize
+from .discovery import denoisers_of, is_pipeline
+from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
+from .interop.caches import ExternalCache
+from .interop.snapshot import Snapshot
+from .methods import AnyMethod, make_method, name_of
+from .pipeline import enabled_class
+from .plan import Plan, PlanLike, read_plan
+from .sites import denoisers
+from .sites.interceptor import Denoiser
+from .solvers import check_solver
+
+
+class Handle:
+    """An enabled pipeline or denoiser: its method, and what the last generation did. A context manager.
+
+    Leaving the ``with`` block disables. The handle does not keep the pipeline alive.
+
+    Attributes:
+        method: the method with its options, a frozen dataclass.
+    """
+
+    def __init__(
+        self, target: Any, method: AnyMethod, *, timing: bool, audit: bool, flops: bool, on_step: OnStep | None
+    ) -> None:
+        self.method = method
+        self._timing, self._audit, self._flops, self._on_step = timing, audit, flops, on_step
+        self._target = weakref.ref(target, lambda _: self._detach())
+        self._denoisers: dict[str, Denoiser] = {}
+        self._trace: Trace | None = None
+        self._thread: int | None = None
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        self._retired = False
+        self._before: Snapshot | None = None  # of the models that another package's cache stands on
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if (target := self.target) is not None and _handle_of(target) is self:
+            disable(target)
+
+    @property
+    def target(self) -> Any:
+        """The pipeline or model, or None where it was dropped."""
+        return self._target()
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The denoisers it stands on, those that were dropped left out."""
+        return [model for denoiser in self._denoisers.values() if (model := denoiser.model) is not None]
+
+    def summary(self) -> Summary:
+        """What the last generation did.
+
+        Raises:
+            SpectrumError: nothing has been generated since ``enable``.
+        """
+        if self._trace is None:
+            raise SpectrumError("nothing was generated since enable(…): call the pipeline first, then ask")
+        return summarize(self._trace)
+
+    @contextmanager
+    def run(self, total_steps: int, sigmas: Sequence[float] | None = None) -> Iterator[ManualRun]:
+        """A run of your own sampling loop: say ``run.step(i)`` before the denoiser's calls of each step.
+
+        Args:
+            total_steps: number of steps T of the loop, which scales time and fixes the schedule.
+            sigmas: noise level of each step, (T,), for ``time="sigma"`` and ``"log-snr"``.
+
+        Raises:
+            InvalidOptionError: ``total_steps`` below 1, or too few for the wanted speedup or evaluated steps, or
+                ``sigmas`` of another length.
+            ConflictError: another generation is under way.
+        """
+        clock = ManualClock(check_integer("total_steps", total_steps, least=1), levels=_levels(sigmas, total_steps))
+        self.method.begin(clock.total)  # refuses before anything runs
+        with self._generating(), ExitStack() as stack:
+            run = self._new_run(clock)
+            stack.callback(run.close)
+            session = ManualRun(run, clock)
+            for denoiser in self._denoisers.values():
+                stack.enter_context(denoiser.serving(session))
+            yield session
+
+    def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
+        self._trace = Trace(
+            name_of(self.method),
+            self.method.site,
+            timing=self._timing,
+            flops=self._flops,
+            earlier_loops=earlier_loops,
+            package=(self.method.package, self.method.version()) if isinstance(self.method, ExternalCache) else None,
+        )
+        return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
+
+    @contextmanager
+    def _generating(self) -> Iterator[None]:
+        """Mark a generation as under way: attach anew what was compiled since, refuse what can't be now."""
+        if self._retired:
+            raise SpectrumError("this handle was disabled or replaced, or its target is gone: enable(…) again")
+        with self._lock:
+            if self._thread is not None:
+                raise ConflictError(
+                    "this pipeline is already generating, and neither diffusers' schedulers nor a history can serve "
+                    "two calls at once: give each thread a pipeline of its own, or run them one after the other"
+                )
+            self._thread = threading.get_ident()
+        try:
+            self._attach()
+            if isinstance(self.method, ExternalCache):
+                self.method.reset(self.target, self.models)
+            begin = time.perf_counter()
+            try:
+                yield
+            finally:
+                if self._trace is not None:
+                    self._trace.wall_seconds = time.perf_counter() - begin
+        finally:
+            self._thread = None
+
+    def _attach(self) -> None:
+        """Stand on the target's denoisers as they are now; components may have been swapped or compiled."""
+        target = self.target
+        found = denoisers_of(target, self.method.site)
+        for name, model in found.items():
+            refuse(model, name, self.method, cached=self._caches(model))
+        for name, denoiser in list(self._denoisers.items()):
+            if denoiser.model is not found.get(name):
+                self._denoisers.pop(name).detach(self)
+        for name, model in found.items():
+            denoiser = self._denoisers.setdefault(name, Denoiser.of(model, name))
+            denoiser.site(self.method)
+            denoiser.attach(self)
+
+    def _caches(self, model: nn.Module) -> bool:
+        """Whether the cache on a model is this handle's own; another model has taken its place otherwise."""
+        if self._before is not None and all(model is not own for own in self.models):
+            raise ConflictError(
+                f"{type(model).__name__} was put into the pipeline after enable(…), and {name_of(self.method)} stands "
+                "on the one before: enable(…) again"
+            )
+        return self._before is not None
+
+    def _install(self) -> None:
+        """Let another package put its cache on, if that is the method; what it refuses is taken off again."""
+        if isinstance(self.method, ExternalCache):
+            self._before = Snapshot(self.models)
+            self.method.install(self.target, self.models)
+
+    def _uninstall(self) -> None:
+        if isinstance(self.method, ExternalCache) and self._before is not None:
+            self.method.remove(self.target, self.models)
+            self._before.restore()
+            self._before = None
+
+    def _detach(self) -> None:
+        self._uninstall()
+        for denoiser in self._denoisers.values():
+            denoiser.detach(self)
+        self._denoisers.clear()
+        self._retired = True
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warn(message)
+
+
+def enable(
+    pipe_or_model: Any,
+    method: str = "spectrum",
+    *,
+    speedup: float | None = None,
+    plan: PlanLike | None = None,
+    timing: bool = False,
+    audit: bool = False,
+    flops: bool = False,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Handle:
+    """Make a diffusers pipeline, or a bare denoiser, skip most of its evaluations. Enabling again replaces.
+
+    Args:
+        pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop under ``handle.run(total_steps=T)``.
+        method: a name of ``METHODS``: "spectrum" (the default), "paper", "taylor", "reuse", "fewer-steps", …
+        speedup: wanted ratio of steps to evaluations, within 1 … T/(W+1); else the method's own schedule.
+        plan: a file that ``spectrum tune`` wrote, or what is in it: its method and options, but for ``options``.
+        timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
+        audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.
+        flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
+        on_step: called after each denoiser call with (step, branch, action, reason); the action is "evaluated",
+            "forecast", "partial" or "fallback".
+        options: the method's options, e.g. ``interval``, ``warmup``, ``slope``, ``evaluated``, ``degree``, ``ridge``,
+            ``order``, ``site`` ("last_block" or "output").
+
+    Returns:
+        A handle with ``summary()``, ``run(total_steps)``; a context manager that disables at its end.
+
+    Raises:
+        InvalidOptionError: an unknown method or option, a wrong value, or a plan of another method or for another
+            denoiser; nothing is changed.
+        UnsupportedModelError: no row for the denoiser's class, or no last block; the message names the way out.
+        ConflictError: another cache is active on the denoiser, or its forward was replaced.
+        SpectrumError: the denoiser is in training mode.
+    """
+    if on_step is not None and not callable(on_step):
+        raise InvalidOptionError(f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)")
+    if speedup is not None:
+        options["speedup"] = speedup
+    chosen = read_plan(plan) if plan is not None else None
+    if chosen is not None:
+        method, options = chosen.applied(method, options)
+    made = make_method(method, **options)
+    return enable_method(pipe_or_model, made, plan=chosen, timing=timing, audit=audit, flops=flops, on_step=on_step)
+
+
+def enable_method(
+    pipe_or_model: Any,
+    made: AnyMethod,
+    *,
+    plan: Plan | None = None,
+    timing: bool = False,
+    audit: bool = False,
+    flops: bool = False,
+    on_step: OnStep | None = None,
+) -> Handle:
+    """:func:`enable` with a method that is made already, under a name or not."""
+    is_pipe = is_pipeline(pipe_or_model)
+    if not is_pipe and not isinstance(pipe_or_model, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: give one of them"
+        )
+    if isinstance(made, ExternalCache):
+        check_external(made, audit)
+    previous = _handle_of(pipe_or_model)
+    for name, model in denoisers_of(pipe_or_model, made.site).items():
+        refuse(model, name, made, cached=previous is not None and previous._caches(model))
+        identity = denoisers.identity(model)
+        if plan is not None:
+            plan.check(identity)
+        made = made.fitted(identity)
+    if made.solver is not None:
+        check_solver(pipe_or_model, made.solver)
+    disable(pipe_or_model)
+    handle = Handle(pipe_or_model, made, timing=timing, audit=audit, flops=flops, on_step=on_step)
+    handle._attach()
+    if is_pipe:
+        pipe_or_model.__class__ = enabled_class(type(pipe_or_model), handle)
+    try:
+        handle._install()
+    except BaseException:
+        disable(pipe_or_model)
+        raise
+    return handle
+
+
+def disable(pipe_or_model: Any) -> None:
+    """Undo :func:`enable`: exactly the pipeline or model it was. Harmless where nothing is enabled.
+
+    Raises:
+        ConflictError: a generation is under way.
+    """
+    handle = _handle_of(pipe_or_model)
+    if handle is None:
+        return
+    if handle._thread is not None:
+        raise ConflictError("a generation is under way: disable(…) after it has ended")
+    handle._detach()
+    if is_pipeline(pipe_or_model):
+        pipe_or_model.__class__ = type(pipe_or_model).__dict__["_spectrum_original"]
+
+
+def _handle_of(target: Any) -> Handle | None:
+    if not isinstance(target, nn.Module):
+        handle = type(target).__dict__.get("_spectrum_handle")
+        return handle if handle is not None and handle.target is target else None
+    denoiser = Denoiser.on(target)
+    users = denoiser.users if denoiser is not None else ()
+    return next((user for user in users if isinstance(user, Handle) and user.target is target), None)
+
+
+def _levels(sigmas: Sequence[float] | None, total: int) -> list[float] | None:
+    if sigmas is None:
+        return None
+    levels = [check_number("sigma", sigma, least=0.0) for sigma in sigmas]
+    if len(levels) != total:
+        raise InvalidOptionError(f"sigmas has {len(levels)} noise levels: give one for each of the {total} steps")
+    return levels

@@ -1,0 +1,250 @@
+"""The passes that a call takes through a site's modules: recording, skipping, deciding, counting work."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..core.calls import Arguments
+from ..core.run import Judge
+from ..errors import UnsupportedModelError
+from . import denoisers
+
+
+class Based:
+    """What recording and skipping share: the image tokens that a residual is taken from, and added to again.
+
+    Args:
+        kind: the tokens "before" or "after" the first block; "" is no residual.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._base: torch.Tensor | None = None
+
+    def first(self, call: Arguments) -> Any:
+        if self._kind == "" or self._base is not None:
+            return self.block(call)
+        if self._kind == "before":
+            self._base = tokens_in(call).clone()  # the model may go on to write into it
+            return self.block(call)
+        output = call.proceed(*call.args, **call.kwargs)
+        self._base = tokens_out(call, output).clone()
+        return output
+
+    def block(self, call: Arguments) -> Any:
+        raise NotImplementedError
+
+    def embedder(self, call: Arguments) -> Any:
+        return call.proceed(*call.args, **call.kwargs)
+
+
+class Recording(Based):
+    """A pass through an evaluated denoiser: notes the outermost modules' output structures, and the feature."""
+
+    def __init__(self, base: str = "") -> None:
+        super().__init__(base)
+        self.feature: list[torch.Tensor] = []
+        self.structures: list[Any] = []
+        self._inside = False
+
+    def block(self, call: Arguments) -> Any:
+        if self._inside:  # a block within a block is skipped with it
+            return call.proceed(*call.args, **call.kwargs)
+        output = self._proceed(call)
+        leaves, spec = pytree.tree_flatten(output)
+        self.structures.append(([_Meta.of(leaf) for leaf in leaves], spec))
+        return output
+
+    def module(self, call: Arguments) -> Any:
+        if self._inside:
+            return call.proceed(*call.args, **call.kwargs)
+        output = self._proceed(call)
+        leaves, spec = pytree.tree_flatten(output)
+        self.feature += [leaf.clone() for leaf in leaves if is_floating(leaf)]  # a block may go on to write into it
+        self.structures.append(([None if is_floating(leaf) else leaf for leaf in leaves], spec))
+        return output
+
+    def tail(self, call: Arguments) -> Any:
+        value = call.first
+        self.feature.append(value if self._base is None else _difference(value, self._base))
+        return call.proceed(*call.args, **call.kwargs)
+
+    def _proceed(self, call: Arguments) -> Any:
+        self._inside = True
+        try:
+            return call.proceed(*call.args, **call.kwargs)
+        finally:
+            self._inside = False
+
+
+class Skipping(Based):
+    """A pass through a skipped denoiser: blocks answer stand-ins, modules and tails get the forecast."""
+
+    def __init__(self, feature: Iterable[torch.Tensor], structures: list[Any], base: str = "") -> None:
+        super().__init__(base)
+        self._feature = iter(feature)
+        self._structures = iter(structures)
+        self._last: Any = None
+
+    def block(self, call: Arguments) -> Any:
+        leaves, spec = self._structure()
+        return pytree.tree_unflatten([_stand_in(leaf, call) for leaf in leaves], spec)
+
+    def module(self, call: Arguments) -> Any:
+        leaves, spec = self._structure()
+        return pytree.tree_unflatten([next(self._feature) if leaf is None else leaf for leaf in leaves], spec)
+
+    def tail(self, call: Arguments) -> Any:
+        value = next(self._feature)
+        return call.proceed_with(value if self._base is None else self._base + value)
+
+    def advance(self, count: int) -> Skipping:
+        """Pass over the structures of ``count`` blocks that have run already."""
+        for _ in range(count):
+            self._structure()
+        return self
+
+    def _structure(self) -> Any:
+        # A block that runs more often than when it was recorded answers as it did last (recycling).
+        self._last = next(self._structures, self._last)
+        return self._last
+
+
+class Deciding:
+    """A pass that records until the first block's signal is there, then goes on recording or skips."""
+
+    def __init__(self, signal: Signal, judge: Judge, structures: Any, base: str) -> None:
+        self._signal, self._judge, self._structures, self._kind = signal, judge, structures, base
+        self.through: Recording | Skipping = Recording(base)
+        self._embedding: torch.Tensor | None = None
+        self._decided = False
+
+    def embedder(self, call: Arguments) -> Any:
+        output = call.proceed(*call.args, **call.kwargs)
+        if isinstance(output, tuple):  # else it embeds a condition alone, which stays the same (ACE-Step)
+            self._embedding = output[0]  # (B, D)
+        return output
+
+    def first(self, call: Arguments) -> Any:
+        if self._decided:  # a first block that runs more than once in a call (recycling)
+            return self.through.first(call)
+        assert isinstance(self.through, Recording)
+        self._decided, before = True, len(self.through.structures)
+        value, answer = (self._embedding, None) if self._embedding is not None else self._signal(call)
+        if (feature := self._judge(value)) is not None:
+            self.through = Skipping(feature, self._structures, self._kind).advance(before)
+        return self.through.first(call if answer is None else _answering(call, answer))
+
+    def block(self, call: Arguments) -> Any:
+        return self.through.block(call)
+
+    def tail(self, call: Arguments) -> Any:
+        return self.through.tail(call)
+
+
+class WorkCounter:
+    """A pass that lets everything run and adds up what ran: the multiplications of the layers with weights."""
+
+    def __init__(self) -> None:
+        self.work = 0
+
+    def layer(self, call: Arguments) -> Any:
+        layer: Any = call.module
+        sample = call.args[0] if call.args else next(iter(call.kwargs.values()))
+        self.work += sample.numel() * layer.weight.shape[0]
+        return call.proceed(*call.args, **call.kwargs)
+
+
+P = TypeVar("P", Recording, Skipping, Deciding, WorkCounter)
+
+Signal = Callable[[Arguments], tuple[torch.Tensor, Any]]
+"""From the call of the first block: the tensor to look at, and the block's output if that took running it."""
+
+
+def _answering(call: Arguments, answer: Any) -> Arguments:
+    """The call of a block that has run already."""
+    return Arguments(lambda *args, **kwargs: answer, call.args, call.kwargs, call.module)
+
+
+def modulated_input(call: Arguments) -> tuple[torch.Tensor, None]:
+    """The image tokens as the first block's adaptive norm modulates them (TeaCache), (B, N, D).
+
+    A block without such a norm, or whose norm takes more, is looked at by its image tokens as they come in.
+    """
+    norm, tokens, temb = getattr(call.module, "norm1", None), tokens_in(call), call.named("temb")
+    if norm is None or temb is None or not _takes_embedding_alone(norm):
+        return tokens, None
+    value = norm(tokens, emb=temb)
+    return (value[0] if isinstance(value, tuple) else value), None
+
+
+def _takes_embedding_alone(norm: nn.Module) -> bool:
+    _, *others = inspect.signature(norm.forward).parameters.values()
+    needed = {parameter.name for parameter in others if parameter.default is parameter.empty}
+    # The modulation of a pruned norm (Chroma) is a slice of the embedding that only its block knows.
+    return needed <= {"emb"} <= {parameter.name for parameter in others} and "Pruned" not in type(norm).__name__
+
+
+def first_residual(call: Arguments) -> tuple[torch.Tensor, Any]:
+    """What the first block adds to the image tokens (first-block cache), (B, N, D); it takes running the block."""
+    before = tokens_in(call).clone()
+    output = call.proceed(*call.args, **call.kwargs)
+    return tokens_out(call, output) - before, output
+
+
+def tokens_in(call: Arguments) -> torch.Tensor:
+    """The image tokens that a block is given, (B, N, D)."""
+    named = call.named("hidden_states")
+    return named if isinstance(named, torch.Tensor) else call.first
+
+
+def tokens_out(call: Arguments, output: Any) -> torch.Tensor:
+    """The image tokens that a block returns: the output of the shape that it was given."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    fitting = [tensor for tensor in tensors if tensor.shape == tokens_in(call).shape]
+    if not fitting:
+        raise UnsupportedModelError(
+            f"{type(call.module).__name__} returns its tokens in another shape than it takes them, so what "
+            "it adds can't be kept: use a method that needs no residual, such as spectrum, taylor or reuse"
+        )
+    return fitting[denoisers.image_place(call.module)] if len(fitting) == 2 == len(tensors) else fitting[0]
+
+
+def _difference(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    if value.shape != base.shape:
+        raise UnsupportedModelError(
+            f"the tokens enter the final norm as {tuple(value.shape)} but the first block as {tuple(base.shape)}, so "
+            "their difference can't be kept: use a method that needs no residual, such as spectrum, taylor or reuse"
+        )
+    return value - base
+
+
+class _Meta(NamedTuple):
+    """What a stand-in for a tensor needs to have."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, leaf: Any) -> Any:
+        return cls(leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _stand_in(leaf: Any, call: Arguments) -> Any:
+    if not isinstance(leaf, _Meta):
+        return leaf
+    for tensor in call.tensors.values():  # an input of the same kind costs no memory
+        if _Meta.of(tensor) == leaf:
+            return tensor
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
+
+
+def is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()

@@ -1,0 +1,324 @@
+"""Calibration for one model: what a method needs to know of it, and the threshold for a wanted number of evaluations.
+
+TeaCache's polynomial is fitted as its authors do: the untouched pipeline draws the prompts, and over all pairs of
+adjacent steps the change of the blocks' output (y) is fitted as a polynomial of degree 4 of the change of the modulated
+input (x). MagCache's ratios are the mean over prompts and guidance branches of its γ_t.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..core.history import Feature
+from ..core.schedule import check_integer
+from ..errors import InvalidOptionError, SpectrumError, warn
+from ..handle import Handle, enable_method
+from ..methods import METHODS, AnyMethod, make_method
+from ..methods.adaptive import relative_change
+from ..methods.base import Decider
+from ..plan import Plan, versions
+from ..sites.denoisers import identity
+
+DEGREE = 4
+ROUNDS = 14
+"""Most halvings of the range in which a threshold is searched."""
+CLOSE = 0.1
+"""A mean number of evaluations this near to the wanted one ends the search."""
+HUGE = 1e6
+"""A threshold that lets everything pass: the fewest evaluations that the other options allow."""
+
+OnRun = Callable[[str], None]
+"""Called after each generation with what it was for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What is drawn to calibrate with.
+
+    Attributes:
+        prompts: texts; or, for pipelines that need more, keywords of their call.
+        seeds: of the noise, each with each prompt.
+        call: further keywords of every call, such as ``num_inference_steps``.
+    """
+
+    prompts: Sequence[str | Mapping[str, Any]]
+    seeds: Sequence[int] = (0,)
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str) or not self.prompts or not self.seeds:
+            raise InvalidOptionError("calibration draws pictures: give a list of one or more prompts, and of seeds")
+
+    def draw(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Any]:
+        """Draw them all; the summaries."""
+        summaries = []
+        for prompt in self.prompts:
+            for seed in self.seeds:
+                generator = torch.Generator("cpu").manual_seed(seed)
+                own = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
+                pipe(**{"generator": generator, **_latents(pipe), **self.call, **own})
+                summaries.append(handle.summary())
+                on_run(purpose)
+        return summaries
+
+    def to_dict(self) -> dict[str, Any]:
+        prompts = [sorted(prompt) if isinstance(prompt, Mapping) else prompt for prompt in self.prompts]
+        return {"prompts": prompts, "seeds": list(self.seeds), "call": dict(self.call)}
+
+
+def tune(
+    pipe: Any,
+    method: str,
+    prompts: Sequence[str | Mapping[str, Any]],
+    *,
+    nfe: int | Iterable[int] = 14,
+    seeds: Sequence[int] = (0,),
+    call: Mapping[str, Any] | None = None,
+    on_run: OnRun = lambda _: None,
+    **options: Any,
+) -> list[Plan]:
+    """Calibrate a method that decides while it runs, and find its threshold for a wanted number of evaluations.
+
+    Whatever was enabled on the pipeline is not any more afterwards.
+
+    Args:
+        pipe: a diffusers pipeline.
+        method: "teacache", "magcache", "easycache", "first-block-cache", or another that has a ``threshold``.
+        prompts: to calibrate with; or, for pipelines that need more than a prompt, keywords of their call.
+        nfe: wanted evaluations, one number or several; the mean over the pictures is brought as near as it can be.
+        seeds: of the noise, each with each prompt.
+        call: further keywords of the pipeline's call, such as ``num_inference_steps``.
+        on_run: called after each generation with what it was for.
+        options: options of the method that are to stay as given.
+
+    Returns:
+        A plan for each of ``nfe``, for ``enable(pipe, plan=…)``; its record has the "nfe" that was reached.
+
+    Raises:
+        InvalidOptionError: a method without a threshold, a wrong option, or a number out of the method's reach.
+        UnsupportedModelError: the method can't be on the pipeline's denoiser.
+    """
+    _check(method, options)
+    wanted = [check_integer("nfe", n, least=1) for n in (nfe if isinstance(nfe, Iterable) else [nfe])]
+    pictures = Pictures(prompts=prompts, seeds=seeds, call=call or {})
+    found = {**_fit(pipe, method, options, pictures, on_run), **options}
+    search = Search(pipe, method, found, pictures, on_run)
+    for number in wanted:
+        search.check(number)  # all of them, before the long search for the first
+    return [search.plan(number) for number in wanted]
+
+
+def _check(method: str, options: Mapping[str, Any]) -> None:
+    tunable = [name for name, cls in METHODS.items() if any(f.name == "threshold" for f in fields(cls))]
+    if method in METHODS and method not in tunable:
+        raise InvalidOptionError(f"{method} has no threshold to be found: tune one of {', '.join(tunable)}")
+    if "threshold" in options:
+        raise InvalidOptionError("threshold is what is searched: leave it out, or enable the method with it")
+    make_method(method, **options)
+
+
+def _fit(
+    pipe: Any, method: str, options: Mapping[str, Any], pictures: Pictures, on_run: OnRun
+) -> dict[str, tuple[float, ...]]:
+    """What the method needs to know of the model, measured on the untouched pipeline, unless it is given."""
+    if method not in FITS or FITS[method].option in options:
+        return {}
+    observer = FITS[method]()
+    with enable_method(pipe, observer) as handle:
+        pictures.draw(pipe, handle, on_run, "calibration")
+    return {observer.option: observer.result()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer(AnyMethod):
+    """Evaluates every step and notes what it sees; a track for each branch of each run."""
+
+    tracks: list[Any] = field(default_factory=list, compare=False)
+
+    option: ClassVar[str] = ""
+    """The option that comes of it."""
+    track: ClassVar[Callable[[], Decider]]
+
+    @property
+    def window(self) -> int:
+        return 1
+
+    def evaluates(self, step: int, total: int) -> bool:
+        return True
+
+    def untouched(self, total: int) -> bool:
+        return False  # nothing to warn of: it is to be
+
+    def decider(self, total: int) -> Decider:
+        self.tracks.append(type(self).track())
+        return self.tracks[-1]  # type: ignore[no-any-return]
+
+    def result(self) -> tuple[float, ...]:
+        """The option's value, from all that was seen."""
+        raise NotImplementedError
+
+
+class Changes:
+    """x and y of the adjacent steps of one branch."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[float, float]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.signal: torch.Tensor | None = None
+        self.output: torch.Tensor | None = None
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        return False
+
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        if self.signal is not None and self.output is not None:
+            self.pairs.append((relative_change(signal, self.signal), relative_change(feature[0], self.output)))
+        self.signal, self.output = signal.detach().clone(), feature[0].detach().clone()
+
+
+class Magnitudes:
+    """γ of the steps of one branch."""
+
+    def __init__(self) -> None:
+        self.ratios: dict[int, float] = {}
+        self.step = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.norms: torch.Tensor | None = None
+
+    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
+        self.step = step
+        return False
+
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+        norms = feature[0].detach().float().norm(dim=-1)  # (B, N, D) -> (B, N)
+        if self.norms is not None:
+            self.ratios[self.step] = float((norms / self.norms.clamp_min(1e-8)).mean())
+        self.norms = norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesObserver(Observer):
+    """TeaCache's coefficients."""
+
+    site: str = "watched"
+    sites: ClassVar[tuple[str, ...]] = ("watched",)
+    option: ClassVar[str] = "coefficients"
+    track: ClassVar[Callable[[], Decider]] = Changes
+
+    def result(self) -> tuple[float, ...]:
+        pairs = [pair for track in self.tracks for pair in track.pairs if all(map(math.isfinite, pair))]
+        xs, ys = np.array(pairs).reshape(-1, 2).T  # each (P,)
+        distinct = len(np.unique(xs))
+        if not distinct:
+            raise SpectrumError("no two steps in a row were seen, so nothing can be fitted: give more steps")
+        return _rounded(np.polyfit(xs, ys, min(DEGREE, distinct - 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagnitudesObserver(Observer):
+    """MagCache's ratios, of step 0 … T−1; 1 where a step has none before it."""
+
+    site: str = "residual"
+    sites: ClassVar[tuple[str, ...]] = ("residual",)
+    option: ClassVar[str] = "ratios"
+    track: ClassVar[Callable[[], Decider]] = Magnitudes
+
+    def result(self) -> tuple[float, ...]:
+        seen: dict[int, list[float]] = {}
+        for track in self.tracks:
+            for step, ratio in track.ratios.items():
+                seen.setdefault(step, []).append(ratio)
+        return _rounded(statistics.fmean(seen.get(step, [1.0])) for step in range(max(seen, default=0) + 1))
+
+
+FITS: dict[str, type[Observer]] = {"teacache": ChangesObserver, "magcache": MagnitudesObserver}
+"""The methods that need to know something of the model."""
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.9g}") for value in values)
+
+
+class Search:
+    """Finds the threshold of a method for a wanted number of evaluations, by running it.
+
+    Args:
+        options: of the method, all but the threshold.
+    """
+
+    def __init__(self, pipe: Any, method: str, options: dict[str, Any], pictures: Pictures, on_run: OnRun) -> None:
+        self.pipe, self.method, self.options = pipe, method, options
+        self.pictures, self.on_run = pictures, on_run
+        self.steps, self.models = 0, ""
+        self._tried: dict[float, float] = {}
+
+    def check(self, wanted: int) -> None:
+        """Raise :class:`InvalidOptionError` where no threshold can give that many evaluations."""
+        fewest = self.evaluations(HUGE)
+        self._tried[0.0] = self.steps
+        if not fewest - 0.5 < wanted <= self.steps:
+            raise InvalidOptionError(
+                f"nfe={wanted} is out of the reach of {self.method}, which evaluates {fewest:g} … {self.steps} of "
+                f"{self.steps} steps here: give a number within, or other options (its warmup, limit …)"
+            )
+
+    def plan(self, wanted: int) -> Plan:
+        """The plan with the threshold whose mean evaluations are nearest to the wanted ones."""
+        threshold = self._nearest(wanted)
+        if abs((reached := self.evaluations(threshold)) - wanted) >= 0.5:
+            warn(f"no threshold brings {self.method} to nfe={wanted} on these pictures: the nearest is {reached:g}")
+        options = {**self.options, "threshold": threshold}
+        record = {
+            "steps": self.steps,
+            "wanted_nfe": wanted,
+            "nfe": reached,
+            "versions": versions(),
+            "provenance": self.pictures.to_dict(),
+        }
+        made = make_method(self.method, **options).options()
+        return Plan(method=self.method, options={k: made[k] for k in options}, model=self.models, record=record)
+
+    def evaluations(self, threshold: float) -> float:
+        """The mean over the pictures."""
+        if threshold not in self._tried:
+            made = make_method(self.method, **{**self.options, "threshold": threshold})
+            with enable_method(self.pipe, made) as handle:
+                self.models = " + ".join(dict.fromkeys(identity(model) for model in handle.models))
+                summaries = self.pictures.draw(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}")
+            self.steps = summaries[-1].steps
+            self._tried[threshold] = statistics.fmean(summary.nfe for summary in summaries)
+        return self._tried[threshold]
+
+    def _nearest(self, wanted: int) -> float:
+        low = high = 0.1
+        while self.evaluations(high) > wanted and high < HUGE:
+            high *= 4
+        while self.evaluations(low) < wanted and low > 1 / HUGE:
+            low /= 4
+        for _ in range(ROUNDS):
+            if any(abs(count - wanted) <= CLOSE for count in self._tried.values()):
+                break
+            middle = float(f"{math.sqrt(low * high):.4g}")
+            if self.evaluations(middle) > wanted:
+                low = middle
+            else:
+                high = middle
+        return min(self._tried, key=lambda threshold: (abs(self._tried[threshold] - wanted), threshold))
+
+
+def _latents(pipe: Any) -> dict[str, str]:
+    """Leave out the decoder where the pipeline can: only the denoiser's calls are of interest."""
+    takes = inspect.signature(type(pipe).__call__).parameters
+    return {"output_type": "latent"} if "output_type" in takes else {}

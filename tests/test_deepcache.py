@@ -13,7 +13,7 @@ from zoo import ZOO, samples_of
 import spectrum_diffusion
 from spectrum_diffusion import UnsupportedModelError
 from spectrum_diffusion.core.flops import counting
-from spectrum_diffusion.sites import blocks as sites
+from spectrum_diffusion.sites import passes
 from spectrum_diffusion.sites import denoisers
 
 STEPS = 12
@@ -114,13 +114,13 @@ def test_nothing_of_a_stand_in_reaches_the_output(name: str, branch: int, monkey
     pipe = entry.build()
     with spectrum_diffusion.enable(pipe, "deepcache", branch=branch):
         ours = torch.as_tensor(entry.call(pipe, steps=STEPS))
-        plain = sites._stand_in
+        plain = passes._stand_in
 
         def poisoned(leaf: Any, call: Any) -> Any:
             value = plain(leaf, call)
             return torch.full_like(value, torch.nan) if isinstance(value, torch.Tensor) else value
 
-        monkeypatch.setattr(sites, "_stand_in", poisoned)
+        monkeypatch.setattr(passes, "_stand_in", poisoned)
         assert torch.equal(torch.as_tensor(entry.call(pipe, steps=STEPS)), ours)
 
 

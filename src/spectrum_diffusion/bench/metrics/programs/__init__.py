@@ -3,7 +3,7 @@
 Their packages want versions of transformers and NumPy that no longer work with diffusers', so each is installed into a
 virtual environment with pinned versions, and runs as another program:
 
-    python -m spectrum_diffusion.bench.metrics.programs image_reward --python python3.11
+    python -m spectrum_diffusion.metrics.programs image_reward --python python3.11
 
     write_manifest(folder, [Entry("0.png", "red apple")])
     PROGRAMS["image_reward"].run(folder)

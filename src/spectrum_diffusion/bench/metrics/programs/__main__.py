@@ -1,4 +1,4 @@
-"""Make the environment of a program: ``python -m spectrum_diffusion.bench.metrics.programs image_reward``."""
+"""Make the environment of a program: ``python -m spectrum_diffusion.metrics.programs image_reward``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import PROGRAMS, PYTHONS, install
 
 def main() -> int:
     """Install, and say where; 1 if it can't be."""
-    parser = argparse.ArgumentParser(prog="python -m spectrum_diffusion.bench.metrics.programs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m spectrum_diffusion.metrics.programs", description=__doc__)
     parser.add_argument("program", choices=sorted({program.environment for program in PROGRAMS.values()}))
     parser.add_argument("--python", default="python3.11", help=f"an interpreter of Python {' or '.join(PYTHONS)}")
     asked = parser.parse_args()

@@ -69,7 +69,7 @@ class Program:
         """Empty if its environment is made, else how to make it."""
         if python_of(self.environment).is_file():
             return ""
-        return f"its environment is not made: python -m spectrum_diffusion.bench.metrics.programs {self.environment}"
+        return f"its environment is not made: python -m spectrum_diffusion.metrics.programs {self.environment}"
 
     def fingerprint(self) -> str:
         """A digest of its script, its pinned versions, and what it is given beside the manifest."""

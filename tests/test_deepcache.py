@@ -13,8 +13,7 @@ from zoo import ZOO, samples_of
 import spectrum_diffusion
 from spectrum_diffusion import UnsupportedModelError
 from spectrum_diffusion.core.flops import counting
-from spectrum_diffusion.sites import passes
-from spectrum_diffusion.sites import denoisers
+from spectrum_diffusion.sites import denoisers, passes
 
 STEPS = 12
 FULL = [0, 3, 6, 9]

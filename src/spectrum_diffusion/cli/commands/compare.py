@@ -1,0 +1,108 @@
+"""The command ``spectrum compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ...bench import mp4
+from ...plan import versions
+from .. import outputs
+from ..app import app
+from ..options import (
+    AsJson,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Model,
+    Offload,
+    Options,
+    PromptFile,
+    Prompts,
+    Seed,
+    Seeds,
+    Site,
+    Size,
+    Speedup,
+    Steps,
+    specs_of,
+)
+from ..printing import echo_json, exit_for, progress_bar
+from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_seeds, parse_size, read_prompts
+
+
+@app.command()
+def compare(
+    prompts: Prompts = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper,plan:FILE.")
+    ] = ("fewer-steps,reuse,taylor,paper,spectrum"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")] = ...,  # type: ignore[assignment]
+    model: Model = DEFAULT_MODEL,
+    speedup: Speedup = None,
+    site: Site = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Seeds = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    prompt_file: PromptFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw with the untouched pipeline and with several methods, side by side."""
+    request = Request(
+        prompts=read_prompts(prompts or (), prompt_file),
+        seeds=parse_seeds(seeds, seed),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    specs = specs_of(methods, speedup, site, option)
+    outputs.check_folder(output)
+    exit_for(_compare(request, specs, output, as_json))
+
+
+def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:
+    """Draw, write and show; the reasons of the methods that failed."""
+    from ...bench import comparison
+    from ...bench.sampling import load
+
+    pipe = load(request)
+    pictures = len(request.prompts) * len(request.seeds) * (1 + len(specs))
+    with progress_bar() as progress:
+        task = progress.add_task("reference", total=pictures)
+        result = comparison.compare(
+            pipe, request, specs, lambda label: progress.update(task, advance=1, description=escape(label))
+        )
+    grid, video, results = folder / "grid.png", folder / "grid.mp4", comparison.to_dict(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs.save_json(folder / "results.json", {**results, "versions": versions()})
+    outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": versions()})
+    video.unlink(missing_ok=True)  # of another comparison
+    if (frames := comparison.frames_of(result)) > 1 and mp4.can_write():
+        outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, mp4.FPS)
+    found = {"video": str(video)} if video.is_file() else {}
+    if as_json:
+        echo_json({"output": str(folder), "grid": str(grid), **found, **results})
+    else:
+        console = Console()
+        console.print(comparison.table_of(result))
+        console.print(f"pictures: {found.get('video', grid)}", highlight=False, soft_wrap=True)
+    if problem := comparison.METRICS["ssim"].available():
+        typer.echo(f"without SSIM: {problem}", err=True)
+    return result.failures

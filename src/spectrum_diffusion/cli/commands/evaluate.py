@@ -1,0 +1,93 @@
+"""The command ``spectrum evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import evaluation, outputs
+from ..app import app
+from ..options import (
+    AsJson,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Model,
+    Offload,
+    Options,
+    Prompts,
+    Seed,
+    Seeds,
+    Site,
+    Size,
+    Speedup,
+    Steps,
+    names_of,
+    specs_of,
+)
+from ..printing import echo_json, exit_for
+from ..request import DEFAULT_MODEL, Request, parse_seeds, parse_size
+
+
+@app.command()
+def evaluate(
+    prompts: Prompts = None,
+    methods: Annotated[str, typer.Option(help="Methods, with options if wanted: taylor:order=2,paper,plan:FILE.")] = (
+        "fewer-steps,paper,spectrum,taylorseer,fora"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, tables and report.html.")] = ...,  # type: ignore[assignment]
+    source: Annotated[
+        str | None, typer.Option("--prompts", metavar="LIST|FILE", help="tiny, drawbench, coco, vbench, or a file.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many prompts.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="psnr,ssim,clip_score,image_reward,vbench_quality,…; without, what is at hand.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="CLIP model of clip_score; CLIP ViT-L/14 without.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that the others are compared with; fewer-steps without.")
+    ] = None,
+    path: Annotated[bool, typer.Option("--path", help="Also compare the latents after each step.")] = False,
+    model: Model = DEFAULT_MODEL,
+    speedup: Speedup = None,
+    site: Site = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Seeds = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods over many prompts: metrics with intervals, cost, a report. Given again, it goes on."""
+    found = evaluation.find_prompts(prompts or [], source, limit, model)
+    request = Request(
+        prompts=tuple(prompt.text for prompt in found),
+        seeds=parse_seeds(seeds, seed),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    specs = specs_of(methods, speedup, site, option)
+    outputs.check_folder(output)
+    asked = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}
+    results = evaluation.evaluate(request, specs, found, output, **asked)
+    if as_json:
+        echo_json(evaluation.to_dict(results))
+    else:
+        evaluation.show(results)
+    exit_for(results.failures | results.problems)

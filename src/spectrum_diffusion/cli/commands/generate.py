@@ -1,0 +1,155 @@
+"""The command ``spectrum generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ...bench import mp4
+from ...plan import versions
+from .. import outputs
+from ..app import app
+from ..guard import MistakeError
+from ..options import (
+    AsJson,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Model,
+    Offload,
+    Options,
+    PromptFile,
+    Prompts,
+    Seed,
+    Site,
+    Size,
+    Speedup,
+    Steps,
+    shared_options,
+)
+from ..printing import echo_json, progress_bar
+from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_options, parse_size, read_prompts
+
+if TYPE_CHECKING:
+    from ...bench.sampling import Drawing
+
+
+@app.command()
+def generate(
+    prompts: Prompts = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="File to write; several prompts give -0, -1 … or fill in {index}."),
+    ] = ...,  # type: ignore[assignment]
+    model: Model = DEFAULT_MODEL,
+    method: Annotated[
+        str | None, typer.Option(help="Name of the method, see `spectrum methods`; spectrum without.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
+    speedup: Speedup = None,
+    site: Site = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = mp4.FPS,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    prompt_file: PromptFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures or videos."""
+    request = Request(
+        prompts=read_prompts(prompts or (), prompt_file),
+        seeds=(seed,),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    options = {**shared_options(speedup, site), **parse_options(option or ())}
+    spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
+    spec.check(steps)
+    outputs.check_output(output)
+    results = _generate(request, spec, output, fps)
+    if as_json:
+        echo_json(results[-1] | ({"outputs": results} if len(results) > 1 else {}))
+        return
+    for result in results:
+        counts = f"{result['steps']} steps, {result['nfe']} evaluated, {result['speedup']:.2f}x fewer"
+        typer.echo(f"{result['output']}  {counts}, {result['seconds']:.1f} s")
+
+
+def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
+    from ...bench.sampling import draw, load, makes_videos, steps_of
+
+    pipe = load(request)
+    _check_kind(output, makes_videos(pipe))
+    spec.check(steps_of(pipe, request))
+    results = []
+    with progress_bar() as progress:
+        for prompt, path in zip(request.prompts, outputs.numbered(output, len(request.prompts)), strict=True):
+            task = progress.add_task(escape(prompt), total=None)
+
+            def show(done: int, total: int, task: Any = task) -> None:
+                progress.update(task, completed=done, total=total)
+
+            drawing = draw(pipe, request, prompt, request.seeds[0], spec, show)
+            outputs.save(path, drawing.frames, _provenance(request, spec, prompt, drawing), fps)
+            results.append(_result(request, spec, prompt, path, drawing))
+    return results
+
+
+def _check_kind(output: Path, makes_videos: bool) -> None:
+    if makes_videos != (output.suffix.lower() in outputs.VIDEOS):
+        makes, wanted = ("videos", outputs.VIDEOS) if makes_videos else ("pictures", outputs.PICTURES)
+        raise MistakeError(f"--output {output}: this model makes {makes}: end the name with one of {', '.join(wanted)}")
+
+
+def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawing) -> dict[str, Any]:
+    """What it takes to draw the same picture again. No time in it: the same call gives the same bytes."""
+    summary = drawing.summary
+    assert summary is not None
+    return {
+        "prompt": prompt,
+        "seed": request.seeds[0],
+        "model": request.model,
+        "method": spec.name,
+        "options": spec.all_options(),
+        "package": summary.to_dict()["package"],
+        "call": request.call_options(),
+        "steps": summary.steps,
+        "evaluated": summary.evaluated,
+        "versions": versions(),
+    }
+
+
+def _result(request: Request, spec: MethodSpec, prompt: str, path: Path, drawing: Drawing) -> dict[str, Any]:
+    summary = drawing.summary
+    assert summary is not None
+    return {
+        "output": str(path),
+        "steps": summary.steps,
+        "nfe": summary.nfe,
+        "evaluated": summary.evaluated,
+        "speedup": summary.speedup,
+        "seed": request.seeds[0],
+        "prompt": prompt,
+        "model": request.model,
+        "method": spec.name,
+        "options": spec.all_options(),
+        "package": summary.to_dict()["package"],
+        "fallbacks": summary.to_dict()["fallbacks"],
+        "seconds": drawing.seconds,
+    }

@@ -1,0 +1,83 @@
+"""The command ``spectrum tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from .. import outputs, tuning
+from ..app import app
+from ..options import (
+    AsJson,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Model,
+    Offload,
+    Options,
+    PromptFile,
+    Prompts,
+    Seed,
+    Seeds,
+    Size,
+    Steps,
+)
+from ..printing import echo_json, progress_bar
+from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_options, parse_seeds, parse_size, read_prompts
+
+
+@app.command("tune")
+def tune_method(
+    prompts: Prompts = None,
+    method: Annotated[
+        str, typer.Option(help="One that decides while it runs: teacache, magcache, easycache, first-block-cache.")
+    ] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Plan to write; several counts give plan-14.json, plan-10.json.")
+    ] = ...,  # type: ignore[assignment]
+    nfe: Annotated[str, typer.Option(metavar="N[,N…]", help="Wanted evaluations; several give several plans.")] = "14",
+    model: Model = DEFAULT_MODEL,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Seeds = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    prompt_file: PromptFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate a method on a model and find its threshold for a wanted number of evaluations."""
+    request = Request(
+        prompts=read_prompts(prompts or (), prompt_file),
+        seeds=parse_seeds(seeds, seed),
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        size=parse_size(size),
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+    )
+    counts, spec = tuning.parse_counts(nfe), MethodSpec(method, parse_options(option or ()))
+    spec.check(None)
+    outputs.check_json(output)
+    with progress_bar() as progress:
+        task = progress.add_task("calibration", total=None)
+        plans = tuning.tune(
+            request, spec, counts, output, lambda done: progress.update(task, advance=1, description=escape(done))
+        )
+    if as_json:
+        echo_json(plans[-1] | ({"plans": plans} if len(plans) > 1 else {}))
+        return
+    for plan in plans:
+        threshold, nfe_of = plan["options"]["threshold"], f"{plan['nfe']:g} of {plan['steps']} steps evaluated"
+        typer.echo(f"{plan['output']}  {plan['method']} threshold {threshold:g}: {nfe_of}, {plan['wanted_nfe']} wanted")

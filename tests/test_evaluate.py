@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import spectrum_diffusion as sd
 from spectrum_diffusion.bench import atomic, cost
 from spectrum_diffusion.bench.evaluate import Row, evaluate, files, lock
 from spectrum_diffusion.bench.evaluate.files import StoreError
-from spectrum_diffusion.bench.evaluate.identity import code_of, fingerprint
+from spectrum_diffusion.bench.evaluate.identity import code_of, code_of_modules, fingerprint
 from spectrum_diffusion.bench.prompts import Prompt
 from spectrum_diffusion.cli import app
 from spectrum_diffusion.errors import ConflictError, InvalidOptionError
@@ -221,7 +222,33 @@ def test_another_code_of_a_method_is_another_result(pipe: Any, tmp_path: Path, m
 def test_the_code_of_a_method_is_told_from_others() -> None:
     digests = {name: code_of(cls) for name, cls in sd.METHODS.items()}
     assert digests["fora"] != digests["fewer-steps"]
-    assert digests["reuse"] == digests["taylor"]  # of one file
+    assert digests["fora"] != digests["taylor"] != digests["taylorseer"]
+
+
+def test_a_changed_byte_of_a_file_is_another_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectrum_diffusion.bench.evaluate import identity
+
+    def digest(method: str = "FORA = 1", shared: str = "SHARED = 1") -> str:
+        (tmp_path / "core").mkdir(exist_ok=True)
+        (tmp_path / "core" / "machinery.py").write_text(shared)
+        (tmp_path / "own.py").write_text(method)
+        identity._digest.cache_clear()
+        return code_of(Own)
+
+    module = types.ModuleType("own_method")
+    module.__file__ = str(tmp_path / "own.py")
+    monkeypatch.setitem(sys.modules, "own_method", module)
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    Own = type("Own", (sd.METHODS["fora"],), {"__module__": "own_method"})
+    plain = digest()
+    assert digest() == plain
+    assert len({plain, digest(method="FORA = 2"), digest(shared="SHARED = 2")}) == 3
+    identity._digest.cache_clear()
+
+
+def test_the_code_of_a_metric_is_its_own_file() -> None:
+    names = ("pixels", "lpips", "perceptual")
+    assert len({code_of_modules(f"spectrum_diffusion.bench.metrics.{name}") for name in names}) == len(names)
 
 
 def test_a_metric_is_added_without_drawing(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

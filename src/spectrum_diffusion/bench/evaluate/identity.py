@@ -5,14 +5,13 @@ All of it goes into the key of a result, so that results of two models, versions
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import importlib.util
 import inspect
 import json
 import platform
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from torch import nn
 
 from ..cost import device_of
 
-PACKAGE = __name__.partition(".")[0]
-REGISTRIES = (PACKAGE, f"{PACKAGE}.methods", f"{PACKAGE}.interop")
-"""Modules that import everything: a new method changes no result of another."""
+ROOT = Path(__file__).parents[2]
+SHARED = ("*.py", "core/*.py", "sites/*.py")
+"""The files of the package that every method runs through. A new method changes no result of another."""
 LIBRARIES = ("torch", "diffusers", "transformers")
 SET_LATER = ("b1", "b2", "s1", "s2", "scaling", "_active_adapter", "_disable_adapters", "use_tiling", "use_slicing")
 """Attributes of modules: of FreeU, of peft's adapters, of autoencoders."""
@@ -118,72 +117,21 @@ def _processor() -> str:
 
 
 def code_of(method: type) -> str:
-    """A digest of the code that a method's results depend on, comments and docstrings left out.
-
-    That is the modules of its class and what they import of this package, and the machinery that all methods share.
-    """
-    modules = {f"{PACKAGE}.handle", *(cls.__module__ for cls in method.__mro__ if cls.__module__ != "builtins")}
-    return _code(frozenset(modules))
+    """A digest of the files that a method's results depend on: its class, its base classes and the shared machinery."""
+    return _digest(*(cls.__module__ for cls in method.__mro__), shared=SHARED)
 
 
-def code_of_module(name: str) -> str:
-    """A digest of a module and what it imports of this package, as :func:`code_of`."""
-    return _code(frozenset({name}))
+def code_of_modules(*names: str) -> str:
+    """A digest of the files of some modules alone."""
+    return _digest(*names)
 
 
 @functools.cache
-def _code(start: frozenset[str]) -> str:
-    found: dict[str, str] = {}
-    waiting = sorted(start)
-    while waiting:
-        name = waiting.pop()
-        if name in found or name in REGISTRIES:
-            continue
-        tree = _tree(name)
-        found[name] = "" if tree is None else ast.dump(_without_docstrings(tree))
-        waiting += _imported(name, tree) if tree is not None and name.startswith(PACKAGE) else []
-    return key_of(**found)
-
-
-def _tree(name: str) -> ast.Module | None:
-    try:
-        spec = importlib.util.find_spec(name)
-        return ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else None
-    except (ImportError, ValueError, OSError, SyntaxError):  # typed in, or compiled: known by its name alone
-        return None
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
-    return tree
-
-
-def _is_text(statement: ast.AST) -> bool:
-    value = getattr(statement, "value", None)
-    return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-def _imported(name: str, tree: ast.Module) -> Iterable[str]:
-    """The modules of this package that one of them imports, also inside of functions."""
-    spec = importlib.util.find_spec(name)
-    parent = spec.parent if spec and spec.parent else PACKAGE
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            module = importlib.util.resolve_name("." * node.level + (node.module or ""), parent)
-            found += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return [module for module in found if module.startswith(PACKAGE) and _is_module(module)]
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:  # a name in a module, not a module in a package
-        return False
+def _digest(*names: str, shared: tuple[str, ...] = ()) -> str:
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    paths = {Path(file) for file in files if file} | {path for pattern in shared for path in ROOT.glob(pattern)}
+    contents = {str(path.relative_to(ROOT) if ROOT in path.parents else path.name): path.read_bytes() for path in paths}
+    return key_of(names=names, files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
 
 
 def machine() -> dict[str, Any]:

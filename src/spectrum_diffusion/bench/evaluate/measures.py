@@ -9,10 +9,10 @@ from typing import Any
 
 from ...core.words import did_you_mean
 from ...errors import InvalidOptionError, MissingPackageError
-from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge
+from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge, base, frames
 from ..metrics.clip import CLIP_MODEL
 from ..metrics.programs import PROGRAMS, Program
-from .identity import code_of_module, key_of
+from .identity import code_of_modules, key_of
 from .plan import Unit
 from .request import CLIP_SCORE, REFERENCE, Request
 from .store import Store
@@ -116,8 +116,9 @@ def applies(judge: Judge, label: str) -> bool:
 
 
 def code_key(judge: Judge) -> dict[str, str]:
-    """What a metric is made of, for the keys of its values."""
-    return {"code": code_of_module(judge.module), "metric": judge.fingerprint()}
+    """The code, versions and weights that a metric's values depend on, for their keys."""
+    code = code_of_modules(judge.module, base.__name__, frames.__name__)
+    return {"code": code, "metric": judge.fingerprint()}
 
 
 def _judged(judge: PictureJudge, frames: Frames, against: Any) -> dict[str, Any]:

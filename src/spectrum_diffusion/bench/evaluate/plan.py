@@ -13,7 +13,7 @@ from .identity import call_arguments, code_of, environment, fingerprint, key_of
 from .request import REFERENCE, Case, Request, Row
 from .sampling import probe
 
-FORMAT = 3
+FORMAT = 4
 """Raised when what is measured of a unit changes: older results are then made anew."""
 
 

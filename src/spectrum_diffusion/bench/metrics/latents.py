@@ -15,9 +15,6 @@ import torch
 
 from ...errors import InvalidOptionError
 
-PAPER_STEPS = (10, 20, 30, 40, 50)
-"""The columns of Tables 5 and 8, counted from 1."""
-
 
 @dataclass
 class LatentPath:
@@ -56,25 +53,6 @@ class LatentPath:
             self.latents[step + 1] = kwargs["latents"].detach().to("cpu", torch.float32, copy=True)
         return kwargs if self.then is None else self.then(pipe, step, timestep, kwargs)
 
-    def rmse(self, reference: LatentPath, steps: Iterable[int] | None = None) -> dict[int, float]:
-        """Step → RMSE against the reference's latents.
-
-        Args:
-            reference: of the full run.
-            steps: at which; None for those that both have.
-
-        Raises:
-            InvalidOptionError: a step is missing, or the shapes differ.
-        """
-        wanted = sorted(self.latents.keys() & reference.latents.keys()) if steps is None else list(steps)
-        missing = [step for step in wanted if step not in self.latents or step not in reference.latents]
-        if missing or not wanted:
-            raise InvalidOptionError(
-                f"steps {missing or 'of both'} were not kept: this path has {_listed(self.latents)}, "
-                f"the reference {_listed(reference.latents)}, counted from 1"
-            )
-        return {step: latent_rmse(self.latents[step], reference.latents[step]) for step in wanted}
-
 
 def latent_rmse(latents: torch.Tensor, reference: torch.Tensor) -> float:
     """Root of the mean squared difference of two tensors of one shape, in float64.
@@ -91,7 +69,3 @@ def latent_rmse(latents: torch.Tensor, reference: torch.Tensor) -> float:
     if not value < float("inf"):
         raise InvalidOptionError(f"the RMSE is {value}: a run has NaN or infinite latents, look at its dtype")
     return value
-
-
-def _listed(latents: dict[int, torch.Tensor]) -> str:
-    return ", ".join(map(str, sorted(latents))) or "none"

@@ -12,7 +12,7 @@ from ...methods import METHODS
 from ...plan import Plan, read_plan
 from ...tune import tune
 from ..evaluate import Row, files
-from ..evaluate.identity import code_of, code_of_module, environment, fingerprint, key_of
+from ..evaluate.identity import code_of, code_of_modules, environment, fingerprint, key_of
 from .paper import Setting
 
 CLOSE = 0.5
@@ -62,7 +62,7 @@ def _tuned(
     key = key_of(
         pipeline=fingerprint(pipe),
         environment=environment(pipe),
-        code=[code_of(METHODS[setting.method]), code_of_module(tune.__module__)],
+        code=[code_of(METHODS[setting.method]), code_of_modules(tune.__module__)],
         options=dict(setting.options),
         prompts=prompts,
         call=call,

@@ -72,9 +72,9 @@ class Program:
         return f"its environment is not made: python -m spectrum_diffusion.metrics.programs {self.environment}"
 
     def fingerprint(self) -> str:
-        """A digest of its script, its pinned versions, and what it is given beside the manifest."""
+        """A digest of its script, its pinned versions, the Quality Score's limits and the arguments."""
         given = [*self.arguments, *(os.environ.get(name, "") for name in self.variables)]
-        parts = (self._beside(f"run_{self.environment}.py"), self._beside(f"{self.environment}.txt"))
+        parts = map(self._beside, (f"run_{self.environment}.py", f"{self.environment}.txt", "quality.py"))
         return hashlib.sha256(b"".join([*(path.read_bytes() for path in parts), repr(given).encode()])).hexdigest()
 
     def _beside(self, name: str) -> Path:

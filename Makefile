@@ -48,7 +48,7 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.skip_cost --write docs/benchmarks.md
-	$(BIN)/python -m benchmarks.field default-14 default-10 --write docs/methods.md
+	$(BIN)/python -m benchmarks.field default-14 default-10 --write docs/results
 
 train: $(STAMP)
 	$(BIN)/python -m training.tiny_flux all

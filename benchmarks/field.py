@@ -1,8 +1,8 @@
-"""What docs/methods.md says beside `spectrum reproduce`: default, orders, sites, axes of time, late steps, others.
+"""The tables of docs/results that `spectrum reproduce` does not make: default, orders, sites, time axes, late steps …
 
-python -m benchmarks.field [default-14 orders …] [--pairs 16] [--write docs/methods.md]
+python -m benchmarks.field [default-14 orders …] [--pairs 16] [--write docs/results]
 
-By `evaluate`, in build/field: a run that was cut off goes on.
+The work is done by `evaluate`, in build/field: an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def _row(method: str, **options: Any) -> Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are compared with each other, on a small model, with options of its call."""
+    """The page of a comparison, its rows, the small model and the options of its call."""
 
+    page: str
     rows: tuple[Row, ...]
     model: str = "tiny-flux"
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +72,7 @@ FORECASTS: tuple[tuple[str, dict[str, int]], ...] = (
 TABLES: dict[str, Table] = {
     **{
         f"default-{nfe}": Table(
+            "default.md",
             (
                 _row("fewer-steps", speedup=50 / nfe),
                 *(
@@ -78,49 +80,53 @@ TABLES: dict[str, Table] = {
                     for site in ("last_block", "output")
                     for method, options in FORECASTS
                 ),
-            )
+            ),
         )
         for nfe, slopes in SLOPES.items()
     },
     "orders": Table(
+        "orders.md",
         tuple(_row("taylorseer", interval=n, order=o) for n in (2, 4, 6, 8) for o in (1, 2))
-        + tuple(_row("taylor", slope=s, order=o) for s in (0.75, 3.0) for o in (1, 2))
+        + tuple(_row("taylor", slope=s, order=o) for s in (0.75, 3.0) for o in (1, 2)),
     ),
     "sites": Table(
+        "sites.md",
         tuple(
             _row(method, interval=6, slope=0.0, site=site)
             for method in ("taylor", "paper")
             for site in ("last_block", "module", "output")
-        )
+        ),
     ),
     "axes": Table(
+        "time-axis.md",
         tuple(
             _row(method, time=time, slope=slope)
             for slope in (0.75, 3.0)
             for method in ("paper", "spectrum", "taylor")
             for time in ("index", "sigma", "log-snr")
-        )
+        ),
     ),
     "rivals-psnr": Table(
+        "other-packages.md",
         (
             _row("taylorseer", interval=5, site="last_block"),
             _row("diffusers:taylorseer", cache_interval=5, **LITE),
             _row("first-block-cache", threshold=0.3),
             _row("diffusers:fbc", threshold=0.3),
             _row("cache-dit:taylorseer", Fn_compute_blocks=1, residual_diff_threshold=0.5),
-        )
+        ),
     ),
-    "guidance-4": Table(SCHEDULES, "tiny-sd3", {"guidance_scale": 4.0}),
-    "guidance-1": Table(SCHEDULES, "tiny-sd3", {"guidance_scale": 1.0}),
+    "guidance-4": Table("guidance.md", SCHEDULES, "tiny-sd3", {"guidance_scale": 4.0}),
+    "guidance-1": Table("guidance.md", SCHEDULES, "tiny-sd3", {"guidance_scale": 1.0}),
 }
-"""By the marks in the Markdown file."""
+"""By the marks in their pages."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help=f"{', '.join(TABLES)}; all without")
     parser.add_argument("--pairs", type=int, default=16, help="prompts, with seed 0 each")
-    parser.add_argument("--write", nargs="*", default=[], help="Markdown files whose marked blocks are replaced")
+    parser.add_argument("--write", type=Path, help="folder of pages whose marked blocks are replaced")
     arguments = parser.parse_args()
     if unknown := set(arguments.tables) - set(TABLES):
         parser.error(f"there is no table {', '.join(sorted(unknown))}: choose among {', '.join(TABLES)}")
@@ -143,8 +149,8 @@ def main() -> None:
         versions = ", ".join(f"{key} {value}" for key, value in results.settings["environment"].items())
         text = f"{markdown(results)}\n`{command}`; {versions}."
         print(f"\n{text}", flush=True)
-        for path in arguments.write:
-            replace_block(Path(path), text, name)
+        if arguments.write:
+            replace_block(arguments.write / table.page, text, name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Put what `spectrum reproduce all -o FOLDER` wrote into docs/results.md with its figures, its start into README.md.
+"""Split what `spectrum reproduce all -o FOLDER` wrote into the pages of docs/results, with its figures.
 
 python -m benchmarks.results FOLDER
+
+`index.md` gets the overview, `claims.md` the paper's claims, and a page for each model its tables and figures. The
+README shows some rows of the overview.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from PIL import Image
 from .marks import replace_block
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "results"
 FIGURES = ROOT / "docs" / "images" / "results"
 SHOWN = (
     "fewer steps",
@@ -24,28 +28,39 @@ SHOWN = (
     "spectrum",
     "spectrum, warm-up 2",
 )
-"""Rows of the first tables that the README has room for."""
+"""Rows of the overview that the README has room for."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    page = (folder / "results.md").read_text(encoding="utf-8").split("\n", 2)[2]  # the docs' page has its own title
-    for name in re.findall(r"\]\(([\w-]+\.png)\)", page):
+    text = (folder / "results.md").read_text(encoding="utf-8").split("\n", 2)[2]  # the index has its own title
+    for name in re.findall(r"\]\(([\w-]+\.png)\)", text):
         FIGURES.mkdir(parents=True, exist_ok=True)
         Image.open(folder / name).convert("RGB").quantize(256).save(FIGURES / name, optimize=True)
-    page = re.sub(r"\]\(([\w-]+\.png)\)", r"](images/results/\1)", page)
-    replace_block(ROOT / "docs" / "results.md", page.strip(), "run")
-    replace_block(ROOT / "README.md", overview(page), "results")
+    for name, block in pages(text).items():
+        replace_block(PAGES / f"{name}.md", block, "run")
+    replace_block(ROOT / "README.md", excerpt(text), "results")
 
 
-def overview(page: str) -> str:
-    """The rows of "every method on every model" that are shown, line by line as they are there."""
-    part = page.split("## Every method on every model")[1].split("\n## ")[0]
-    tables = [block.splitlines() for block in part.split("\n\n") if block.startswith("| about")]
-    kept = [[*lines[:2], *(line for line in lines[2:] if line.split(" | ")[0][2:] in SHOWN)] for lines in tables]
-    return "\n\n".join("\n".join(lines) for lines in kept)
+def pages(text: str) -> dict[str, str]:
+    """Name of a page → its text, from the whole of `results.md` without its title."""
+    overview, claims, tables = re.split(r"^## (?:The paper's claims|Tables and figures)\n", text, flags=re.MULTILINE)
+    texts = {"index": overview.strip(), "claims": claims.strip()}
+    for section in re.split(r"^(?=### )", tables, flags=re.MULTILINE)[1:]:
+        model = re.findall(r"^Ours on ([\w-]+),", section, re.MULTILINE)[0]
+        linked = re.sub(r"\]\(([\w-]+\.png)\)", r"](../images/results/\1)", section)
+        texts[model] = f"{texts.get(model, '')}{linked.replace('### ', '## ', 1)}"
+    return {name: block.strip() for name, block in texts.items()}
+
+
+def excerpt(text: str) -> str:
+    """The rows of the overview's first table that are shown in the README, line by line as they are there."""
+    table = re.search(r"^\| about 14 .*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    assert table, "the overview has no table of about 14 evaluations"
+    head, rule, *rows = table[0].splitlines()
+    return "\n".join([head, rule, *(row for row in rows if row.split(" | ")[0][2:] in SHOWN)])
 
 
 if __name__ == "__main__":

@@ -1,64 +1,85 @@
-"""Write what the code says of each method into docs/methods.md: `python docs/method_pages.py`.
+"""Write what the code says about each method into docs/methods/: `python docs/method_pages.py`.
 
-Idea, paper and equation, options with defaults, sites, evaluations and memory come from the docstrings and classes
-themselves; what stands outside the marks is written by hand and stays.
+The text between a page's marks comes from docstrings and classes. Text outside the marks is written by hand and stays.
+A new method gets a page of its own.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 from spectrum_diffusion.methods import METHODS, AnyMethod, Method
 
-PAGE = Path(__file__).with_name("methods.md")
+FOLDER = Path(__file__).with_name("methods")
 STEPS = 50
 COMMON = tuple(field.name for field in fields(Method))
-"""Options that all methods on a schedule share; the page lists them once."""
+"""Options that all methods with a schedule share; the index lists them once."""
+OURS = tuple(name for name in METHODS if ":" not in name)
 
 KEPT = {
     "last_block": "the tokens after the last block",
     "output": "the denoiser's output",
-    "module": "the outputs of every attention and feed-forward module",
+    "module": "the output of every attention and feed-forward module",
     "residual": "what the stack of blocks adds to the image tokens",
     "first_block": "what the blocks after the first add to the image tokens",
     "output_residual": "what the denoiser adds to its sample",
     "deep": "the output of the deep part of the U-Net",
-    "tokens": "the outputs of every attention and feed-forward module, and a score for each token",
+    "tokens": "the output of every attention and feed-forward module, and a score for each token",
 }
 
 
 def main() -> None:
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
 
 
-def updated(page: str) -> str:
-    """The page with the block of every method as the code has it; a method without marks is an error."""
-    for name in [*(name for name in METHODS if ":" not in name), "rivals"]:
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if page.count(begin) != 1 or page.count(end) != 1:
-            sys.exit(f"{PAGE.name} has no place for {name}: write {begin} and {end} where its page belongs")
-        head, rest = page.split(begin)
-        text = rivals() if name == "rivals" else section(name)
-        page = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    return page
+def pages() -> dict[Path, str]:
+    """Every page that holds generated text, as the code has it now."""
+    blocks = {"index": index(), "other-packages": other_packages(), **{name: section(name) for name in OURS}}
+    return {FOLDER / f"{name}.md": updated(FOLDER / f"{name}.md", block) for name, block in blocks.items()}
 
 
-def rivals() -> str:
-    """The other packages' methods by name."""
-    rows = [f"| `{name}` | {(METHODS[name].__doc__ or '').partition(chr(10))[0]} |" for name in METHODS if ":" in name]
-    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+def updated(path: Path, block: str) -> str:
+    """The page with the text between its marks replaced; a page that does not exist yet consists of that text."""
+    begin, end = "<!-- generated:begin -->", "<!-- generated:end -->"
+    page = path.read_text(encoding="utf-8") if path.exists() else f"{begin}{end}\n"
+    head, tail = page.split(begin)[0], page.split(end)[1]
+    return f"{head}{begin}\n{block}\n{end}{tail}"
+
+
+def index() -> str:
+    """A row for each method of this package."""
+    rows = [f"| [`{name}`]({name}.md) | {evaluations(name)} | {first_line(METHODS[name])} |" for name in OURS]
+    return "\n".join([f"| method | evaluated of {STEPS} | what it does |", "|---|---|---|", *rows])
+
+
+def evaluations(name: str) -> str:
+    """Number of evaluated steps at the method's defaults, where it is known before the run."""
+    method = METHODS[name]()
+    return (
+        str(len(method.schedule(method.sampler_steps(STEPS)))) if isinstance(method, Method) else "decided at run time"
+    )
+
+
+def other_packages() -> str:
+    """The methods of other packages, by name."""
+    rows = [f"| `{name}` | {first_line(METHODS[name])} |" for name in METHODS if name not in OURS]
+    return "\n".join(["| name | what it does |", "|---|---|", *rows])
+
+
+def first_line(cls: type[AnyMethod]) -> str:
+    return (cls.__doc__ or "").partition("\n")[0].replace("``", "`")
 
 
 def section(name: str) -> str:
-    """What the code says of one method."""
+    """What the code says about one method."""
     cls = METHODS[name]
     idea, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")
     source = inspect.cleandoc(inspect.getmodule(cls).__doc__ or "")
-    parts = [f"### `{name}`", idea.strip().replace("``", "`"), quoted(source), *options(cls), facts(cls)]
+    parts = [f"# `{name}`", idea.strip().replace("``", "`"), quoted(source), *options(cls), facts(cls)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -67,21 +88,21 @@ def quoted(text: str) -> str:
 
 
 def options(cls: type[AnyMethod]) -> list[str]:
-    """A table of what is special to the method, and the common options' defaults where they are its own."""
-    said = descriptions(cls)
+    """A table of the method's own options."""
+    meanings = descriptions(cls)
     own = [field for field in fields(cls) if field.name not in COMMON]
-    rows = [f"| `{f.name}` | {shown(f.default)} | {said.get(f.name, '')} |" for f in own]
+    rows = [f"| `{f.name}` | {shown(f.default)} | {meanings.get(f.name, '')} |" for f in own]
     return ["\n".join(["| option | default | meaning |", "|---|---|---|", *rows])] if rows else []
 
 
 def descriptions(cls: type[AnyMethod]) -> dict[str, str]:
     """Option → meaning, from the `Attributes:` of the class and its bases."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, attributes = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:")
         for match in re.finditer(r"^ {4}(\w+): (.+(?:\n {8,}.+)*)", attributes, re.MULTILINE):
-            found[match[1]] = " ".join(match[2].split())
-    return found
+            meanings[match[1]] = " ".join(match[2].split())
+    return meanings
 
 
 def facts(cls: type[AnyMethod]) -> str:
@@ -89,19 +110,18 @@ def facts(cls: type[AnyMethod]) -> str:
     method = cls()
     lines = []
     if isinstance(method, Method):
-        steps = method.sampler_steps(STEPS)
-        count = len(method.schedule(steps))
+        count = len(method.schedule(method.sampler_steps(STEPS)))
         spacing = f"interval {method.interval}, warmup {method.warmup}, slope {method.slope:g}"
-        lines.append(f"- Evaluations of {STEPS} steps: {count} ({spacing}).")
+        lines.append(f"- Evaluates {count} of {STEPS} steps ({spacing}).")
     else:
-        lines.append(f"- Evaluations of {STEPS} steps: as it decides while running.")
+        lines.append("- Decides at run time which steps to evaluate.")
     sites = ", ".join(f"`{site}`" for site in sorted(cls.sites, key=lambda site: site != method.site))
     kept = {None: "of every evaluated step", 1: "of the last evaluated step"}
     lines.append(f"- Site: {sites}{' (the first is the default)' if len(cls.sites) > 1 else ''}.")
     if method.site in KEPT:
         span = kept.get(method.window, f"of the last {method.window} evaluated steps")
         lines.append(f"- Keeps {KEPT[method.site]}, {span}.")
-    lines.append(f"- Can do: {cls.limits}.")
+    lines.append(f"- Works on: {cls.limits}.")
     return "\n".join(lines)
 
 

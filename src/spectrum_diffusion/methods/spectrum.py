@@ -41,7 +41,7 @@ class Paper(Forecaster):
 class Spectrum(Paper):
     """The default: the paper's forecast blended with the line through the last two features.
 
-    The ridge pulls a forecast towards zero, the line overshoots; half of each has the smaller error (docs/methods.md
+    The ridge pulls a forecast towards zero, the line overshoots; half of each has the smaller error (docs/results/default.md
     has the table by which it was chosen).
 
     Attributes:

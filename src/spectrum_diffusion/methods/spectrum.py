@@ -41,8 +41,8 @@ class Paper(Forecaster):
 class Spectrum(Paper):
     """The default: the paper's forecast blended with the line through the last two features.
 
-    The ridge pulls a forecast towards zero, the line overshoots; half of each has the smaller error (docs/results/default.md
-    has the table by which it was chosen).
+    The ridge pulls a forecast towards zero, and the line overshoots; half of each has a smaller error than either
+    (docs/results/default.md has the numbers).
 
     Attributes:
         blend: share of the spectral forecast, 1 is the paper's method.

@@ -304,9 +304,9 @@ def test_a_method_of_ones_own():
 @pytest.mark.usefixtures("own_names")
 def test_names_that_are_taken():
     register_method("mean", Mean)
-    with pytest.raises(InvalidOptionError, match="the name 'mean' is taken by Mean: choose another"):
+    with pytest.raises(InvalidOptionError, match="the name 'mean' belongs to Mean: choose another name"):
         register_method("mean", Other)
-    with pytest.raises(InvalidOptionError, match="the name 'paper' is taken by Paper"):
+    with pytest.raises(InvalidOptionError, match="the name 'paper' belongs to Paper"):
         register_method("paper", Mean)
     assert METHODS["mean"] is Mean
     assert METHODS["paper"].__name__ == "Paper"
@@ -315,7 +315,7 @@ def test_names_that_are_taken():
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize("method", [None, 3, "paper", dict, Mean()], ids=repr)
 def test_things_that_are_no_class_of_a_method(method):
-    with pytest.raises(InvalidOptionError, match=r"is no subclass of spectrum_diffusion\.Method: derive one"):
+    with pytest.raises(InvalidOptionError, match=r"is not a subclass of spectrum_diffusion\.Method: derive"):
         register_method("mine", method)
     assert "mine" not in METHODS
 
@@ -323,7 +323,7 @@ def test_things_that_are_no_class_of_a_method(method):
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_things_that_are_no_name(name):
-    with pytest.raises(InvalidOptionError, match="is no name for a method: give a non-empty string"):
+    with pytest.raises(InvalidOptionError, match="can't name a method: pass a non-empty string"):
         register_method(name, Mean)
     assert name not in METHODS
 

@@ -11,7 +11,6 @@ from .guard import GuardedGroup, set_up_logging
 app = typer.Typer(
     cls=GuardedGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Sample from diffusion models several times faster, by forecasting most of the denoiser's features.",
 )

@@ -7,11 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from .request import MethodSpec, parse_methods, parse_options
+from .completion import complete_from, complete_methods, complete_model
+from .request import DTYPES, OFFLOADS, MethodSpec, parse_methods, parse_options
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw; one or more.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
-Model = Annotated[str, typer.Option(help="A folder of a diffusers pipeline, an id on the Hub, or a shipped model.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A folder of a diffusers pipeline, an id on the Hub, or a small model.", autocompletion=complete_model
+    ),
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Methods, with their options after a colon: taylor:order=2,speedup=5,paper,plan:FILE.",
+        autocompletion=complete_methods,
+    ),
+]
 Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")]
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; the pipeline's default without.")]
@@ -22,9 +35,19 @@ Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Size in pixels;
 Frames = Annotated[int | None, typer.Option(help="Frames of a video; the pipeline's default without.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu …; the best of this machine without.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, float16 or bfloat16; bfloat16 on an accelerator, else float32.")
+    str | None,
+    typer.Option(
+        help="float32, float16 or bfloat16; bfloat16 on an accelerator, else float32.",
+        autocompletion=complete_from(DTYPES),
+    ),
 ]
-Offload = Annotated[str, typer.Option(help="Keep weights off the accelerator: none, model, sequential or group.")]
+Offload = Annotated[
+    str,
+    typer.Option(
+        help="Keep weights off the accelerator: none, model, sequential or group.",
+        autocompletion=complete_from(OFFLOADS),
+    ),
+]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; may be repeated."),

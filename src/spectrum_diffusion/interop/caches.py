@@ -17,13 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InvalidOptionError, SpectrumError, UnsupportedModelError
 from ..methods.base import AnyMethod
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WAY_OUT = "use another method, such as spectrum"
 
@@ -208,6 +208,8 @@ class CacheDit(ExternalCache):
                     self._package().disable_cache(each)
 
     def reset(self, target: Any, models: Iterable[nn.Module]) -> None:
+        from torch import nn
+
         if isinstance(target, nn.Module):  # on a pipeline it makes its contexts anew at each call by itself
             self._package().refresh_context(target)
 
@@ -244,7 +246,7 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 
 def _plain(value: Any) -> Any:
     """JSON-ready."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "tolist"):  # a tensor or an array
         return value.tolist()
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
@@ -255,6 +257,8 @@ def _plain(value: Any) -> Any:
 def _value(name: str, value: Any) -> Any:
     """A type of torch may be given by its name, as on the command line."""
     if name.endswith("dtype") and isinstance(value, str):
+        import torch  # here, because the names of the caches are listed without it
+
         value = getattr(torch, value, value)
         if not isinstance(value, torch.dtype):
             raise InvalidOptionError(f'{name}={value!r} is no type of torch: give one such as "float32"')

@@ -1,4 +1,4 @@
-"""The methods by name. A new method is one short file and one line in :data:`METHODS`."""
+"""Methods by name. A new method is one short file and one line in :data:`METHODS`."""
 
 from __future__ import annotations
 
@@ -7,55 +7,47 @@ from typing import Any
 from ..core.words import did_you_mean
 from ..errors import InvalidOptionError
 from .base import SITES, AnyMethod, Method
-from .deepcache import DeepCache
-from .easycache import EasyCache
-from .fewer_steps import FewerSteps
-from .first_block_cache import FirstBlockCache
-from .fora import Fora
-from .hicache import HiCache
-from .magcache import MagCache
-from .spectrum import Paper, Spectrum
-from .taylor import Reuse, Taylor
-from .taylorseer import TaylorSeer
-from .teacache import TeaCache
-from .toca import ToCa
+from .registry import Registry, check_class
 
-METHODS: dict[str, type[AnyMethod]] = {
-    "spectrum": Spectrum,
-    "paper": Paper,
-    "reuse": Reuse,
-    "taylor": Taylor,
-    "fewer-steps": FewerSteps,
-    "fora": Fora,
-    "taylorseer": TaylorSeer,
-    "hicache": HiCache,
-    "teacache": TeaCache,
-    "first-block-cache": FirstBlockCache,
-    "easycache": EasyCache,
-    "magcache": MagCache,
-    "toca": ToCa,
-    "deepcache": DeepCache,
-}
+METHODS = Registry(
+    {
+        "spectrum": "spectrum:Spectrum",
+        "paper": "spectrum:Paper",
+        "reuse": "taylor:Reuse",
+        "taylor": "taylor:Taylor",
+        "fewer-steps": "fewer_steps:FewerSteps",
+        "fora": "fora:Fora",
+        "taylorseer": "taylorseer:TaylorSeer",
+        "hicache": "hicache:HiCache",
+        "teacache": "teacache:TeaCache",
+        "first-block-cache": "first_block_cache:FirstBlockCache",
+        "easycache": "easycache:EasyCache",
+        "magcache": "magcache:MagCache",
+        "toca": "toca:ToCa",
+        "deepcache": "deepcache:DeepCache",
+    }
+)
 
 
 def register_method(name: str, method: type[AnyMethod]) -> type[AnyMethod]:
-    """Make ``enable(…, method=name)`` know a method of your own: a frozen dataclass derived from :class:`Method`.
+    """Register a method of your own for ``enable(…, method=name)``: a frozen dataclass derived from :class:`Method`.
+
+    A package offers its methods without a call of this function through the entry points "spectrum_diffusion.methods".
 
     Raises:
-        InvalidOptionError: the name is taken by another class, or ``method`` is no subclass of Method.
+        InvalidOptionError: another class has the name, or ``method`` is not a complete subclass of Method.
     """
-    if not (isinstance(method, type) and issubclass(method, AnyMethod)):
-        raise InvalidOptionError(f"method={method!r} is no subclass of spectrum_diffusion.Method: derive one from it")
+    check_class(method, f"method={method!r}")
     if not isinstance(name, str) or not name:
-        raise InvalidOptionError(f"name={name!r} is no name for a method: give a non-empty string")
+        raise InvalidOptionError(f"name={name!r} can't name a method: pass a non-empty string")
     if METHODS.get(name, method) is not method:
-        raise InvalidOptionError(f"the name {name!r} is taken by {METHODS[name].__name__}: choose another")
+        raise InvalidOptionError(f"the name {name!r} belongs to {METHODS[name].__name__}: choose another name")
     METHODS[name] = method
     return method
 
 
 def make_method(name: str, **options: Any) -> AnyMethod:
-    """The method of that name with its options checked.
+    """The method called ``name``, with its options checked.
 
     Raises:
         InvalidOptionError: an unknown name or option (the nearest one is suggested), or a wrong value.
@@ -79,7 +71,7 @@ def make_method(name: str, **options: Any) -> AnyMethod:
 
 def name_of(method: AnyMethod) -> str:
     """The name under which a method is known."""
-    return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__)
+    return METHODS.name_of(type(method)) or type(method).__name__
 
 
 def _list(names: Any) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from ..core import schedule
-from ..core.forecast import Weights
 from ..errors import InvalidOptionError
 
 if TYPE_CHECKING:
     import torch
 
+    from ..core.forecast import Weights
     from ..core.history import Feature
     from ..core.summary import Action
 

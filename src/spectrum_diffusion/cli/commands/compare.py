@@ -19,6 +19,7 @@ from ..options import (
     Dtype,
     Frames,
     Guidance,
+    Methods,
     Model,
     Offload,
     Options,
@@ -39,9 +40,7 @@ from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_seeds, parse_siz
 @app.command()
 def compare(
     prompts: Prompts = None,
-    methods: Annotated[
-        str, typer.Option(help="Methods, with options if wanted: taylor:order=2,speedup=5,paper,plan:FILE.")
-    ] = ("fewer-steps,reuse,taylor,paper,spectrum"),
+    methods: Methods = "fewer-steps,reuse,taylor,paper,spectrum",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
     speedup: Speedup = None,

@@ -15,6 +15,7 @@ from ..options import (
     Dtype,
     Frames,
     Guidance,
+    Methods,
     Model,
     Offload,
     Options,
@@ -35,9 +36,7 @@ from ..request import DEFAULT_MODEL, Request, parse_seeds, parse_size
 @app.command()
 def evaluate(
     prompts: Prompts = None,
-    methods: Annotated[str, typer.Option(help="Methods, with options if wanted: taylor:order=2,paper,plan:FILE.")] = (
-        "fewer-steps,paper,spectrum,taylorseer,fora"
-    ),
+    methods: Methods = "fewer-steps,paper,spectrum,taylorseer,fora",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, tables and report.html.")] = ...,  # type: ignore[assignment]
     source: Annotated[
         str | None, typer.Option("--prompts", metavar="LIST|FILE", help="tiny, drawbench, coco, vbench, or a file.")

@@ -12,6 +12,7 @@ from ...bench import mp4
 from ...plan import versions
 from .. import outputs
 from ..app import app
+from ..completion import complete_method
 from ..guard import MistakeError
 from ..options import (
     AsJson,
@@ -47,7 +48,10 @@ def generate(
     ] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
     method: Annotated[
-        str | None, typer.Option(help="Name of the method, see `spectrum methods`; spectrum without.")
+        str | None,
+        typer.Option(
+            help="Name of the method, see `spectrum methods`. Default: spectrum.", autocompletion=complete_method
+        ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
     speedup: Speedup = None,

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from .. import outputs, tuning
 from ..app import app
+from ..completion import complete_method
 from ..options import (
     AsJson,
     Device,
@@ -34,7 +35,11 @@ from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_options, parse_s
 def tune_method(
     prompts: Prompts = None,
     method: Annotated[
-        str, typer.Option(help="One that decides while it runs: teacache, magcache, easycache, first-block-cache.")
+        str,
+        typer.Option(
+            help="An adaptive method: teacache, magcache, easycache or first-block-cache.",
+            autocompletion=complete_method,
+        ),
     ] = ...,  # type: ignore[assignment]
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Plan to write; several counts give plan-14.json, plan-10.json.")

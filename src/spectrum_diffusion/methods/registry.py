@@ -1,0 +1,105 @@
+"""The registry of methods: names first, classes when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from ..errors import InvalidOptionError, SpectrumError
+from .base import AnyMethod
+
+GROUP = "spectrum_diffusion.methods"
+"""The group of entry points with which other packages offer methods: ``name = "package.module:Class"``."""
+BUNDLED = "spectrum_diffusion.interop"
+"""The module of this package that registers methods by itself. A name, because nothing here may depend on it."""
+
+MethodClass = type[AnyMethod]
+
+
+class Registry(MutableMapping[str, MethodClass]):
+    """Methods by name. A class is imported when it is looked up, so that listing names imports no torch.
+
+    Args:
+        ours: the methods of this package by name, as ``"module:Class"`` within :mod:`spectrum_diffusion.methods`.
+    """
+
+    def __init__(self, ours: Mapping[str, str]) -> None:
+        self._classes: dict[str, MethodClass | Callable[[], MethodClass]] = {
+            name: partial(_import_ours, place) for name, place in ours.items()
+        }
+        self._is_complete = False
+
+    def __getitem__(self, name: str) -> MethodClass:
+        if name not in self._classes:
+            self._complete()
+        found = self._classes[name]
+        if not isinstance(found, type):
+            self._classes[name] = found = found()
+        return found
+
+    def __setitem__(self, name: str, method: MethodClass) -> None:
+        self._classes[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        self._complete()
+        del self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._complete()
+        return iter(list(self._classes))
+
+    def __len__(self) -> int:
+        self._complete()
+        return len(self._classes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes or name in list(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self)})"
+
+    def name_of(self, method: MethodClass) -> str | None:
+        """The name of a class; only classes that are imported already can be the one."""
+        return next((name for name, known in self._classes.items() if known is method), None)
+
+    def _complete(self) -> None:
+        """Add the methods of the other packages; a name of ours is not replaced."""
+        if self._is_complete:
+            return
+        self._is_complete = True  # at once: the module below lists methods itself
+        import_module(BUNDLED)
+        for entry in entry_points(group=GROUP):
+            self._classes.setdefault(entry.name, partial(_load, entry))
+
+
+def _import_ours(place: str) -> MethodClass:
+    module, _, name = place.partition(":")
+    method: MethodClass = getattr(import_module(f".{module}", __package__), name)
+    return method
+
+
+def _load(entry: EntryPoint) -> MethodClass:
+    package = entry.dist.name if entry.dist is not None else "a package"
+    try:
+        method = entry.load()
+    except Exception as error:  # another package's code fails in any way
+        raise SpectrumError(
+            f"method {entry.name!r} of {package} can't be imported from {entry.value}: "
+            f"{type(error).__name__}: {error}. Repair the package, or uninstall it"
+        ) from error
+    return check_class(method, f"{entry.value} of {package}")
+
+
+def check_class(method: object, shown: str) -> MethodClass:
+    """``method`` if it is a complete method class.
+
+    Raises:
+        InvalidOptionError: it is something else, or lacks a function that every run needs.
+    """
+    if not (isinstance(method, type) and issubclass(method, AnyMethod)):
+        raise InvalidOptionError(
+            f"{shown} is not a subclass of spectrum_diffusion.Method: derive a frozen dataclass from it"
+        )
+    return method

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,3 +326,29 @@ def test_warned_once(name: str, steps: int, message: str) -> None:
     with pytest.warns(SpectrumWarning, match=message) as seen:
         run_twice(entry, pipe, steps)
     assert sum(issubclass(one.category, SpectrumWarning) for one in seen) == 1
+
+
+@pytest.mark.parametrize("method", ["spectrum", "fora"])
+@pytest.mark.parametrize("target", ["pipe", "pipe.transformer"])
+def test_exit_while_enabled_is_silent(method: str, target: str) -> None:
+    script = f"import spectrum_diffusion as s; pipe = s.load_default_pipeline(); s.enable({target}, {method!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Exception ignored" not in done.stderr
+
+
+def test_the_default_pipeline_survives_pickle_in_another_process(tmp_path: Path) -> None:
+    """Enabled or not: the copy is plain, keeps its call defaults and samples the same image."""
+    pipe = spectrum_diffusion.load_default_pipeline()
+    seeded = {"num_inference_steps": 3, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    plain = pipe("red apple", **seeded).images
+    spectrum_diffusion.enable(pipe)
+    (tmp_path / "pickled").write_bytes(pickle.dumps((pipe, plain)))
+    script = (
+        "import pickle, torch; from pathlib import Path; torch.set_num_threads(1)\n"
+        "pipe, plain = pickle.loads(Path('pickled').read_bytes())\n"
+        "generator = torch.Generator().manual_seed(0)\n"
+        "image = pipe('red apple', num_inference_steps=3, output_type='latent', generator=generator).images\n"
+        "print(type(pipe).__name__, torch.equal(image, plain), hasattr(pipe, '_spectrum_handle'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["FluxPipeline", "True", "False"]

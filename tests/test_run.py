@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from pipelines import PIPELINES
+from zoo import VARIANTS, ZOO
+from zoo.entry import cond
 
 import spectrum_diffusion
 from spectrum_diffusion import ConflictError, SpectrumWarning
@@ -257,3 +260,26 @@ def test_disable_and_enable_during_a_generation_are_refused() -> None:
         return tensors
 
     assert torch.equal(entry.call(pipe, steps=STEPS, callback_on_step_end=callback), expected)
+
+
+CONSUMED = {
+    "UNet2DConditionModel/adapter": {},
+    "HunyuanDiT2DModel": {"controlnet_block_samples": lambda draw: [cond(16, 16)(draw), cond(16, 16)(draw)]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "reuse") for name in CONSUMED), ("HunyuanDiT2DModel", "first-block-cache")]
+)
+def test_audit_is_right_where_the_denoiser_consumes_its_arguments(name: str, method: str) -> None:
+    """Every step is given the same arguments, so that the reused feature has no error at all."""
+    entry = (ZOO | VARIANTS)[name]
+    entry = replace(entry, call={**entry.call, **CONSUMED[name]})
+    options = {"interval": 4, "warmup": 1} if method == "reuse" else {"threshold": 1.0}
+    model = entry.build()
+    with spectrum_diffusion.enable(model, method, audit=True, **options) as handle, torch.no_grad():
+        with handle.run(4) as run:
+            for step in range(4):
+                run.step(step)
+                model(**entry.inputs())
+    assert handle.summary().errors == {1: 0.0, 2: 0.0, 3: 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -42,7 +43,9 @@ class Handle:
     ) -> None:
         self.method = method
         self._timing, self._audit, self._flops, self._on_step = timing, audit, flops, on_step
-        self._target = weakref.ref(target, lambda _: self._detach())
+        # At exit there is nothing to restore, and the globals that detaching needs are gone.
+        exiting = sys.is_finalizing
+        self._target = weakref.ref(target, lambda _: None if exiting() else self._detach())
         self._denoisers: dict[str, Denoiser] = {}
         self._trace: Trace | None = None
         self._thread: int | None = None

@@ -89,10 +89,21 @@ def _with_call_defaults(base: type, defaults: str) -> type:
         bound.arguments.update(missing)
         return base.__call__(*bound.args, **bound.kwargs)
 
+    def reduce(self: Any, protocol: Any) -> Any:
+        # Pickle finds classes by their name, which here is the base's: the copy gets this class made anew.
+        _, _, *state = super(subclass, self).__reduce_ex__(max(protocol, 2))
+        return (_empty_pipeline, (base, defaults), *state)
+
     parameters = [p.replace(default=values.get(p.name, p.default)) for p in signature.parameters.values()]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    namespace = {"__call__": call, "__module__": base.__module__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), namespace)
+    namespace = {"__call__": call, "__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
+    subclass: Any = type(base.__name__, (base,), namespace)
+    return subclass  # type: ignore[no-any-return]
+
+
+def _empty_pipeline(base: type, defaults: str) -> Any:
+    """A pipeline with call defaults and without components, for pickle to fill."""
+    return object.__new__(_with_call_defaults(base, defaults))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -51,6 +51,10 @@ class Arguments:
         """The first tensor among the arguments."""
         return next(iter(self.tensors.values()))
 
+    def copied(self) -> Arguments:
+        """The same call with containers and tensors of its own, for models that consume or overwrite what they get."""
+        return replace(self, args=_copied(self.args), kwargs=_copied(dict(self.kwargs)))
+
     def proceed_with(self, value: torch.Tensor) -> Any:
         """Proceed with the first tensor argument replaced."""
         for place, old in enumerate(self.args):
@@ -58,6 +62,16 @@ class Arguments:
                 return self.proceed(*self.args[:place], value, *self.args[place + 1 :], **self.kwargs)
         name = next(name for name, old in self.kwargs.items() if isinstance(old, torch.Tensor))
         return self.proceed(*self.args, **{**self.kwargs, name: value})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 Around = Callable[[Arguments], Any]

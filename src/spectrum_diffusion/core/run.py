@@ -256,9 +256,10 @@ class Run:
             branch.restart("shape changed").history.append(record.step, feature)
 
     def _skip(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
+        intact = call.copied() if self.audit else call
         feature = self._forecast(branch, record)
         output = site.forecast(call, feature, branch.structure)
-        self._audit(site, call, feature, record)
+        self._audit(site, intact, feature, record)
         return output
 
     def _decide(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
@@ -275,9 +276,10 @@ class Run:
             forecast.append(self._forecast(branch, record))
             return forecast[0]
 
+        intact = call.copied() if self.audit and may_skip else call
         output, feature, branch.structure = site.decide(call, judge, branch.structure)
         if feature is None:
-            self._audit(site, call, forecast[0], record)
+            self._audit(site, intact, forecast[0], record)
             return output
         if may_skip:
             record.action = "evaluated"

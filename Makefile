@@ -1,9 +1,10 @@
-# `make demo` and `make test` work in an empty clone: they make the environment first.
+# `make demo` and `make test` work in an empty clone: they create the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= out/demo
 DEMO_PROMPTS ?= "red apple" "panda" "blue car"
 DEMO_SEED ?= 1
+BOUNDS ?= lowest newest
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -11,15 +12,17 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint types bench train wheel clean
+.PHONY: help venv demo test test-slow test-versions lint types docs bench train wheel clean
 
 help:
-	@echo "make demo       pictures made with 14 of 50 evaluations beside the 50-step ones"
-	@echo "make test       the tests; make test-slow: the exhaustive ones too"
-	@echo "make lint       ruff, format and rules; make types: mypy"
-	@echo "make bench      cost of a skipped step, and the table by which the default was chosen"
-	@echo "make train      make the model that ships, from nothing"
-	@echo "make wheel      a wheel under dist/"
+	@echo "make demo           images from 14 of 50 evaluations beside the 50-step ones"
+	@echo "make test           the tests; make test-slow: the exhaustive ones too"
+	@echo "make test-versions  the core tests with the lowest and the newest supported versions"
+	@echo "make lint           ruff, format and rules; make types: mypy"
+	@echo "make docs           the pages of the methods and the drawings"
+	@echo "make bench          cost of a skipped step, and the tables by which the default was chosen"
+	@echo "make train          train the model that ships, from scratch"
+	@echo "make wheel          a wheel under dist/"
 
 venv: $(STAMP)
 
@@ -39,12 +42,20 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
 
+# In environments of their own, one at a time; they take several gigabytes and are deleted.
+test-versions:
+	$(PYTHON) .ci/versions.py $(BOUNDS)
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/method_pages.py
+	$(BIN)/python docs/drawings.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.skip_cost --write docs/benchmarks.md

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 
+import spectrum_diffusion
 from benchmarks import results
-from spectrum_diffusion import METHODS
+from spectrum_diffusion import METHODS, make_method
 
 ROOT = Path(__file__).parents[1]
 
 
-def method_pages():
-    spec = importlib.util.spec_from_file_location("method_pages", ROOT / "docs" / "method_pages.py")
+def script(name: str, folder: str = "docs") -> ModuleType:
+    """A module of a folder that is not a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,8 +30,13 @@ def method_pages():
     return module
 
 
-def test_method_pages_are_up_to_date() -> None:
-    for path, text in method_pages().pages().items():
+@pytest.fixture
+def method_pages() -> ModuleType:
+    return script("method_pages")
+
+
+def test_method_pages_are_up_to_date(method_pages: ModuleType) -> None:
+    for path, text in method_pages.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python docs/method_pages.py"
 
 
@@ -36,10 +48,8 @@ def test_every_method_has_a_row_in_the_index() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if ":" not in name])
-def test_every_option_is_explained(name: str) -> None:
-    pages = method_pages()
-    said = pages.descriptions(METHODS[name])
-    assert set(METHODS[name].defaults()) <= set(said)
+def test_every_option_is_explained(method_pages: ModuleType, name: str) -> None:
+    assert set(METHODS[name].defaults()) <= set(method_pages.descriptions(METHODS[name]))
 
 
 PAGES = sorted(
@@ -123,3 +133,87 @@ def test_a_report_is_split_by_model() -> None:
 
 def test_the_readme_shows_some_rows_of_the_overview() -> None:
     assert results.excerpt(REPORT) == "| about 14 | tiny-flux |\n|---|---|\n| FORA | 37.5 (13.4) |"
+
+
+@pytest.mark.parametrize("name", ["steps", "schedules", "sites"])
+def test_drawings_are_up_to_date(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings = script("drawings")
+    kept = drawings.FOLDER / f"{name}.svg"
+    monkeypatch.setattr(drawings, "FOLDER", tmp_path)
+    getattr(drawings, name)()
+    assert (tmp_path / kept.name).read_text(encoding="utf-8") == kept.read_text(encoding="utf-8"), "run: make docs"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+BLOCKS = re.findall(
+    r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+)
+"""Each Python block of the README, and the output that stands below it."""
+
+
+@pytest.mark.parametrize(("code", "output"), [block for block in BLOCKS if "from_pretrained" not in block[0]])
+def test_offline_code_of_the_readme_prints_what_it_shows(
+    code: str, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert output
+    exec(code, {})
+    assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("code", [code for code, _ in BLOCKS if "from_pretrained" in code])
+def test_other_code_of_the_readme_compiles_and_can_be_imported(code: str) -> None:
+    tree = ast.parse(code)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert len(imports) >= 3
+    exec(compile(ast.Module(imports, []), "README.md", "exec"), {})
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if ast.unparse(call.func).endswith(".enable"):
+            make_method("spectrum", **{str(option.arg): ast.literal_eval(option.value) for option in call.keywords})
+
+
+def documented() -> Iterator[tuple[str, object]]:
+    """The public modules, classes and functions, and the public members that the classes define."""
+    for name in spectrum_diffusion.__all__:
+        member = getattr(spectrum_diffusion, name)
+        if inspect.ismodule(member) or inspect.isclass(member) or inspect.isroutine(member):
+            yield name, member
+        if inspect.ismodule(member):
+            own = [key for key in vars(member) if not key.startswith("_")]
+            yield from ((f"{name}.{key}", vars(member)[key]) for key in own if inspect.isroutine(vars(member)[key]))
+        if inspect.isclass(member):
+            for key, attribute in vars(member).items():
+                if not key.startswith("_") and (inspect.isroutine(attribute) or isinstance(attribute, property)):
+                    yield f"{name}.{key}", attribute
+
+
+@pytest.mark.parametrize(("name", "member"), documented())
+def test_every_public_name_has_a_docstring(name: str, member: object) -> None:
+    assert inspect.getdoc(member), name
+
+
+def test_lowest_versions_are_those_of_pyproject() -> None:
+    requirements = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lowest = script("versions", ".ci").lowest(requirements)
+    assert [pin.partition("==")[0] for pin in lowest] == ["torch", "diffusers", "transformers"]
+    assert all(f'"{pin.replace("==", ">=")}",' in requirements for pin in lowest)
+    table = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    assert all(f"| {pin.partition('==')[2]}.0 |" in table for pin in lowest)
+    assert 'requires-python = ">=3.10"' in requirements
+    assert "| Python | 3.10 |" in table
+    assert 'python: "3.10"' in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+
+
+def test_the_citation_has_the_version_and_the_papers_title() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == spectrum_diffusion.__version__
+    title = "Spectrum: adaptive spectral feature forecasting for diffusion sampling acceleration"
+    assert citation["preferred-citation"]["title"] == title
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml"], ids=str)
+def test_configuration_of_services_is_valid_yaml(path: Path) -> None:
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))

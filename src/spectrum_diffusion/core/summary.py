@@ -167,10 +167,12 @@ class Summary:
 
     @property
     def nfe(self) -> int:
+        """Number of evaluated steps."""
         return len(self.evaluated)
 
     @property
     def speedup(self) -> float:
+        """Steps over evaluated steps."""
         return self.steps / self.nfe if self.nfe else 1.0
 
     def to_dict(self) -> dict[str, Any]:

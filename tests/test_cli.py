@@ -310,10 +310,11 @@ def test_a_plan_beside_another_method_and_one_that_is_none(tmp_path: Path) -> No
         '{"method": "easycache", "options": {}, "model": "FluxTransformer2DModel-57x3072"}', encoding="utf-8"
     )
     for arguments, message in (
-        (["--plan", plan, "--method", "fora"], "method='fora' disagrees with the plan"),
+        (["--plan", plan, "--method", "fora"], "method='fora' contradicts the plan"),
+        (["--plan", plan, "--method", "spectrum"], "method='spectrum' contradicts the plan, which is for easycache"),
         (
             ["--plan", plan],
-            "FluxTransformer2DModel-57x3072, and this denoiser is FluxTransformer2DModel-6x160",
+            "FluxTransformer2DModel-57x3072, but this denoiser is FluxTransformer2DModel-6x160",
         ),
         (["--plan", plan, "--option", "order=2"], "easycache has no option 'order'"),
         (["--plan", tmp_path / "none.json"], "can't be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -183,17 +184,18 @@ def test_what_is_given_beside_a_plan_wins() -> None:
 
 
 WRONG_PLANS: list[tuple[Any, dict[str, Any], str]] = [
-    (PLAN, {"method": "teacache"}, "method='teacache' disagrees with the plan, which is one of first-block-cache"),
+    (PLAN, {"method": "teacache"}, "method='teacache' contradicts the plan, which is for first-block-cache"),
+    (PLAN, {"method": "spectrum"}, "method='spectrum' contradicts the plan, which is for first-block-cache"),
     (PLAN, {"interval": 2}, "first-block-cache has no option 'interval'"),
     (
         {**PLAN, "model": "WanTransformer3DModel-40x5120"},
         {},
-        "WanTransformer3DModel-40x5120, and this denoiser is Flux",
+        "WanTransformer3DModel-40x5120, but this denoiser is Flux",
     ),
     ({**PLAN, "options": {"threshold": -1}}, {}, "threshold=-1 is out of range"),
     ({**PLAN, "format": 2}, {}, "format 2"),
-    ({"method": "teacache"}, {}, "this dict is no plan: it needs the keys method, options and model"),
-    ({**PLAN, "options": 3}, {}, "is no plan"),
+    ({"method": "teacache"}, {}, "this dict is not a plan, which has the keys method, options and model"),
+    ({**PLAN, "options": 3}, {}, "is not a plan"),
     ("none.json", {}, "plan='none.json' can't be read"),
     (7, {}, "plan='7' can't be read"),
 ]
@@ -207,9 +209,39 @@ def test_wrong_plans(plan: Any, given: dict[str, Any], message: str) -> None:
     assert torch.equal(FLUX.call(pipe), FLUX.call(pipeline()))
 
 
+@pytest.mark.filterwarnings("always")
+def test_a_plan_for_another_number_of_steps_warns_once_at_the_first_run() -> None:
+    pipe = pipeline()
+    message = f"the plan was made for 50 steps, but this run has {STEPS}: .* `spectrum tune --steps {STEPS}`"
+    with spectrum_diffusion.enable(pipe, plan={**PLAN, "steps": 50}):
+        with pytest.warns(SpectrumWarning, match=message) as caught:
+            FLUX.call(pipe, steps=STEPS)
+            FLUX.call(pipe, steps=STEPS)
+    assert len(caught) == 1
+    for known in ({"steps": STEPS}, {}):
+        with spectrum_diffusion.enable(pipe, plan={**PLAN, **known}), warnings.catch_warnings():
+            warnings.simplefilter("error", SpectrumWarning)
+            FLUX.call(pipe, steps=STEPS)
+
+
+def test_a_loop_of_ones_own_hears_of_another_number_of_steps_too() -> None:
+    model = pipeline().transformer
+    with spectrum_diffusion.enable(model, plan={**PLAN, "steps": 50}) as handle:
+        with pytest.warns(SpectrumWarning, match="made for 50 steps, but this run has 8"), handle.run(8):
+            pass
+
+
+def test_a_plan_without_a_method_beside_it_and_its_own_method_agree() -> None:
+    for given in ({}, {"method": "first-block-cache"}):
+        with spectrum_diffusion.enable(pipeline(), plan=PLAN, **given) as handle:
+            assert type(handle.method).__name__ == "FirstBlockCache"
+    with spectrum_diffusion.enable(pipeline()) as handle:
+        assert type(handle.method).__name__ == "Spectrum"
+
+
 def test_a_file_that_is_no_plan(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    for text, message in (("[1]", "is no plan"), ("{", "can't be read")):
+    for text, message in (("[1]", "is not a plan"), ("{", "can't be read")):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(InvalidOptionError, match=message):
             read_plan(file)

@@ -23,7 +23,7 @@ from .interop.caches import ExternalCache
 from .interop.snapshot import Snapshot
 from .methods import AnyMethod, make_method, name_of
 from .pipeline import enabled_class
-from .plan import Plan, PlanLike, read_plan
+from .plan import DEFAULT_METHOD, Plan, PlanLike, read_plan
 from .sites import denoisers
 from .sites.interceptor import Denoiser
 from .solvers import check_solver
@@ -39,9 +39,18 @@ class Handle:
     """
 
     def __init__(
-        self, target: Any, method: AnyMethod, *, timing: bool, audit: bool, flops: bool, on_step: OnStep | None
+        self,
+        target: Any,
+        method: AnyMethod,
+        *,
+        plan: Plan | None,
+        timing: bool,
+        audit: bool,
+        flops: bool,
+        on_step: OnStep | None,
     ) -> None:
         self.method = method
+        self._plan = plan
         self._timing, self._audit, self._flops, self._on_step = timing, audit, flops, on_step
         # At exit there is nothing to restore, and the globals that detaching needs are gone.
         exiting = sys.is_finalizing
@@ -105,6 +114,8 @@ class Handle:
             yield session
 
     def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
+        if self._plan is not None and (warning := self._plan.mismatch(clock.total)):
+            self._warn_once(warning)
         self._trace = Trace(
             name_of(self.method),
             self.method.site,
@@ -190,7 +201,7 @@ class Handle:
 
 def enable(
     pipe_or_model: Any,
-    method: str = "spectrum",
+    method: str = DEFAULT_METHOD,
     *,
     speedup: float | None = None,
     plan: PlanLike | None = None,
@@ -206,7 +217,7 @@ def enable(
         pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop under ``handle.run(total_steps=T)``.
         method: a name of ``METHODS``: "spectrum" (the default), "paper", "taylor", "reuse", "fewer-steps", …
         speedup: wanted ratio of steps to evaluations, within 1 … T/(W+1); else the method's own schedule.
-        plan: a file that ``spectrum tune`` wrote, or what is in it: its method and options, but for ``options``.
+        plan: a file that ``spectrum tune`` wrote, or its contents: the method and its options; ``options`` override them.
         timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
         audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.
         flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
@@ -264,7 +275,7 @@ def enable_method(
     if made.solver is not None:
         check_solver(pipe_or_model, made.solver)
     disable(pipe_or_model)
-    handle = Handle(pipe_or_model, made, timing=timing, audit=audit, flops=flops, on_step=on_step)
+    handle = Handle(pipe_or_model, made, plan=plan, timing=timing, audit=audit, flops=flops, on_step=on_step)
     handle._attach()
     if is_pipe:
         pipe_or_model.__class__ = enabled_class(type(pipe_or_model), handle)

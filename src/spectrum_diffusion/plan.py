@@ -1,7 +1,8 @@
-"""Plans: a method with options that were calibrated for one model, as JSON; what ``spectrum tune`` writes.
+"""Plans: a method with options that were calibrated for one model, as JSON; ``spectrum tune`` writes them.
 
-The keys "method", "options" and "model" say what to enable and on which denoiser; the others ("steps", "nfe",
-"versions", "provenance" …) say what the plan is worth and how it was made, and are kept as they are.
+The keys "method", "options" and "model" say what to enable and on which denoiser. "steps" is the number of steps that
+the options were calibrated for. The other keys ("nfe", "versions", "provenance" …) record how the plan was made and how
+well it does; they are kept as they are.
 """
 
 from __future__ import annotations
@@ -17,19 +18,27 @@ from typing import Any, TypeAlias
 from .errors import InvalidOptionError
 
 FORMAT = 1
-PLAIN = "spectrum"
-"""The default of ``enable``'s method, which a plan may replace."""
+
+
+class _NotGiven(str):
+    """A default that reads as a method's name, and that a name that was passed is never identical with."""
+
+    __slots__ = ()
+
+
+DEFAULT_METHOD = _NotGiven("spectrum")
+"""The default of ``enable``'s ``method``. A plan replaces it, but no method that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A method with options made for one model.
+    """A method with options that were calibrated for one model.
 
     Attributes:
         method: a name of ``METHODS``.
         options: the method's options.
         model: the denoiser, as :func:`denoisers.identity` names it; several are joined by " + ".
-        record: what else there is to know: steps, evaluations, versions, provenance.
+        record: everything else: steps, evaluations, versions, provenance.
     """
 
     method: str
@@ -43,14 +52,14 @@ class Plan:
         return {**what, **self.record}
 
     def applied(self, method: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The method and options to enable: the plan's, with those that are given in their place.
+        """The method and options to enable: the plan's; ``options`` override them.
 
         Raises:
-            InvalidOptionError: another method is asked for.
+            InvalidOptionError: ``method`` was given and is not the plan's.
         """
-        if method not in (PLAIN, self.method):
+        if method is not DEFAULT_METHOD and method != self.method:
             raise InvalidOptionError(
-                f"method={method!r} disagrees with the plan, which is one of {self.method}: leave one of them out"
+                f"method={method!r} contradicts the plan, which is for {self.method}: leave out the method or the plan"
             )
         return self.method, {**self.options, **options}
 
@@ -58,19 +67,30 @@ class Plan:
         """Raise :class:`InvalidOptionError` for a denoiser that the plan was not made for."""
         if denoiser not in self.model.split(" + "):
             raise InvalidOptionError(
-                f"the plan was made for {self.model}, and this denoiser is {denoiser}: make one for it with "
+                f"the plan was made for {self.model}, but this denoiser is {denoiser}: make a plan for it with "
                 f"`spectrum tune --method {self.method} --model … -o plan.json`"
             )
+
+    def mismatch(self, total: int) -> str:
+        """A warning about a run of ``total`` steps that the plan was not made for, or ""."""
+        steps = self.record.get("steps", total)
+        if steps == total:
+            return ""
+        return (
+            f"the plan was made for {steps} steps, but this run has {total}: its options let {self.method} skip too many "
+            f"or too few of them, which may ruin the image. Run {steps} steps, or make a plan for {total} steps with "
+            f"`spectrum tune --steps {total}`"
+        )
 
 
 PlanLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Plan
 
 
 def read_plan(given: PlanLike) -> Plan:
-    """A plan from a file, a dict or a plan.
+    """The plan in a file or a dict.
 
     Raises:
-        InvalidOptionError: it can't be read, or is no plan.
+        InvalidOptionError: the file can't be read, or does not contain a plan.
     """
     if isinstance(given, Plan):
         return given
@@ -78,9 +98,13 @@ def read_plan(given: PlanLike) -> Plan:
     values = given if isinstance(given, Mapping) else _read(given)
     kinds = {"method": str, "options": Mapping, "model": str}
     if not isinstance(values, Mapping) or any(not isinstance(values.get(key), kind) for key, kind in kinds.items()):
-        raise InvalidOptionError(f"{named} is no plan: it needs the keys method, options and model of `spectrum tune`")
+        raise InvalidOptionError(
+            f"{named} is not a plan, which has the keys method, options and model: make one with `spectrum tune`"
+        )
     if (version := values.get("format", FORMAT)) != FORMAT:
-        raise InvalidOptionError(f"{named} has the format {version!r}, and this version reads {FORMAT}: make it anew")
+        raise InvalidOptionError(
+            f"{named} has format {version!r}, but this version reads format {FORMAT}: make the plan again"
+        )
     record = {key: value for key, value in values.items() if key not in (*kinds, "format")}
     return Plan(**{key: values[key] for key in kinds}, record=record)
 
@@ -90,10 +114,10 @@ def _read(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError) as error:
         raise InvalidOptionError(
-            f"plan={str(path)!r} can't be read ({error}): give a file that `spectrum tune` wrote, or a dict"
+            f"plan={str(path)!r} can't be read ({error}): pass a file that `spectrum tune` wrote, or a dict"
         ) from None
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what a picture looks like."""
+    """The versions of the packages that determine an image."""
     return {name: metadata.version(name) for name in ("spectrum-diffusion", "torch", "diffusers", "transformers")}

@@ -77,8 +77,8 @@ class Plan:
         if steps == total:
             return ""
         return (
-            f"the plan was made for {steps} steps, but this run has {total}: its options let {self.method} skip too many "
-            f"or too few of them, which may ruin the image. Run {steps} steps, or make a plan for {total} steps with "
+            f"the plan was made for {steps} steps, but this run has {total}: with its options {self.method} may skip "
+            f"far too many of them and ruin the image. Run {steps} steps, or make a plan for {total} steps with "
             f"`spectrum tune --steps {total}`"
         )
 

@@ -12,23 +12,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from spectrum_diffusion.methods import METHODS, AnyMethod, Method
+from spectrum_diffusion.sites import site_class
 
 FOLDER = Path(__file__).with_name("methods")
 STEPS = 50
 COMMON = tuple(field.name for field in fields(Method))
 """Options that all methods with a schedule share; the index lists them once."""
 OURS = tuple(name for name in METHODS if ":" not in name)
-
-KEPT = {
-    "last_block": "the tokens after the last block",
-    "output": "the denoiser's output",
-    "module": "the output of every attention and feed-forward module",
-    "residual": "what the stack of blocks adds to the image tokens",
-    "first_block": "what the blocks after the first add to the image tokens",
-    "output_residual": "what the denoiser adds to its sample",
-    "deep": "the output of the deep part of the U-Net",
-    "tokens": "the output of every attention and feed-forward module, and a score for each token",
-}
 
 
 def main() -> None:
@@ -118,9 +108,8 @@ def facts(cls: type[AnyMethod]) -> str:
     sites = ", ".join(f"`{site}`" for site in sorted(cls.sites, key=lambda site: site != method.site))
     kept = {None: "of every evaluated step", 1: "of the last evaluated step"}
     lines.append(f"- Site: {sites}{' (the first is the default)' if len(cls.sites) > 1 else ''}.")
-    if method.site in KEPT:
-        span = kept.get(method.window, f"of the last {method.window} evaluated steps")
-        lines.append(f"- Keeps {KEPT[method.site]}, {span}.")
+    span = kept.get(method.window, f"of the last {method.window} evaluated steps")
+    lines.append(f"- Keeps {site_class(method.site).keeps}, {span}.")
     lines.append(f"- Works on: {cls.limits}.")
     return "\n".join(lines)
 

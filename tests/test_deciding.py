@@ -481,7 +481,7 @@ def test_easycache_refuses_what_is_given_more_channels_than_it_returns() -> None
     assert denoisers.identity(pipe.transformer) == "WanTransformer3DModel-2x24-in36"
     untouched = entry.call(pipe)
     with spectrum_diffusion.enable(pipe, "easycache"):
-        with pytest.raises(UnsupportedModelError, match=r"WanTransformer3DModel is given .*36.*returns.*use spectrum"):
+        with pytest.raises(UnsupportedModelError, match=r"WanTransformer3DModel takes .*36.*returns.*use spectrum"):
             entry.call(pipe)
     assert torch.equal(entry.call(pipe), untouched)
     with spectrum_diffusion.enable(pipe, "teacache", coefficients=[0.0], threshold=0.1) as handle:

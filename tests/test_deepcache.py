@@ -14,6 +14,7 @@ import spectrum_diffusion
 from spectrum_diffusion import UnsupportedModelError
 from spectrum_diffusion.core.flops import counting
 from spectrum_diffusion.sites import denoisers, passes
+from spectrum_diffusion.sites.deep import deep_modules
 
 STEPS = 12
 FULL = [0, 3, 6, 9]
@@ -93,7 +94,7 @@ def test_every_u_net_replays_or_is_refused_by_name(name: str) -> None:
         assert name in message
         assert "spectrum" in message
         return
-    deepest, before = denoisers.deep_modules(model, 0)
+    deepest, before = deep_modules(model, 0)
     ran: list[nn.Module] = []
     for module in (deepest, *before):
         module.register_forward_pre_hook(lambda module, _: ran.append(module))

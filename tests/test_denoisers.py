@@ -253,7 +253,7 @@ def test_blocks_run_in_the_order_of_the_row(probe: Probe, name: str) -> None:
     place = {block: index for index, block in enumerate(probe.record()[2])}
     starts = []
     for path in probe.row.blocks:
-        module = denoisers._module(probe.model, probe.row, path)
+        module = denoisers.module_at(probe.model, probe.row, path)
         places = [place[block] for block in denoisers._members(module) if block in place]
         assert places == sorted(places)
         starts += places[:1]

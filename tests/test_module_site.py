@@ -9,7 +9,7 @@ from zoo import VARIANTS, ZOO, samples_of
 
 import spectrum_diffusion
 from spectrum_diffusion import UnsupportedModelError
-from spectrum_diffusion.sites import denoisers
+from spectrum_diffusion.sites.module import modules_of
 
 ENTRIES = {**ZOO, **VARIANTS}
 AVAILABLE = [name for name, entry in ENTRIES.items() if entry.available]
@@ -18,7 +18,7 @@ AVAILABLE = [name for name, entry in ENTRIES.items() if entry.available]
 def with_modules(name: str) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
     model = ENTRIES[name].build()
     try:
-        features, skipped = denoisers.modules_of(model)
+        features, skipped = modules_of(model)
     except UnsupportedModelError as error:
         pytest.skip(str(error))
     return model, features, skipped

@@ -80,6 +80,7 @@ def test_the_place_of_the_image_tokens_among_a_blocks_outputs(name: str) -> None
     """Known by their shape here, where text and image have other numbers of tokens; the table must say the same."""
     entry, model = ENTRIES[name], ENTRIES[name].build()
     wrong: list[str] = []
+    row = denoisers.last_block_row(model)
 
     def look(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         tensors = [value for value in output if isinstance(value, torch.Tensor)] if isinstance(output, tuple) else []
@@ -87,7 +88,7 @@ def test_the_place_of_the_image_tokens_among_a_blocks_outputs(name: str) -> None
         if len(tensors) != 2 or not isinstance(given, torch.Tensor) or tensors[0].shape == tensors[1].shape:
             return
         places = [place for place, tensor in enumerate(tensors) if tensor.shape == given.shape]
-        if places and places != [denoisers.image_place(block)]:
+        if places and places != [row.image_place(block)]:
             wrong.append(type(block).__name__)
 
     for block in denoisers.main_blocks(model):
@@ -170,7 +171,7 @@ def test_easycache_gives_back_what_ran_and_runs_nothing(name: str) -> None:
 
 def test_easycache_refuses_outputs_of_another_shape() -> None:
     for name in (name for name in OUTPUT_OF_ANOTHER_SHAPE if name in AVAILABLE):
-        assert f"{ENTRIES[name].cls} is given samples of the shapes" in refused(name, "easycache", {})
+        assert f"{ENTRIES[name].cls} takes samples of the shapes" in refused(name, "easycache", {})
 
 
 def test_the_signal_of_a_list_of_samples_is_all_of_them() -> None:

@@ -7,11 +7,8 @@ from torch import nn
 from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError
 from .interop.caches import ExternalCache
 from .methods import AnyMethod, name_of
-from .sites import denoisers, make_site
+from .sites import denoisers, make_site, site_class
 from .sites.interceptor import Interceptor, compiled
-
-INSIDE_BLOCKS = ("module", "tokens", "deep")
-"""Sites that answer for modules inside of blocks, which no compiled block would ask."""
 
 CACHE_HOOKS = ("cache", "fbc_", "pyramid_attention_broadcast", "text_kv")
 """Beginnings or parts of the names under which diffusers' ``enable_cache`` registers its hooks."""
@@ -31,8 +28,9 @@ def refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = Fal
     refuse_training(model, name)
     if not cached:
         refuse_conflicts(model, name)
-    make_site(model, method, lambda module: Interceptor(module, None))
-    if "output" in method.site:
+    make_site(model, method.site, method.site_options, lambda module: Interceptor(module, None))
+    site = site_class(method.site)
+    if site.skips_root:
         return
     if compiled(model) and not method.observes:
         way = 'site="output"' if "output" in method.sites else 'easycache, or spectrum with site="output"'
@@ -40,7 +38,7 @@ def refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = Fal
             f"{name} is compiled as a whole, and no block can be skipped inside one graph: use {way}, or compile its "
             "blocks with compile_repeated_blocks(fullgraph=True)"
         )
-    if method.site in INSIDE_BLOCKS and any(compiled(block) for block in denoisers.main_blocks(model)):
+    if site.inside_blocks and any(compiled(block) for block in denoisers.main_blocks(model)):
         way = 'site="last_block"' if "last_block" in method.sites else 'spectrum, taylor or reuse at site="last_block"'
         raise UnsupportedModelError(
             f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use {way}, which "

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .errors import UnsupportedModelError
-from .sites import denoisers
+from .sites import denoisers, site_class
 
 DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
 """Component names under which pipelines keep a denoiser, for classes that the table doesn't know."""
@@ -26,7 +26,7 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
         if isinstance(value, nn.Module) and not any(value is other for other in modules.values()):
             modules[name] = value
     found = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
-    if "output" in site and not found:
+    if site_class(site).skips_root and not found:
         found = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
     if not found:
         classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"

@@ -25,7 +25,7 @@ from .methods import AnyMethod, make_method, name_of
 from .pipeline import enabled_class
 from .plan import DEFAULT_METHOD, Plan, PlanLike, read_plan
 from .sites import denoisers
-from .sites.interceptor import Denoiser
+from .sites.denoiser import Denoiser
 from .solvers import check_solver
 
 

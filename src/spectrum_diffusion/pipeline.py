@@ -21,7 +21,7 @@ from .errors import InvalidOptionError
 from .methods import AnyMethod, name_of
 from .scheduler_clock import SchedulerClock, is_stochastic
 from .sites import denoisers
-from .sites.interceptor import Denoiser
+from .sites.denoiser import Denoiser
 from .solvers import sampling_with
 
 if TYPE_CHECKING:

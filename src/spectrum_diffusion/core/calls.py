@@ -1,16 +1,16 @@
-"""A denoiser's call as it was made, and who answers the calls of its modules."""
+"""A module's call as it was made."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 Proceed = Callable[..., Any]
 
@@ -41,6 +41,37 @@ class Arguments:
         names = list(inspect.signature(self.module.forward).parameters) if self.args else []
         place = names.index(name) if name in names else len(self.args)
         return self.args[place] if place < len(self.args) else None
+
+    @cached_property
+    def leaves(self) -> list[Any]:
+        """Every value among the arguments, nested ones too."""
+        leaves: list[Any] = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return leaves
+
+    @property
+    def samples(self) -> list[torch.Tensor]:
+        """The noisy sample that a denoiser's call is given, (B, …), or the list of them that some models take."""
+        named = (self.named(name) for name in ("hidden_states", "sample", "x"))
+        given = next((value for value in named if value is not None), None)
+        if given is None:
+            given = next((value for value in self.tensors.values() if value.is_floating_point()), [])
+        return list(given) if isinstance(given, (list, tuple)) else [given]
+
+    def handed_on(self, output: Any) -> dict[int, int]:
+        """The tensors of an output that the call was given and hands on: id → place in :attr:`leaves`.
+
+        A cache of keys and values is one. The sample isn't, because a model may write its result into it.
+        """
+        returned = {id(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)}
+        places = {id(leaf): place for place, leaf in enumerate(self.leaves) if id(leaf) in returned}
+        samples = {id(sample) for sample in self.samples} if places else set()
+        return {key: place for key, place in places.items() if key not in samples}
+
+    def computed(self, output: Any) -> tuple[torch.Tensor, ...]:
+        """The floating tensors of an output that the call computed, without those that it hands on."""
+        handed_on = self.handed_on(output)
+        leaves = pytree.tree_leaves(output)
+        return tuple(leaf for leaf in leaves if is_floating(leaf) and id(leaf) not in handed_on)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -74,22 +105,5 @@ def _copied(value: Any) -> Any:
     return value
 
 
-Around = Callable[[Arguments], Any]
-
-
-class Intercepted(Protocol):
-    """A module's interceptor: while ``around`` is set, it answers the module's calls."""
-
-    around: Around | None
-
-
-@contextmanager
-def answering(places: Sequence[tuple[Intercepted, Around]]) -> Iterator[None]:
-    """Let each function answer the calls of its module while the block lasts."""
-    for place, around in places:
-        place.around = around
-    try:
-        yield
-    finally:
-        for place, _ in places:
-            place.around = None
+def is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()

@@ -18,6 +18,7 @@ from .calls import Arguments
 from .clock import Clock, ManualClock, time_axis
 from .history import Feature, History
 from .schedule import check_integer
+from .site import Site
 from .summary import Action, Call, Trace
 
 if TYPE_CHECKING:
@@ -30,24 +31,6 @@ UNKNOWN = "step unknown"
 
 MAX_BRANCHES = 8
 """More calls than this within one step are no guidance branches: the step is not known (nothing is forecast)."""
-
-Judge = Callable[[torch.Tensor], Iterable[torch.Tensor] | None]
-"""Asked with the signal of a call: the forecast feature to skip with, or None to evaluate."""
-
-
-class Site(Protocol):
-    """Where in a denoiser features are read and replaced. ``structure`` is what a skip needs to know of a call."""
-
-    name: str
-
-    def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
-        """Run the whole denoiser: its output, the feature (empty if not reached) and the structure."""
-
-    def forecast(self, call: Arguments, feature: Iterable[torch.Tensor], structure: Any) -> Any:
-        """Skip the denoiser up to the site and go on from the forecast feature; the output."""
-
-    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
-        """Evaluate or skip, as the judge has it; as :meth:`evaluate`, but a feature of None was skipped."""
 
 
 class Sited(Protocol):
@@ -285,7 +268,7 @@ class Run:
             record.action = "evaluated"
         self._keep(branch, site, feature, record)
         if seen:
-            decider.learn(seen[0], feature, output)
+            decider.learn(seen[0], feature, call.computed(output))
         return output
 
     def _forecast(self, branch: Branch, record: Call) -> Iterable[torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from .. import sites
 from ..core import schedule
 from ..errors import InvalidOptionError
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from ..core.history import Feature
     from ..core.summary import Action
 
-SITES = ("last_block", "output", "module")
+SITES = tuple(sites.GENERAL)
+"""The sites at which a general forecaster works."""
 TIMES = ("index", "sigma", "log-snr")
 SOLVERS = ("dpm++", "unipc")
 
@@ -29,8 +31,8 @@ class Decider(Protocol):
     def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
         """Whether the step is skipped, by what its call shows; ``may_skip`` is False where it must be evaluated."""
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
-        """What an evaluated step gave: the site's feature, and the denoiser's whole output."""
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
+        """What an evaluated step gave: the site's feature, and every tensor that the denoiser computed as output."""
 
     def reset(self) -> None:
         """Forget all: the branch begins anew, with other shapes."""

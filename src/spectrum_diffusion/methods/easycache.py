@@ -9,10 +9,9 @@ plus the last evaluated ``v − x``; else the step is evaluated and ``E = 0``. T
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ..core.history import Feature, joined
 from .adaptive import AdaptiveMethod
@@ -63,9 +62,8 @@ class ExpectedChange:
         self.expected = 0.0
         return False
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
-        leaves = pytree.tree_leaves(output)
-        now = joined([leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()])
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
+        now = joined(list(output))
         if self.output is not None and self.sample is not None:
             self.rate = float(distance(now, self.output) / distance(signal, self.sample))
         self.sample, self.output = self.previous, now.detach().clone()

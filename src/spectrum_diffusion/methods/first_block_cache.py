@@ -8,7 +8,7 @@ the other blocks are skipped while ``mean|r − r′| / mean|r′| ≤ δ``, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -50,5 +50,5 @@ class ChangeSinceEvaluated:
         known = self.evaluated
         return may_skip and known is not None and relative_change(signal, known) <= self.threshold
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
         self.evaluated = signal.detach().clone()

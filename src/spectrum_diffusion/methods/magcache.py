@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -76,7 +76,7 @@ class AccumulatedError:
         self.reset()
         return False
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
         pass
 
 

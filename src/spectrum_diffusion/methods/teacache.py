@@ -10,7 +10,7 @@ evaluated and ``A = 0``. The first and the last step are evaluated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -72,5 +72,5 @@ class AccumulatedChange:
         self.accumulated = 0.0
         return False
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
         pass

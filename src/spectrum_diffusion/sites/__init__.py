@@ -1,86 +1,69 @@
-"""Where in a denoiser features are read and replaced. The only code that touches a model's modules."""
+"""Where in a denoiser features are read and replaced. The only code that touches a model's modules.
+
+A new site is one file with a subclass of :class:`Site`, and one line here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from ..errors import InvalidOptionError
 
-from ..core.calls import Intercepted
-from ..core.run import Site
-from ..errors import SpectrumError
-from . import denoisers
-from .blocks import BlockSite, ObservedSite
-from .output import Output
-from .passes import Signal, first_residual, modulated_input
-from .tokens import Tokens
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from torch import nn
 
-class Where(Protocol):
-    """What of a method says where its features lie."""
+    from ..core.site import Site
+    from .interceptor import Interceptor
 
-    @property
-    def site(self) -> str:
-        """A name of :data:`SITES`."""
-
-    @property
-    def site_options(self) -> tuple[Any, ...]:
-        """What the site needs to know beside the model."""
-
-
-Make = Callable[[nn.Module, Where, Callable[[nn.Module], Intercepted]], Site]
-
-
-def _last_block(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]) -> Site:
-    blocks, tails = denoisers.resolve(model, denoisers.last_block_row(model))
-    return BlockSite("last_block", {"block": blocks, "tail": tails}, interceptor)
-
-
-def _modules(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]) -> Site:
-    features, skipped = denoisers.modules_of(model)
-    return BlockSite("module", {"module": features, "block": skipped}, interceptor)
-
-
-def _deep(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]) -> Site:
-    last, before = denoisers.deep_modules(model, *where.site_options)
-    return BlockSite("deep", {"module": [last], "block": before}, interceptor)
-
-
-def _residual(
-    base: str, signal: Signal, model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]
-) -> Site:
-    first = denoisers.first_block(model)
-    blocks, tails = denoisers.resolve(model, denoisers.last_block_row(model))
-    rest = [block for block in blocks if block is not first]
-    roles = {"first": [first], "block": rest, "tail": tails}
-    if signal is modulated_input:
-        roles["embedder"] = denoisers.time_embedders(model)
-    return BlockSite("residual", roles, interceptor, base=base, signal=signal)
-
-
-SITES: dict[str, Make] = {
-    "last_block": _last_block,
-    "output": lambda *_: Output(),
-    "module": _modules,
-    "residual": partial(_residual, "before", modulated_input),
-    "first_block": partial(_residual, "after", first_residual),
-    "watched": partial(_residual, "", modulated_input),
-    "deep": _deep,
-    "tokens": lambda model, where, interceptor: Tokens(model, where.site_options, interceptor),
-    "output_residual": lambda *_: Output(residual=True),
-    "observed": lambda model, _, interceptor: ObservedSite(denoisers.layers_of(model), interceptor),
+GENERAL = {
+    "last_block": "last_block:LastBlock",
+    "output": "output:Output",
+    "module": "module:Modules",
 }
-"""The sites by name."""
+"""Sites at which every general forecaster works: name → file and class."""
+
+SITES = GENERAL | {
+    "residual": "residual:Residual",
+    "first_block": "first_block:FirstBlock",
+    "watched": "watched:Watched",
+    "deep": "deep:Deep",
+    "tokens": "tokens:Tokens",
+    "output_residual": "output_residual:OutputResidual",
+    "observed": "observed:Observed",
+}
+"""All sites: name → file and class. Classes are imported on first use, because torch takes seconds."""
 
 
-def make_site(model: nn.Module, where: Where, interceptor: Callable[[nn.Module], Intercepted]) -> Site:
-    """The site that a method asks for, on a model.
+@cache
+def site_class(name: str) -> type[Site]:
+    """The class of the site called ``name``.
+
+    Raises:
+        InvalidOptionError: there is no such site.
+    """
+    if name not in SITES:
+        raise InvalidOptionError(f"site={name!r} is unknown: choose one of {', '.join(SITES)}")
+    file, _, cls = SITES[name].partition(":")
+    found: type[Site] = getattr(import_module(f".{file}", __name__), cls)
+    return found
+
+
+def make_site(
+    model: nn.Module, name: str, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Interceptor]
+) -> Site:
+    """The site called ``name`` on a model.
+
+    Args:
+        model: the denoiser.
+        name: a name of :data:`SITES`.
+        options: what the site needs to know beside the model, see ``AnyMethod.site_options``.
+        interceptor: gives the interceptor of a module.
 
     Raises:
         UnsupportedModelError: the model has no such site.
     """
-    if where.site not in SITES:
-        raise SpectrumError(f"site={where.site!r} is unknown: choose one of {', '.join(SITES)}")
-    return SITES[where.site](model, where, interceptor)
+    return site_class(name)(model, options, interceptor)

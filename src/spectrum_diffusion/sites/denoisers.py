@@ -1,70 +1,25 @@
 """The table of denoisers: which modules of a class are its blocks, and which module reads the last feature.
 
-On a step that is skipped the blocks are left out and the tail is fed the forecast feature; all else of the
-model (embeddings, modulation, final norm and projection) runs as always. A class of diffusers is one row
-here, a class of one's own is one call of `register_denoiser`. A row without blocks has the output site only,
-and says why.
+A skipped step leaves out the blocks and gives the tail the forecast feature. The rest of the model (embeddings,
+modulation, final norm and projection) runs as always. A class of diffusers is one row here; a class of your own is one
+call of `register_denoiser`. A row without blocks has the output site only, and says why. What other sites need are
+further fields of the row, which mostly follow by rule.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from typing import Any, cast
 
 from torch import nn
 
+from ..core.words import did_you_mean
 from ..errors import UnsupportedModelError
+from .row import DenoiserRow
 
 _WAY_OUT = 'use site="output", or register_denoiser with the right names.'
-_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\.\*|\?)?")
-
-
-@dataclass(frozen=True)
-class DenoiserRow:
-    """Where the last block's feature of a denoiser class is read and replaced.
-
-    Paths are attribute names, dotted where a module lies deeper; one that ends in `?` may be absent.
-
-    Args:
-        cls: name of the class.
-        blocks: paths of what a skipped step leaves out, in the order in which it runs; refiners of the text
-            too, as only blocks read what they make. A `ModuleList` or `ModuleDict`, nested ones too, stands
-            for its members. Empty: the output site only.
-        tail: paths of the modules whose first input is the feature; `"name.*"` is every member of a
-            container. Several, where a denoiser has several outputs.
-        reason: why there is the output site only.
-
-    Raises:
-        UnsupportedModelError: blocks without a tail or a tail without blocks, neither and no reason, or a
-            path that is none.
-    """
-
-    cls: str
-    blocks: tuple[str, ...]
-    tail: tuple[str, ...]
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        for path in (*self.blocks, *self.tail):
-            if not _PATH.fullmatch(path):
-                raise UnsupportedModelError(
-                    f"The row of {self.cls} has the path {path!r}, which names no module: write an attribute "
-                    'name such as "transformer_blocks", a dotted one, or "all_final_layer.*" for all members.'
-                )
-        if bool(self.blocks) != bool(self.tail):
-            given, missing = ("blocks", "tail") if self.blocks else ("tail", "blocks")
-            raise UnsupportedModelError(
-                f"The row of {self.cls} has {given} but no {missing}: name both for the last-block site, "
-                "or neither, with a reason, for the output site only."
-            )
-        if not self.blocks and not self.reason:
-            raise UnsupportedModelError(
-                f"The row of {self.cls} has no blocks and no reason: say why only the output site can be had."
-            )
-
 
 # The columns: blocks in the order they run, tail, classes.
 # fmt: off
@@ -152,25 +107,40 @@ _EXCEPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _registered: dict[str, DenoiserRow] = {}
 
+Paths = str | Iterable[str]
+_SEVERAL = ("preliminary", "modules", "fused")
+"""Further fields of a row that hold several paths."""
+
 
 def register_denoiser(
-    cls: type | str, *, blocks: str | Iterable[str] = (), tail: str | Iterable[str] = (), reason: str = ""
+    cls: type | str, *, blocks: Paths = (), tail: Paths = (), reason: str = "", **roles: Any
 ) -> DenoiserRow:
     """Add a row for a denoiser class, or replace the one it has.
 
     Args:
         cls: the class, or its name; subclasses use the row too.
         blocks, tail, reason: as in `DenoiserRow`; a single path may be given as it is.
+        roles: further fields of `DenoiserRow`, where the names of the modules don't follow diffusers:
+            ``preliminary``, ``reshapes``, ``text_first``, ``embedder``, ``modules``, ``fused``, ``tokens``, ``unet``.
 
     Raises:
-        UnsupportedModelError: the row can't be, see `DenoiserRow`, or `cls` is neither a class nor a name.
+        UnsupportedModelError: the row is inconsistent, see `DenoiserRow`, or `cls` is neither a class nor a name.
     """
     name = cls.__name__ if isinstance(cls, type) else cls
     if not isinstance(name, str) or not name.isidentifier():
         raise UnsupportedModelError(
             f"register_denoiser was given {cls!r}: give the denoiser's class or its name, not an instance."
         )
-    row = DenoiserRow(name, _paths(name, "blocks", blocks), _paths(name, "tail", tail), reason)
+    known = [field.name for field in fields(DenoiserRow)]
+    for role, value in roles.items():
+        if role not in known:
+            raise UnsupportedModelError(
+                f"register_denoiser({name}) was given {role}={value!r}, which is not a field of a row"
+                f"{did_you_mean(role, known)}: its fields are {', '.join(known)}."
+            )
+    paths = {"blocks": blocks, "tail": tail} | {role: roles.pop(role) for role in _SEVERAL if roles.get(role)}
+    tuples: Any = {what: _paths(name, what, value) for what, value in paths.items()}
+    row = DenoiserRow(name, reason=reason, **tuples, **roles)
     _registered[name] = row
     return row
 
@@ -238,7 +208,7 @@ def _fitted(row: DenoiserRow, model: nn.Module) -> DenoiserRow:
         reason = f"this configuration has no {' and no '.join(absent)} after its blocks"
     elif not is_exception(model):
         return row
-    return DenoiserRow(row.cls, (), (), reason)
+    return replace(row, blocks=(), tail=(), preliminary=None, reason=reason)
 
 
 def resolve(model: nn.Module, row: DenoiserRow) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -248,7 +218,7 @@ def resolve(model: nn.Module, row: DenoiserRow) -> tuple[list[nn.Module], list[n
         UnsupportedModelError: the model lacks a module that the row names.
     """
     model = unwrap(model)
-    blocks = [block for path in row.blocks for block in _members(_module(model, row, path))]
+    blocks = [block for path in row.blocks for block in _members(module_at(model, row, path))]
     tails = [tail for path in row.tail for tail in _tails(model, row, path)]
     for what, found in (("blocks", blocks), ("tail", tails)):
         if row.blocks and not found:
@@ -260,7 +230,7 @@ def resolve(model: nn.Module, row: DenoiserRow) -> tuple[list[nn.Module], list[n
 
 
 def _tails(model: nn.Module, row: DenoiserRow, path: str) -> list[nn.Module]:
-    module = _module(model, row, path.removesuffix(".*"))
+    module = module_at(model, row, path.removesuffix(".*"))
     members = list(_members(module))
     if not path.endswith(".*") and members not in ([], [module]):
         raise UnsupportedModelError(
@@ -277,7 +247,7 @@ def _members(module: nn.Module | None) -> Iterator[nn.Module]:
         yield module
 
 
-def _module(model: nn.Module, row: DenoiserRow, path: str) -> nn.Module | None:
+def module_at(model: nn.Module, row: DenoiserRow, path: str) -> nn.Module | None:
     """The module at a path; None where the model has set it so, or lacks what may be absent."""
     missing = object()
     module = _attribute(model, path.removesuffix("?"), missing)
@@ -314,147 +284,14 @@ def last_block_row(model: nn.Module) -> DenoiserRow:
     return row
 
 
-PRELIMINARY = ("embedder", "refiner", "fusion", "txt_in", "extractor", "text_", "txt_", "vace_", "transformer_in")
-"""Parts of the names of what runs before the main stack of blocks."""
-
-
 def main_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks through which the sample goes, without refiners of the text and the like.
 
     Raises:
         UnsupportedModelError: the model has no last block.
     """
-    row = last_block_row(model)
-    paths = [path for path in row.blocks if not any(part in path for part in PRELIMINARY)]
-    inner = unwrap(model)
-    return [block for path in paths for block in _members(_module(inner, row, path))]
-
-
-def first_block(model: nn.Module) -> nn.Module:
-    """The first block of the main stack, at which the residual of the whole stack begins.
-
-    Raises:
-        UnsupportedModelError: a U-Net, whose blocks change the shape, or a model without a last block.
-    """
-    row = row_for(model)
-    if row is None or not row.blocks:
-        raise UnsupportedModelError(
-            f"{type(unwrap(model)).__name__} has no last block that is known"
-            f"{f' ({row.reason})' if row else ''}, so what its blocks add can't be kept: use easycache, or spectrum, "
-            'taylor or reuse with site="output"'
-        )
-    if any(path.startswith(("down_", "up_")) for path in row.blocks):
-        raise UnsupportedModelError(
-            f"{row.cls} is a U-Net: what its blocks add can't be kept, as they change the shape. Use deepcache, or a "
-            "method that forecasts the last block or the output, such as spectrum, taylor, reuse or easycache"
-        )
-    return main_blocks(model)[0]
-
-
-def time_embedders(model: nn.Module) -> list[nn.Module]:
-    """What makes the time embedding by which the blocks are modulated, where their norms take none (Wan)."""
-    embedder = getattr(unwrap(model), "condition_embedder", None)
-    return [embedder] if isinstance(embedder, nn.Module) else []
-
-
-_COMPUTES = re.compile(
-    r"(?:.*_)?(?:attn|attention|ffn?|feed_forward|mlp|mhba|transition)(?:\d|_i|_t|_context|_moe_gen)?"
-)
-_FUSED = {"attn", "proj_mlp", "act_mlp", "proj_out"}
-_CONVOLVES = re.compile(r"(?:.*_)?(?:resnets|temp_convs|resnets_in|resnets_out|res_blocks)\.\d+")
-
-
-def modules_of(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """What the methods that cache per module keep the output of, and what they leave out beside it.
-
-    Attention and feed-forward modules of the main blocks, before the gate; of a block that fuses both, its
-    last projection; of a U-Net also the residual convolutions. Found by the names that diffusers gives them.
-
-    Raises:
-        UnsupportedModelError: no block has such modules, or the model has no last block.
-    """
-    features: list[nn.Module] = []
-    skipped: list[nn.Module] = []
-    for block in main_blocks(model):
-        _collect(block, features, skipped)
-    if not features:
-        raise UnsupportedModelError(
-            f"{type(unwrap(model)).__name__} has no attention or feed-forward module that is known by its name, so "
-            'nothing can be kept per module: use site="last_block" or site="output"'
-        )
-    return features, skipped
-
-
-def _collect(block: nn.Module, features: list[nn.Module], skipped: list[nn.Module], path: str = "") -> None:
-    children = dict(block.named_children())
-    if children.keys() >= _FUSED:
-        features.append(children["proj_out"])
-        skipped += [children[name] for name in ("attn", "proj_mlp", "act_mlp")]
-        return
-    for name, child in children.items():
-        below = f"{path}.{name}".lstrip(".")
-        if _COMPUTES.fullmatch(name) or _CONVOLVES.fullmatch(below) or type(child).__name__ == "Attention":
-            features.append(child)
-        else:
-            _collect(child, features, skipped, name)
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The linear layers and convolutions inside the blocks, by whose calls one sees how much of a denoiser ran."""
-    inner, row = unwrap(model), row_for(model)
-    blocks = resolve(model, row)[0] if row is not None and row.blocks else [inner]
-    every = [module for block in blocks for module in block.modules()]
-    return [module for module in every if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-
-
-def deep_modules(model: nn.Module, branch: int) -> tuple[nn.Module, list[nn.Module]]:
-    """What lies inside of skip connection ``branch`` of a U-Net (DeepCache): the last to run, and all before it.
-
-    Raises:
-        UnsupportedModelError: no U-Net of down, mid and up blocks made of layers, or ``branch`` is too deep.
-    """
-    unet: Any = unwrap(model)
-    downs, ups = list(getattr(unet, "down_blocks", None) or ()), list(getattr(unet, "up_blocks", None) or ())
-    if not downs or not ups or not all(hasattr(block, "resnets") for block in (*downs, *ups)):
-        raise UnsupportedModelError(
-            f"deepcache can't do {type(unet).__name__}, which is no U-Net of blocks with resnets, such as "
-            "UNet2DConditionModel: use spectrum, taylor or reuse, which can do any denoiser"
-        )
-    connections = [(b, layer) for b, block in enumerate(downs) for layer in range(len(_layers(block)))]
-    if branch >= len(connections):
-        raise UnsupportedModelError(
-            f"branch={branch} is too deep: this {type(unet).__name__} has skip connections 0 … {len(connections) - 1}"
-        )
-    depth, layer = connections[branch]
-    inner_down = [*_flat(_layers(downs[depth])[layer:]), *downs[depth + 1 :]] if layer else downs[depth:]
-    meeting = len(ups) - 1 - depth
-    split = max(0, len(ups[meeting].resnets) - 1 - layer)
-    inner_up = [*ups[:meeting], *_flat(_layers(ups[meeting])[:split])]
-    middle = [unet.mid_block] if getattr(unet, "mid_block", None) is not None else []
-    deep = [*inner_down, *middle, *inner_up]
-    return deep[-1], deep[:-1]
-
-
-def _layers(block: nn.Module) -> list[list[nn.Module]]:
-    """A U-Net block's layers: a convolution with the attention that follows it; last what changes the resolution."""
-    count = len(block.resnets)  # type: ignore[arg-type]
-    names = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")  # in the order they run
-    lists = [getattr(block, name) for name in names if isinstance(getattr(block, name, None), nn.ModuleList)]
-    layers = [[children[i] for children in lists if i < len(children)] for i in range(count)]
-    samplers = getattr(block, "downsamplers", None)
-    return [*layers, list(samplers)] if samplers else layers
-
-
-def _flat(layers: list[list[nn.Module]]) -> list[nn.Module]:
-    return [module for layer in layers for module in layer]
-
-
-_TEXT_FIRST = ("AuraFlow", "Bria", "Chroma", "Flux", "JointTransformerBlock", "LongCatImage", "Ovis", "QwenImage")
-
-
-def image_place(block: nn.Module) -> int:
-    """Place of the image tokens in the pair (text, image) or (image, text) that a block returns."""
-    return int(type(block).__name__.startswith(_TEXT_FIRST))
+    row, inner = last_block_row(model), unwrap(model)
+    return [block for path in row.main for block in _members(module_at(inner, row, path))]
 
 
 # What the rule of find_denoiser_classes would take for a denoiser, and why it is none.

@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..core.calls import Arguments
-from ..core.run import Judge
+from ..core.site import Judge
 from ..errors import UnsupportedModelError
-from . import denoisers
+from .frame import Frame
+
+
+class Base(NamedTuple):
+    """The image tokens from which a residual is taken.
+
+    Attributes:
+        kind: those "before" or "after" the first block.
+        image_place: place of the image tokens in the pair that a block may return.
+    """
+
+    kind: str
+    image_place: int
 
 
 class Based:
     """What recording and skipping share: the image tokens that a residual is taken from, and added to again.
 
     Args:
-        kind: the tokens "before" or "after" the first block; "" is no residual.
+        base: which tokens these are; None is no residual.
     """
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, base: Base | None) -> None:
+        self._which = base
         self._base: torch.Tensor | None = None
 
     def first(self, call: Arguments) -> Any:
-        if self._kind == "" or self._base is not None:
+        if self._which is None or self._base is not None:
             return self.block(call)
-        if self._kind == "before":
+        if self._which.kind == "before":
             self._base = tokens_in(call).clone()  # the model may go on to write into it
             return self.block(call)
         output = call.proceed(*call.args, **call.kwargs)
-        self._base = tokens_out(call, output).clone()
+        self._base = tokens_out(call, output, self._which.image_place).clone()
         return output
 
     def block(self, call: Arguments) -> Any:
@@ -47,7 +59,7 @@ class Based:
 class Recording(Based):
     """A pass through an evaluated denoiser: notes the outermost modules' output structures, and the feature."""
 
-    def __init__(self, base: str = "") -> None:
+    def __init__(self, base: Base | None = None) -> None:
         super().__init__(base)
         self.feature: list[torch.Tensor] = []
         self.structures: list[Any] = []
@@ -65,9 +77,9 @@ class Recording(Based):
         if self._inside:
             return call.proceed(*call.args, **call.kwargs)
         output = self._proceed(call)
-        leaves, spec = pytree.tree_flatten(output)
-        self.feature += [leaf.clone() for leaf in leaves if is_floating(leaf)]  # a block may go on to write into it
-        self.structures.append(([None if is_floating(leaf) else leaf for leaf in leaves], spec))
+        tensors, frame = Frame.of(call, output)
+        self.feature += [tensor.clone() for tensor in tensors]  # a block may go on to write into them
+        self.structures.append(frame)
         return output
 
     def tail(self, call: Arguments) -> Any:
@@ -86,7 +98,7 @@ class Recording(Based):
 class Skipping(Based):
     """A pass through a skipped denoiser: blocks answer stand-ins, modules and tails get the forecast."""
 
-    def __init__(self, feature: Iterable[torch.Tensor], structures: list[Any], base: str = "") -> None:
+    def __init__(self, feature: Iterable[torch.Tensor], structures: list[Any], base: Base | None = None) -> None:
         super().__init__(base)
         self._feature = iter(feature)
         self._structures = iter(structures)
@@ -97,8 +109,8 @@ class Skipping(Based):
         return pytree.tree_unflatten([_stand_in(leaf, call) for leaf in leaves], spec)
 
     def module(self, call: Arguments) -> Any:
-        leaves, spec = self._structure()
-        return pytree.tree_unflatten([next(self._feature) if leaf is None else leaf for leaf in leaves], spec)
+        frame: Frame = self._structure()
+        return frame.filled(call, self._feature)
 
     def tail(self, call: Arguments) -> Any:
         value = next(self._feature)
@@ -119,8 +131,8 @@ class Skipping(Based):
 class Deciding:
     """A pass that records until the first block's signal is there, then goes on recording or skips."""
 
-    def __init__(self, signal: Signal, judge: Judge, structures: Any, base: str) -> None:
-        self._signal, self._judge, self._structures, self._kind = signal, judge, structures, base
+    def __init__(self, signal: Signal, judge: Judge, structures: Any, base: Base | None) -> None:
+        self._signal, self._judge, self._structures, self._base = signal, judge, structures, base
         self.through: Recording | Skipping = Recording(base)
         self._embedding: torch.Tensor | None = None
         self._decided = False
@@ -138,7 +150,7 @@ class Deciding:
         self._decided, before = True, len(self.through.structures)
         value, answer = (self._embedding, None) if self._embedding is not None else self._signal(call)
         if (feature := self._judge(value)) is not None:
-            self.through = Skipping(feature, self._structures, self._kind).advance(before)
+            self.through = Skipping(feature, self._structures, self._base).advance(before)
         return self.through.first(call if answer is None else _answering(call, answer))
 
     def block(self, call: Arguments) -> Any:
@@ -160,8 +172,6 @@ class WorkCounter:
         self.work += sample.numel() * layer.weight.shape[0]
         return call.proceed(*call.args, **call.kwargs)
 
-
-P = TypeVar("P", Recording, Skipping, Deciding, WorkCounter)
 
 Signal = Callable[[Arguments], tuple[torch.Tensor, Any]]
 """From the call of the first block: the tensor to look at, and the block's output if that took running it."""
@@ -191,11 +201,11 @@ def _takes_embedding_alone(norm: nn.Module) -> bool:
     return needed <= {"emb"} <= {parameter.name for parameter in others} and "Pruned" not in type(norm).__name__
 
 
-def first_residual(call: Arguments) -> tuple[torch.Tensor, Any]:
+def first_residual(call: Arguments, image_place: int) -> tuple[torch.Tensor, Any]:
     """What the first block adds to the image tokens (first-block cache), (B, N, D); it takes running the block."""
     before = tokens_in(call).clone()
     output = call.proceed(*call.args, **call.kwargs)
-    return tokens_out(call, output) - before, output
+    return tokens_out(call, output, image_place) - before, output
 
 
 def tokens_in(call: Arguments) -> torch.Tensor:
@@ -204,8 +214,8 @@ def tokens_in(call: Arguments) -> torch.Tensor:
     return named if isinstance(named, torch.Tensor) else call.first
 
 
-def tokens_out(call: Arguments, output: Any) -> torch.Tensor:
-    """The image tokens that a block returns: the output of the shape that it was given."""
+def tokens_out(call: Arguments, output: Any, image_place: int) -> torch.Tensor:
+    """The image tokens that a block returns: the output of the shape of its input; of a pair, the one at that place."""
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     fitting = [tensor for tensor in tensors if tensor.shape == tokens_in(call).shape]
     if not fitting:
@@ -213,7 +223,7 @@ def tokens_out(call: Arguments, output: Any) -> torch.Tensor:
             f"{type(call.module).__name__} returns its tokens in another shape than it takes them, so what "
             "it adds can't be kept: use a method that needs no residual, such as spectrum, taylor or reuse"
         )
-    return fitting[denoisers.image_place(call.module)] if len(fitting) == 2 == len(tensors) else fitting[0]
+    return fitting[image_place] if len(fitting) == 2 == len(tensors) else fitting[0]
 
 
 def _difference(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -244,7 +254,3 @@ def _stand_in(leaf: Any, call: Arguments) -> Any:
         if _Meta.of(tensor) == leaf:
             return tensor
     return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
-
-
-def is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()

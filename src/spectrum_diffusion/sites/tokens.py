@@ -10,40 +10,52 @@ repeats it from the same input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..core.calls import Arguments, Intercepted, answering
+from ..core.calls import Arguments
 from ..core.history import Feature
-from ..core.run import Judge
-from ..errors import SpectrumError, UnsupportedModelError
+from ..core.site import Site
+from ..errors import UnsupportedModelError
 from . import denoisers
+from .interceptor import Interceptor, answering
+from .row import DenoiserRow, TokenRoles
 
 STALENESS = 0.25
 """Weight of a token's staleness, in intervals, beside the attention that it received."""
 SHARES = {"double": 0.4, "single": 1.6}
 """Share of the ratio in blocks of either kind; layer l takes (1.5 − l/27) of it."""
+ALL = "all"
+"""The kind of tokens in a block that fuses both streams."""
 LAYERS = 27
 CHUNK = 1 << 25
 """Attention weights that are looked at at a time, 128 MiB of them, so that the map of all pairs is never held."""
 
-DOUBLE = {
-    "FluxTransformerBlock": ("text", "image"),
-    "HunyuanVideoTransformerBlock": ("image", "text"),
-    "JointTransformerBlock": ("image", "text"),
-    "WanTransformerBlock": ("image",),
-}
-"""Blocks with a feed-forward for each kind of token, and the order of the tokens in their attention."""
-SINGLE = ("FluxSingleTransformerBlock", "HunyuanVideoSingleTransformerBlock")
-FEED_FORWARDS = {"ff": "image", "ffn": "image", "ff_context": "text"}
+
+class Part(NamedTuple):
+    """A module that the site answers for.
+
+    Attributes:
+        block: number of its block.
+        name: its name in the block, for what is kept of it.
+        answer: name of the function of a pass that answers its calls.
+        kind: kind of the tokens of a feed-forward; of an attention, those that it scores, "" if none.
+        module: its interceptor.
+    """
+
+    block: int
+    name: str
+    answer: str
+    kind: str
+    module: Interceptor
 
 
 @dataclass
@@ -66,33 +78,35 @@ def share_of(layer: int, kind: str, ratio: float) -> float:
     return min(1.0, max(0.0, ratio * (1.5 - layer / LAYERS) * SHARES[kind]))
 
 
-class Tokens:
-    """The site; see the head of the file.
+class Tokens(Site):
+    """The feature is what a block's attention and feed-forward give, and a score for each token.
 
-    Args:
-        model: a denoiser of FLUX, SD3, Wan or HunyuanVideo.
-        options: the ratio of tokens and the interval, in which staleness is counted.
-        interceptor: gives the interceptor of a module.
+    Options: the ratio of tokens that is computed, and the interval in which staleness is counted.
     """
 
     name = "tokens"
+    keeps = "the output of every attention and feed-forward module, and a score for each token"
+    inside_blocks = True
 
     def __init__(
-        self, model: nn.Module, options: tuple[float, int], interceptor: Callable[[nn.Module], Intercepted]
+        self, model: nn.Module, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Interceptor]
     ) -> None:
-        self._ratio, self._interval = options
+        ratio, self._interval = options
         self._blocks: list[tuple[float, tuple[str, ...]]] = []
-        self._places: list[tuple[int, str, Intercepted]] = []
-        layers = {"double": 0, "single": 0}
+        self._parts: list[Part] = []
+        row = denoisers.last_block_row(model)
+        layers = dict.fromkeys(SHARES, 0)
         for block in denoisers.main_blocks(model):
-            kind = _kind(block, model)
-            share = share_of(layers[kind], kind, self._ratio)
+            roles, fused = _roles_of(row, block, model), row.is_fused(block)
+            kind = "single" if fused else "double"
+            place, share = len(self._blocks), share_of(layers[kind], kind, ratio)
             layers[kind] += 1
-            order = DOUBLE.get(type(block).__name__, ("all",))
-            self._places += [
-                (len(self._blocks), role, interceptor(module)) for role, module in _roles(block, kind).items()
-            ]
-            self._blocks.append((share, order))
+            parts = _fused_parts(row.fused) if fused else _parts_of(roles)
+            children = dict(block.named_children())
+            for name, answer, tokens in parts:
+                if children.get(name) is not None:
+                    self._parts.append(Part(place, name, answer, tokens, interceptor(children[name])))
+            self._blocks.append((share, (ALL,) if fused else roles.order))
 
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         blocks = [Block(share, order) for share, order in self._blocks]
@@ -105,42 +119,32 @@ class Tokens:
         with self._passing(Computing(list(feature), structure, self._interval)):
             return call.proceed(*call.args, **call.kwargs)
 
-    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
-        raise SpectrumError("the tokens site is for methods on a schedule")
-
     def _passing(self, through: Recording | Computing) -> AbstractContextManager[None]:
-        return answering(
-            [(place, partial(getattr(through, _HANDLERS[role]), block, role)) for block, role, place in self._places]
-        )
+        return answering([(part.module, partial(getattr(through, part.answer), part)) for part in self._parts])
 
 
-_HANDLERS = {
-    **dict.fromkeys(("attn", "attn1", "attn2", "single"), "attention"),
-    **dict.fromkeys(FEED_FORWARDS, "feed_forward"),
-    "proj_mlp": "inner",
-    "proj_out": "fused",
-}
-
-
-def _kind(block: nn.Module, model: nn.Module) -> str:
-    name = type(block).__name__
-    if name in SINGLE:
-        return "single"
-    if name not in DOUBLE:
+def _roles_of(row: DenoiserRow, block: nn.Module, model: nn.Module) -> TokenRoles:
+    roles = row.token_roles(block)
+    if roles is None:
         raise UnsupportedModelError(
-            f"toca can't do {type(denoisers.unwrap(model)).__name__}: its blocks ({name}) are none of "
-            f"{', '.join((*DOUBLE, *SINGLE))}. It can do FluxTransformer2DModel, SD3Transformer2DModel, "
-            "WanTransformer3DModel and HunyuanVideoTransformer3DModel; fora and taylorseer can do any"
+            f"toca can't run on {type(denoisers.unwrap(model)).__name__}, because the order of the tokens in its "
+            f"blocks ({type(block).__name__}) is unknown: use FluxTransformer2DModel, SD3Transformer2DModel, "
+            "WanTransformer3DModel or HunyuanVideoTransformer3DModel, or fora or taylorseer, which work with any "
+            "denoiser, or say the order with register_denoiser(…, tokens=TokenRoles(…))"
         )
-    return "double"
+    return roles
 
 
-def _roles(block: nn.Module, kind: str) -> dict[str, nn.Module]:
-    children = dict(block.named_children())
-    if kind == "single":
-        return {"single": children["attn"], "proj_mlp": children["proj_mlp"], "proj_out": children["proj_out"]}
-    names = ("attn", "attn1", "attn2", *FEED_FORWARDS)
-    return {name: children[name] for name in names if children.get(name) is not None}
+def _parts_of(roles: TokenRoles) -> list[tuple[str, str, str]]:
+    """Name, answer and kind of the parts of a block with a feed-forward for each kind of token."""
+    scored = [(name, "attention", ALL) for name in roles.attention]
+    cross = [(name, "attention", "") for name in roles.cross_attention]
+    return [*scored, *cross, *((name, "feed_forward", kind) for name, kind in roles.feed_forward.items())]
+
+
+def _fused_parts(names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Of a block that fuses attention and feed-forward: the attention, the first projection and the last."""
+    return [(names[0], "rows_of_attention", ALL), (names[1], "inner", ALL), (names[-1], "fused", ALL)]
 
 
 class Recording:
@@ -150,36 +154,36 @@ class Recording:
         self.blocks = blocks
         self.kept: list[torch.Tensor] = []
 
-    def attention(self, block: int, role: str, call: Arguments) -> Any:
-        told = self.blocks[block]
-        scored = role != "attn2"
-        with AttentionReceived() if scored else nullcontext() as seen:
+    def attention(self, part: Part, call: Arguments) -> Any:
+        block = self.blocks[part.block]
+        with AttentionReceived() if part.kind else nullcontext() as seen:
             output = call.proceed(*call.args, **call.kwargs)
         outputs = output if isinstance(output, tuple) else (output,)
-        names = [self._keep(told, f"{role}.{i}", tensor) for i, tensor in enumerate(outputs) if tensor is not None]
-        told.attention[role] = (isinstance(output, tuple), [tensor is not None for tensor in outputs], names)
+        names = [
+            self._keep(block, f"{part.name}.{i}", tensor) for i, tensor in enumerate(outputs) if tensor is not None
+        ]
+        block.attention[part.name] = (isinstance(output, tuple), [tensor is not None for tensor in outputs], names)
         if seen is not None:
             counts = [tensor.shape[1] for tensor in outputs if tensor is not None]
-            self._keep_scores(told, seen.result(call.module), counts)
+            self._keep_scores(block, seen.result(call.module), counts)
         return output
 
-    def feed_forward(self, block: int, role: str, call: Arguments) -> Any:
-        if f"output.{FEED_FORWARDS[role]}" in self.blocks[block].places:
+    rows_of_attention = attention
+
+    def feed_forward(self, part: Part, call: Arguments) -> Any:
+        if f"output.{part.kind}" in self.blocks[part.block].places:
             raise UnsupportedModelError(
-                f"toca chooses among all tokens, and {role} of block {block} is given them in chunks: call "
+                f"toca chooses among all tokens, and {part.name} of block {part.block} is given them in chunks: call "
                 "disable_forward_chunking() on the model"
             )
         output = call.proceed(*call.args, **call.kwargs)
-        self._keep_stale(self.blocks[block], FEED_FORWARDS[role], output)
+        self._keep_stale(self.blocks[part.block], part.kind, output)
         return output
 
-    def inner(self, block: int, role: str, call: Arguments) -> Any:
+    def inner(self, part: Part, call: Arguments) -> Any:
         return call.proceed(*call.args, **call.kwargs)
 
-    def fused(self, block: int, role: str, call: Arguments) -> Any:
-        output = call.proceed(*call.args, **call.kwargs)
-        self._keep_stale(self.blocks[block], "all", output)
-        return output
+    fused = feed_forward
 
     def _keep(self, block: Block, name: str, tensor: torch.Tensor) -> str:
         block.places[name] = len(self.kept)
@@ -192,8 +196,8 @@ class Recording:
 
     def _keep_scores(self, block: Block, received: torch.Tensor, counts: Sequence[int]) -> None:
         """Split what each key received into the kinds of tokens; the outputs tell how many there are of each."""
-        if block.order == ("all",):
-            self._keep(block, "score.all", functional.normalize(received, dim=-1))
+        if block.order == (ALL,):
+            self._keep(block, f"score.{ALL}", functional.normalize(received, dim=-1))
             return
         of = dict(zip(("image", "text"), counts, strict=False))  # attention answers (image, text)
         present = [kind for kind in block.order if kind in of]
@@ -209,38 +213,42 @@ class Computing:
         self.kept, self.blocks, self.interval = kept, blocks, interval
         self.chosen: dict[int, torch.Tensor] = {}
 
-    def attention(self, block: int, role: str, call: Arguments) -> Any:
-        is_tuple, present, names = self.blocks[block].attention[role]
-        tensors = iter([self._of(block, name) for name in names])
-        if role == "single":
-            return self._rows_of_attention(block, list(tensors), is_tuple)
+    def attention(self, part: Part, call: Arguments) -> Any:
+        is_tuple, tensors, present = self._attention(part)
         outputs = tuple(next(tensors) if there else None for there in present)
         return outputs if is_tuple else outputs[0]
 
-    def feed_forward(self, block: int, role: str, call: Arguments) -> Any:
-        kind, output = FEED_FORWARDS[role], self._of(block, f"output.{FEED_FORWARDS[role]}")
-        rows = self._choose(block, kind)  # (B, k)
+    def rows_of_attention(self, part: Part, call: Arguments) -> Any:
+        """The attention of the chosen tokens; a block that concatenates image and text is given no text."""
+        is_tuple, kept, _ = self._attention(part)
+        tensors = list(kept)
+        rows = _read(torch.cat(tensors, dim=1) if len(tensors) > 1 else tensors[0], self._rows(part.block))  # (B, k, D)
+        return (rows, *(rows[:, :0] for _ in tensors[1:])) if is_tuple else rows
+
+    def feed_forward(self, part: Part, call: Arguments) -> Any:
+        output = self._of(part.block, f"output.{part.kind}")
+        rows = self._choose(part.block, part.kind)  # (B, k)
         if rows.shape[1]:
             _write(output, rows, call.proceed_with(_read(call.first, rows)))
         return output
 
-    def inner(self, block: int, role: str, call: Arguments) -> Any:
-        return call.proceed_with(_read(call.first, self._rows(block)))  # (B, k, mlp)
+    def inner(self, part: Part, call: Arguments) -> Any:
+        return call.proceed_with(_read(call.first, self._rows(part.block)))  # (B, k, mlp)
 
-    def fused(self, block: int, role: str, call: Arguments) -> Any:
-        output = self._of(block, "output.all")
-        _write(output, self._rows(block), call.proceed(*call.args, **call.kwargs))
+    def fused(self, part: Part, call: Arguments) -> Any:
+        output = self._of(part.block, f"output.{ALL}")
+        _write(output, self._rows(part.block), call.proceed(*call.args, **call.kwargs))
         return output
 
-    def _rows_of_attention(self, block: int, tensors: list[torch.Tensor], is_tuple: bool) -> Any:
-        """The attention of the chosen tokens; a block that concatenates image and text is given no text."""
-        rows = _read(torch.cat(tensors, dim=1) if len(tensors) > 1 else tensors[0], self._rows(block))  # (B, k, D)
-        return (rows, *(rows[:, :0] for _ in tensors[1:])) if is_tuple else rows
+    def _attention(self, part: Part) -> tuple[bool, Iterator[torch.Tensor], list[bool]]:
+        """What is kept of an attention: whether it answered a tuple, its tensors, and which members are tensors."""
+        is_tuple, present, names = self.blocks[part.block].attention[part.name]
+        return is_tuple, iter([self._of(part.block, name) for name in names]), present
 
     def _rows(self, block: int) -> torch.Tensor:
         """The tokens of a fused block, chosen once, whichever of its modules asks first."""
         if block not in self.chosen:
-            self.chosen[block] = self._choose(block, "all")
+            self.chosen[block] = self._choose(block, ALL)
         return self.chosen[block]
 
     def _choose(self, block: int, kind: str) -> torch.Tensor:

@@ -180,7 +180,7 @@ class Changes:
     def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
         return False
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
         if self.signal is not None and self.output is not None:
             self.pairs.append((relative_change(signal, self.signal), relative_change(feature[0], self.output)))
         self.signal, self.output = signal.detach().clone(), feature[0].detach().clone()
@@ -201,7 +201,7 @@ class Magnitudes:
         self.step = step
         return False
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Any) -> None:
+    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
         norms = feature[0].detach().float().norm(dim=-1)  # (B, N, D) -> (B, N)
         if self.norms is not None:
             self.ratios[self.step] = float((norms / self.norms.clamp_min(1e-8)).mean())

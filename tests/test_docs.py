@@ -217,3 +217,15 @@ def test_the_citation_has_the_version_and_the_papers_title() -> None:
 @pytest.mark.parametrize("path", [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml"], ids=str)
 def test_configuration_of_services_is_valid_yaml(path: Path) -> None:
     assert yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def imports() -> list[str]:
+    """Every import of this package that a page shows."""
+    pages = [ROOT / page for page in PAGES]
+    lines = (line for page in pages for line in page.read_text(encoding="utf-8").splitlines())
+    return sorted({line for line in lines if re.match(r"from spectrum_diffusion[\w.]* import ", line)})
+
+
+@pytest.mark.parametrize("line", imports())
+def test_imports_of_the_pages_work(line: str) -> None:
+    exec(line, {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -36,8 +37,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     text = (folder / "results.md").read_text(encoding="utf-8").split("\n", 2)[2]  # the index has its own title
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    for name in re.findall(r"\]\(([\w-]+\.svg)\)", text):
+        shutil.copyfile(folder / name, FIGURES / name)
     for name in re.findall(r"\]\(([\w-]+\.png)\)", text):
-        FIGURES.mkdir(parents=True, exist_ok=True)
         Image.open(folder / name).convert("RGB").quantize(256).save(FIGURES / name, optimize=True)
     for name, block in pages(text).items():
         replace_block(PAGES / f"{name}.md", block, "run")
@@ -50,7 +53,7 @@ def pages(text: str) -> dict[str, str]:
     texts = {"index": overview.strip(), "claims": claims.strip()}
     for section in re.split(r"^(?=### )", tables, flags=re.MULTILINE)[1:]:
         model = re.findall(r"^Ours on ([\w-]+),", section, re.MULTILINE)[0]
-        linked = re.sub(r"\]\(([\w-]+\.png)\)", r"](../images/results/\1)", section)
+        linked = re.sub(r"\]\(([\w-]+\.(?:png|svg))\)", r"](../images/results/\1)", section)
         texts[model] = f"{texts.get(model, '')}{linked.replace('### ', '## ', 1)}"
     return {name: block.strip() for name, block in texts.items()}
 

@@ -262,7 +262,7 @@ def test_ticks_are_round_and_within() -> None:
 
 
 def test_names_do_not_overlap() -> None:
-    places = plots._apart([50, 50, 51, 290, 299])
+    places = plots._spaced([50, 50, 51, 290, 299])
     assert all(b - a >= plots.LINE for a, b in pairwise(places))
     assert max(places) <= plots.HEIGHT - plots.LINE
 

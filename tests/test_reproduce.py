@@ -9,6 +9,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -17,11 +18,13 @@ from typer.testing import CliRunner
 from spectrum_diffusion import load_default_pipeline, make_method
 from spectrum_diffusion.bench.evaluate import Results
 from spectrum_diffusion.bench.evaluate.lock import locked
-from spectrum_diffusion.bench.reproduce import MODELS, TABLES, Reproduced, page, paper
+from spectrum_diffusion.bench.reproduce import MODELS, TABLES, TableResult, page, paper
 from spectrum_diffusion.bench.reproduce.claims import claims_table
+from spectrum_diffusion.bench.reproduce.figures import draw_figure
 from spectrum_diffusion.bench.reproduce.paper import paper_value, reported
 from spectrum_diffusion.bench.reproduce.rows import make_rows
 from spectrum_diffusion.cli.app import app
+from spectrum_diffusion.cli.printing import print_markdown
 from spectrum_diffusion.loading import ASSETS, DEFAULT_MODEL
 from spectrum_diffusion.methods import METHODS
 
@@ -221,7 +224,7 @@ def test_a_threshold_is_found_once_and_one_out_of_reach_is_told(tmp_path: Path) 
 
 def by_hand(
     name: str, psnr: dict[str, float | None], paths: dict[str, float] | None = None, prompts: int = 8, key: str = "flux"
-) -> Reproduced:
+) -> TableResult:
     """Results of some prompts: PSNR by label, spread a little, None for a row that failed after the first of them; and
     a latent RMSE that is the same at all steps.
     """
@@ -257,10 +260,10 @@ def by_hand(
         )
     metrics = {"psnr": {"title": "PSNR"}}
     settings = {"environment": {"torch": "2", "threads": 1}}
-    return Reproduced(name, key, "tiny", Results(Path(), "tiny", units, rows, metrics, None, {}, settings))
+    return TableResult(name, key, "tiny", Results(Path(), "tiny", units, rows, metrics, None, {}, settings))
 
 
-def claim(text: str, *found: Reproduced) -> str:
+def claim(text: str, *found: TableResult) -> str:
     (line,) = (line for line in claims_table(found).splitlines() if line.startswith(f"| {text}"))
     return line.split("|")[2].strip()
 
@@ -279,7 +282,7 @@ def test_a_claim_is_confirmed_denied_or_open() -> None:
     assert "than TeaCache" not in claims_table([better])  # not among the results: nothing is said
 
 
-def swept(name: str, value: dict[str, float | None], prompts: int = 8) -> Reproduced:
+def swept(name: str, value: dict[str, float | None], prompts: int = 8) -> TableResult:
     settings = TABLES[name].settings
     return by_hand(name, {s.label: value[s.cell[0]] for s in settings if s.cell}, prompts=prompts)
 
@@ -351,3 +354,39 @@ def test_unknown_tables_and_models_are_refused(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["reproduce", "table1", "--model", "huge", "-o", str(tmp_path / "x")])
     assert wrong.exit_code != 0
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("name", "curves", "first"), [("fig5", 5, "λ 0.001"), ("fig6", 5, "M 2"), ("fig10", 3, "10")])
+def test_a_sweep_is_drawn_as_a_plot(name: str, curves: int, first: str, tmp_path: Path) -> None:
+    labels = {setting.label: setting.cell for setting in TABLES[name].settings if setting.cell}
+    means: dict[str, float | None] = {label: float(i) for i, label in enumerate(labels)}
+    failed = next(label for label, cell in labels.items() if first in cell)
+    means[failed] = None
+    assert draw_figure(by_hand(name, means), tmp_path) == f"{name}-flux.svg"
+    plot = ElementTree.parse(tmp_path / f"{name}-flux.svg").getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    lines = list(plot.iter(f"{svg}polyline"))
+    assert len(lines) == curves
+    assert sorted(len(line.get("points", "").split()) for line in lines) == [4] + [5] * (curves - 1)
+    ticks = [text.text for text in plot.iter(f"{svg}text") if text.get("class") == "tick"]
+    assert first in ticks
+    assert f"]({name}-flux.svg)" in page([by_hand(name, means)], {(name, "flux"): f"{name}-flux.svg"}, "", 0)
+
+
+def test_a_table_that_does_not_run_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "flux", replace(MODELS["flux"], tiny="tiny-gone"))
+    result = CliRunner().invoke(app, ["reproduce", "table5", "--pairs", "1", "-o", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "table5 on tiny-gone failed: " in result.output
+    assert "Not run: " in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_terminal_shows_rendered_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    table = "| setting | NFE |\n|---|---|\n| **Spectrum** | 14 |\n"
+    print_markdown(table)
+    assert capsys.readouterr().out == table + "\n"  # for a file or a pipe
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_markdown(table)
+    shown = capsys.readouterr().out
+    assert "Spectrum" in shown
+    assert "|" not in shown

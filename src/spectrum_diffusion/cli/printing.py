@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .guard import FAILURE, errors_console
@@ -24,6 +26,15 @@ def progress_bar() -> Iterator[Progress]:
 
 def echo_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_markdown(text: str) -> None:
+    """Render the tables of a page in a terminal; elsewhere print its source."""
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        typer.echo(text)
 
 
 def exit_for(failures: Mapping[str, str]) -> None:

@@ -78,10 +78,14 @@ def _forest(results: Results, name: str) -> str:
 
 def path(results: Results) -> str:
     """The error of the latents by step, where it was asked for."""
-    curves = [(row["label"], row["path_rmse"], n) for n, row in enumerate(results.rows) if row["path_rmse"]]
+    curves = [
+        plots.Curve(row["label"], list(enumerate(row["path_rmse"], 1)), number)
+        for number, row in enumerate(results.rows)
+        if row["path_rmse"]
+    ]
     if not curves:
         return ""
-    drawn = plots.lines(curves, "RMSE of the latents by step", "RMSE of the latents")
+    drawn = plots.lines(curves, "RMSE of the latents by step", "step", "RMSE of the latents")
     text = "Against the untouched run, after each step; means."
     if len(curves) > plots.ROOM:
         text += f" Named are the {plots.ROOM} that end nearest."

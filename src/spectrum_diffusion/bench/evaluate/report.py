@@ -48,7 +48,7 @@ def page(results: Results, store: Store) -> str:
     parts = {
         "TITLE": escape(f"Evaluation of {results.model}"),
         "LEAD": escape(_lead(results)),
-        "CSS": _asset("page.css"),
+        "CSS": plots.stylesheet() + _asset("page.css"),
         "JS": _asset("page.js"),
         "CONTENT": "\n".join(part for part in sections if part),
     }

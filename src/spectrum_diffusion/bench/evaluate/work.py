@@ -77,7 +77,7 @@ class Work:
             raise
         except Exception as error:  # of the pipeline, of any library: the others go on
             log.debug("%s failed", unit.label, exc_info=error)
-            self._failed[unit.name] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {_reason(error)}"
+            self._failed[unit.name] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {reason_of(error)}"
             self.plan.failures[unit.label] = self._failed[unit.name]
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -116,7 +116,7 @@ class Work:
         except torch.OutOfMemoryError:  # for another evaluation, when there is more of it
             return ""
         except Exception as error:  # compiled code, mostly
-            return _reason(error)
+            return reason_of(error)
         self._save_count(unit, summary.flops.to_dict() if summary and summary.flops else None, "")
         return ""
 
@@ -157,7 +157,8 @@ def _measured(drawn: Sample) -> dict[str, Any]:
     }
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """The message of an exception on one line: libraries write paragraphs."""
     if isinstance(error, SpectrumError):
         return str(error)
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -1,7 +1,7 @@
-"""The paper's experiments as data: models, settings, tables, and the numbers that it reports (`paper.csv`).
+"""The paper's experiments as data: models, settings, tables, and the numbers it reports (`paper.csv`).
 
-A setting is a method with its options; the same settings run on the full-size models and on the small ones of the same
-architecture. Where the paper's text gives no number, none is given here.
+A setting is a method with its options. The same settings run on the full-size models and on the small ones of the same
+architectures. A number that the paper's text does not give is missing here too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Model:
     """A model of the paper, and the small trained one of its architecture.
 
     Attributes:
-        name: as the paper has it.
+        name: the paper's name for it.
         real: id on the Hub.
         tiny: name of the small model.
-        call: options of the pipeline's call for the full-size model; the small ones keep their own defaults.
-        video: whether it makes videos.
+        call: options of the full-size pipeline's call; the small models keep their own defaults.
+        video: whether it generates videos.
     """
 
     name: str
@@ -67,24 +67,24 @@ MODELS: dict[str, Model] = {
         {"height": 1024, "width": 1024, "num_inference_steps": 50},
     ),
 }
-"""SDXL is in the paper's figures only; its row here has no numbers to stand beside."""
+"""SDXL is only in the paper's figures, so the paper has no numbers for it."""
 
 SEED = 42
-"""Of the paper's pictures; the small models' have 0."""
+"""The seed of the paper's images. Small models use 0."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of a table: a method with its options, and how `paper.csv` knows it.
+    """A row of a table: a method with its options, and how to find it in `paper.csv`.
 
     Attributes:
-        label: as the paper calls the row.
+        label: the paper's name for the row.
         method, options: what to enable.
-        nfe: evaluations of 50 steps by the paper's Table 6; None where the method decides while it runs.
-        row: the columns of `paper.csv` by which its numbers are found.
-        which: which of the rows that fit is meant, where columns can't tell: TeaCache's slow one, then its fast one.
-        tuned: mean evaluations that the method's threshold is to be found for, on each model.
-        cell: row and column of a table of one number, such as a sweep.
+        nfe: evaluations of 50 steps by the paper's Table 6; None for an adaptive method.
+        row: the columns of `paper.csv` that identify its numbers.
+        which: index among the rows that these columns can't distinguish: TeaCache's slow row, then its fast one.
+        tuned: the mean number of evaluations for which the threshold is calibrated on each model.
+        cell: row and column in a sweep.
     """
 
     label: str
@@ -106,7 +106,7 @@ def _fewer(steps: int) -> Setting:
 
 
 def _scheduled(label: str, method: str, nfe: int, **options: Any) -> Setting:
-    """A row that is known by its schedule and order."""
+    """A row identified by its schedule and order."""
     known: dict[str, str] = {
         name: f"{options[name]:g}" for name in ("interval", "warmup", "slope", "order") if name in options
     }
@@ -122,12 +122,12 @@ def _toca(interval: int, nfe: int) -> Setting:
 
 
 def _taylorseer(interval: int, nfe: int, order: int = 1) -> Setting:
-    made = _scheduled("TaylorSeer", "taylorseer", nfe, interval=interval, warmup=5, slope=0.0, order=order)
-    return replace(made, label=f"TaylorSeer N {interval} O {order}")
+    setting = _scheduled("TaylorSeer", "taylorseer", nfe, interval=interval, warmup=5, slope=0.0, order=order)
+    return replace(setting, label=f"TaylorSeer N {interval} O {order}")
 
 
 def _teacache(nfe: int, which: int) -> Setting:
-    """The paper's text gives neither thresholds nor evaluations of TeaCache: it gets as many as Spectrum has."""
+    """The paper's text gives no thresholds and no evaluations of TeaCache, so it gets as many as Spectrum."""
     return Setting(f"TeaCache at {nfe}", "teacache", {}, None, {"method": "TeaCache"}, which, tuned=nfe)
 
 
@@ -167,7 +167,7 @@ def _scheduled_only(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
 
 
 def _for_u_nets(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    """ToCa and TeaCache are made for transformers."""
+    """ToCa and TeaCache need a transformer."""
     return tuple(setting for setting in settings if setting.method not in ("toca", "teacache"))
 
 
@@ -203,7 +203,7 @@ SITES = tuple(
     for label, method in (("TaylorSeer", "taylorseer"), ("Spectrum", "paper"))
     for site in ("module", "last_block")
 )
-"""Table 4 is on a uniform schedule whose N its text doesn't give; N 6 with W 5 here."""
+"""The text of Table 4 does not give the N of its uniform schedule; here it is N 6 with W 5."""
 
 PATH = (_taylorseer(6, 12), _spectrum(10))
 
@@ -212,7 +212,7 @@ DEFAULTS = {"ridge": 0.1, "degree": 4}
 
 
 def _sweep(name: str, sign: str, values: tuple[float, ...]) -> tuple[Setting, ...]:
-    """The paper's schedules with other values of an option; its default is the row that other tables have too."""
+    """The paper's schedules with other values of an option. Its default gives rows that other tables share."""
     return tuple(
         replace(
             _spectrum(nfe) if value == DEFAULTS[name] else _spectrum(nfe, **{name: value}),
@@ -224,20 +224,20 @@ def _sweep(name: str, sign: str, values: tuple[float, ...]) -> tuple[Setting, ..
 
 
 def _budgets() -> tuple[Setting, ...]:
-    """Quality against evaluations: what Figure 10 shows isn't in our text; slopes of three methods here."""
-    made = []
+    """Quality against evaluations. Our text of the paper lacks Figure 10's settings; here, slopes of three methods."""
+    settings = []
     for nfe, slope in SLOPES.items():
         taylor = {"slope": slope, "interval": 2, "site": "last_block"}
-        made += [
+        settings += [
             replace(_fewer(nfe), cell=("fewer steps", f"{nfe}")),
             Setting(f"Taylor α {slope:g}", "taylorseer", taylor, nfe, cell=("Taylor, last block", f"{nfe}")),
             replace(_spectrum(nfe), cell=("Spectrum", f"{nfe}")),
         ]
-    return tuple(made)
+    return tuple(settings)
 
 
 def _every_method(nfe: int) -> tuple[Setting, ...]:
-    """Every method of ours with so many evaluations, or with its published setting that is nearest."""
+    """Every method with that many evaluations, or with its nearest published setting."""
     slow = nfe == 14
     interval = 4 if slow else 6
     speedup: dict[str, Any] = {"speedup": 50 / nfe}
@@ -266,7 +266,7 @@ def _every_method(nfe: int) -> tuple[Setting, ...]:
         at("spectrum, warm-up 2", "spectrum", warmup=2, slope=0.41 if slow else 1.14),
         at("spectrum, uniform", "spectrum", **uniform),
         tuned("TeaCache", "teacache"),
-        tuned("MagCache", "magcache", limit=10, retention=0.04),  # with the published ones 12 are the fewest
+        tuned("MagCache", "magcache", limit=10, retention=0.04),  # the published options need at least 12 evaluations
         tuned("first-block cache", "first-block-cache"),
         tuned("EasyCache", "easycache", warmup=3),
     )
@@ -284,11 +284,11 @@ class Table:
         models: keys of :data:`MODELS` on which the paper has it.
         settings: its rows.
         metrics: columns of `paper.csv` that it reports.
-        prompts: for the full-size models of pictures; videos are made from VBench's, small models take their own list.
-        small: keys of the small models on which it runs; those of ``models`` if there are none.
-        path: the steps at which it reports the latents' RMSE, in place of metrics.
-        sweep: whether it has one number for each row and column of its settings' cells.
-        pictures: how many prompts a figure of pictures shows; 0 for a table.
+        prompts: list for the full-size image models; video models use VBench's, small models their own.
+        small: keys of the small models on which it runs; default: ``models``.
+        path: steps at which it reports the latents' RMSE instead of metrics.
+        sweep: for a table of one number per row and column, which of the two is the x axis of its plot.
+        images: how many prompts a figure of images shows; 0 for a table.
     """
 
     title: str
@@ -298,20 +298,20 @@ class Table:
     prompts: str = "drawbench"
     small: tuple[str, ...] = ()
     path: tuple[int, ...] = ()
-    sweep: bool = False
-    pictures: int = 0
+    sweep: Literal["", "rows", "columns"] = ""
+    images: int = 0
 
     def on(self, real: bool) -> tuple[str, ...]:
-        """The models on which it runs."""
+        """Keys of the models on which it runs."""
         return self.models if real else self.small or self.models
 
     def prompts_for(self, model: Model, real: bool) -> str:
-        """The list of prompts that a model takes for it."""
+        """The list of prompts for a model."""
         return "tiny" if not real else "vbench" if model.video else self.prompts
 
 
 def _shown(title: str, settings: tuple[Setting, ...], *models: str) -> Table:
-    return Table(title, models, settings, (), pictures=4)
+    return Table(title, models, settings, (), images=4)
 
 
 TABLES: dict[str, Table] = {
@@ -347,7 +347,7 @@ TABLES: dict[str, Table] = {
         _sweep("ridge", "λ", (1e-3, 1e-2, 0.1, 1.0, 10.0)),
         ("psnr",),
         small=EVERYWHERE,
-        sweep=True,
+        sweep="rows",
     ),
     "fig6": Table(
         "degree M of the basis",
@@ -355,14 +355,16 @@ TABLES: dict[str, Table] = {
         _sweep("degree", "M", (2, 3, 4, 5, 6)),
         ("psnr",),
         small=EVERYWHERE,
-        sweep=True,
+        sweep="rows",
     ),
-    "fig10": Table("quality against evaluations", ("flux", "sd3"), _budgets(), ("psnr",), small=EVERYWHERE, sweep=True),
-    "fig3": _shown("pictures, the faster settings", FAST, "flux"),
+    "fig10": Table(
+        "quality against evaluations", ("flux", "sd3"), _budgets(), ("psnr",), small=EVERYWHERE, sweep="columns"
+    ),
+    "fig3": _shown("images, the faster settings", FAST, "flux"),
     "fig4": _shown("frames, the faster settings", _first_order(FAST), "hunyuan", "wan"),
-    "fig7": _shown("pictures, the slower settings", SLOW, "flux"),
-    "fig8": _shown("pictures, both settings", (*SLOW, *FAST), "sd3"),
-    "fig9": _shown("pictures, both settings", _for_u_nets((*SLOW, *FAST)), "sdxl"),
+    "fig7": _shown("images, the slower settings", SLOW, "flux"),
+    "fig8": _shown("images, both settings", (*SLOW, *FAST), "sd3"),
+    "fig9": _shown("images, both settings", _for_u_nets((*SLOW, *FAST)), "sdxl"),
     "fig11": _shown("frames, the slower settings", _first_order(SLOW), "wan", "hunyuan"),
     "methods": Table(
         "every method at 14 and at 10 evaluations",
@@ -371,8 +373,8 @@ TABLES: dict[str, Table] = {
         small=EVERYWHERE,
     ),
 }
-"""By name. Figures 3, 4, 7, 8, 9 and 11 show pictures; which prompts and rows, our text of the paper doesn't say.
-"methods" is not the paper's: what this package has, on all models."""
+"""By name. Figures 3, 4, 7, 8, 9 and 11 show images; our text of the paper lacks their prompts and rows.
+"methods" is not from the paper: it shows every method of this package on every model."""
 
 RMSE: dict[tuple[str, str], tuple[float, ...]] = {
     ("table5", "TaylorSeer"): (0.0121, 0.0303, 0.0629, 0.1226, 0.2510),
@@ -380,7 +382,7 @@ RMSE: dict[tuple[str, str], tuple[float, ...]] = {
     ("table8", "TaylorSeer"): (0.0047, 0.0102, 0.0206, 0.0467, 0.1562),
     ("table8", "Spectrum"): (0.0021, 0.0046, 0.0081, 0.0182, 0.0818),
 }
-"""Tables 5 and 8: latent RMSE to the 50-step run after 10, 20 … 50 steps."""
+"""Tables 5 and 8: latent RMSE against the 50-step run after 10, 20 … 50 steps."""
 
 
 @cache
@@ -391,24 +393,24 @@ def reported() -> tuple[dict[str, str], ...]:
 
 
 def is_reported(table: str, model: Model) -> bool:
-    """Whether the paper has numbers of a table on a model."""
+    """Whether the paper gives numbers for a table on a model."""
     return any(f"table{row['table']}" == table and row["model"] == model.name for row in reported())
 
 
 def paper_value(table: str, model: Model, setting: Setting, column: str) -> float | None:
-    """The number that the paper reports, or None where its text gives none.
+    """The number that the paper reports, or None if its text gives none.
 
     Raises:
-        LookupError: several rows of the paper fit the setting.
+        LookupError: several rows of the paper match the setting.
     """
-    fitting = [
+    matching = [
         row
         for row in reported()
         if f"table{row['table']}" == table
         and row["model"] == model.name
         and all(row[name] == value for name, value in setting.row.items())
     ]
-    if len(fitting) > 1 and setting.which is None:
-        raise LookupError(f"{len(fitting)} rows of {table} fit {setting.label} on {model.name}")
-    value = fitting[setting.which or 0].get(column, "") if fitting else ""
+    if len(matching) > 1 and setting.which is None:
+        raise LookupError(f"{len(matching)} rows of {table} match {setting.label} on {model.name}")
+    value = matching[setting.which or 0].get(column, "") if matching else ""
     return float(value) if value else None

@@ -1,4 +1,4 @@
-"""From the settings of a table to rows of an evaluation: thresholds are found for the model, once."""
+"""Turns the settings of a table into rows of an evaluation, and calibrates thresholds on the model, once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..evaluate import Row, files
 from ..evaluate.identity import code_of, code_of_modules, environment, fingerprint, key_of
 from .paper import Setting
 
-CLOSE = 0.5
-"""Evaluations by which the mean may miss the wanted number."""
+TOLERANCE = 0.5
+"""How far the mean number of evaluations may be from the target."""
 
 
 def make_rows(
@@ -27,17 +27,17 @@ def make_rows(
     folder: Path,
     on_run: Callable[[str], None],
 ) -> tuple[tuple[Row, ...], dict[str, str]]:
-    """The rows, and by label why a setting has none: no threshold gives so few evaluations, or the model can't have it.
+    """The rows, and label → why a setting has none: the model does not support it, or no threshold reaches its target.
 
     Args:
-        prompts: by which thresholds are found.
-        folder: where what was found is kept, for the next time.
-        on_run: called after each picture that is drawn for it.
+        prompts: on which thresholds are calibrated.
+        folder: keeps the calibrated plans for the next run.
+        on_run: called after each generation of a calibration.
     """
     rows, problems = [], {}
     for setting in settings:
         try:
-            options = _tuned(pipe, setting, prompts, call, folder, on_run) if setting.tuned else setting.options
+            options = _calibrated(pipe, setting, prompts, call, folder, on_run) if setting.tuned else setting.options
         except SpectrumError as error:
             problems[setting.label] = str(error)
             continue
@@ -45,7 +45,7 @@ def make_rows(
     return tuple(rows), problems
 
 
-def _tuned(
+def _calibrated(
     pipe: Any,
     setting: Setting,
     prompts: tuple[str, ...],
@@ -53,12 +53,13 @@ def _tuned(
     folder: Path,
     on_run: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The options with the threshold that gives the wanted evaluations on average.
+    """The options, with the threshold that gives the target number of evaluations on average.
 
     Raises:
-        SpectrumError: no threshold comes within half an evaluation of them.
+        SpectrumError: no threshold comes within half an evaluation of the target.
     """
-    path = folder / f"{setting.method}-{setting.tuned}.json"
+    target = setting.tuned or 0
+    path = folder / f"{setting.method}-{target}.json"
     key = key_of(
         pipeline=fingerprint(pipe),
         environment=environment(pipe),
@@ -67,23 +68,21 @@ def _tuned(
         prompts=prompts,
         call=call,
     )
-    plan = _kept(path, key)
+    plan = _read_kept(path, key)
     if plan is None:
-        (plan,) = tune(
-            pipe, setting.method, prompts, nfe=[setting.tuned or 0], call=call, on_run=on_run, **setting.options
-        )
+        (plan,) = tune(pipe, setting.method, prompts, nfe=[target], call=call, on_run=on_run, **setting.options)
         plan = replace(plan, record={**plan.record, "key": key})
         files.write_json(path, plan.to_dict())
     reached = float(plan.record["nfe"])
-    if abs(reached - (setting.tuned or 0)) > CLOSE:
-        raise SpectrumError(f"the threshold nearest to {setting.tuned} evaluations gives {reached:g}")
+    if abs(reached - target) > TOLERANCE:
+        raise SpectrumError(f"the threshold nearest to {target} evaluations gives {reached:g}")
     return dict(plan.options)
 
 
-def _kept(path: Path, key: str) -> Plan | None:
-    """The plan that was found before, if it was found for the same."""
+def _read_kept(path: Path, key: str) -> Plan | None:
+    """The plan of an earlier run, if it was calibrated for the same key."""
     values = files.read_json(path)
     try:
         return read_plan(values) if values and values.get("key") == key else None
-    except SpectrumError:  # of another version
+    except SpectrumError:  # written by another version
         return None

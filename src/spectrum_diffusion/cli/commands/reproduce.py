@@ -11,7 +11,7 @@ from .. import outputs, reproduction
 from ..app import app
 from ..guard import MistakeError
 from ..options import AsJson, Device, Dtype, Offload, names_of
-from ..printing import echo_json, exit_for
+from ..printing import echo_json, exit_for, print_markdown
 
 
 @app.command("reproduce")
@@ -19,15 +19,18 @@ def reproduce_paper(
     tables: Annotated[
         list[str], typer.Argument(metavar="TABLE…", help="table1 … table8, fig3 … fig11, methods, or all.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and results.md.")] = ...,  # type: ignore[assignment]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for images, plots and results.md.")] = ...,  # type: ignore[assignment]
     model: Annotated[
         str, typer.Option(help="tiny: the small trained models of this checkout; real: the paper's, from the Hub.")
     ] = "tiny",
     pairs: Annotated[
-        int, typer.Option(min=1, help="Pictures a row, each of another prompt; a quarter of it for videos.")
+        int, typer.Option(min=1, help="Images per row, each of another prompt; videos get a quarter.")
     ] = 32,
     metrics: Annotated[
-        str | None, typer.Option(help="psnr,ssim,…; without, the paper's that can be had here, FLIP for LPIPS if not.")
+        str | None,
+        typer.Option(
+            help="psnr,ssim,…; default: the paper's metrics that are available, FLIP for LPIPS without weights."
+        ),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -42,28 +45,28 @@ def reproduce_paper(
     offload: Offload = "none",
     as_json: AsJson = False,
 ) -> None:
-    """Run the paper's tables and figures again, ours beside its numbers. Given again, it goes on."""
+    """Run the paper's tables and figures again, beside its numbers. The same command continues an interrupted run."""
     if model not in ("tiny", "real"):
         raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
     if weights and model != "real":
         raise MistakeError("--weights is for the paper's models: add --model real")
-    job = reproduction.Job(
-        reproduction.chosen(tables),
-        model == "real",
-        pairs,
+    job = reproduction.make_job(
+        reproduction.parse_tables(tables),
         output,
-        names_of(metrics),
-        reproduction.parse_weights(weights or ()),
-        source,
-        clip,
         {"device": device, "dtype": dtype, "offload": offload},
+        real=model == "real",
+        images=pairs,
+        metrics=names_of(metrics),
+        weights=reproduction.parse_weights(weights or ()),
+        prompts=source,
+        clip=clip,
     )
     outputs.check_folder(output)
-    found = reproduction.run(job)
-    path = output / reproduction.PAGE
+    results = reproduction.run(job)
+    path = output / "results.md"
     if as_json:
-        echo_json({"output": str(path), "tables": job.names})
+        echo_json({"output": str(path), "tables": job.tables})
     else:
-        typer.echo(path.read_text(encoding="utf-8"))
+        print_markdown(path.read_text(encoding="utf-8"))
         typer.echo(f"written: {path}")
-    exit_for(reproduction.failures(job, found))
+    exit_for(reproduction.failures(results))

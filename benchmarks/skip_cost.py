@@ -53,8 +53,8 @@ def by_width() -> list[str]:
             )
     lines += [
         "",
-        "The floor is the same model without blocks: embeddings, final norm and projection. With other work on the "
-        "machine the last column is a difference of two small numbers and swings by a percent or more.",
+        "The floor is the same model without blocks: embeddings, final norm and projection. The last column is a "
+        "difference of two small numbers; with other work on the machine it varies by a percent or more.",
     ]
     return lines
 
@@ -70,7 +70,10 @@ def by_kept() -> list[str]:
             features = [torch.randn(1, tokens, 1024) for _ in range(kept)]
             cells.append(f"{1e3 * median(lambda f=features: weighted_sum([0.1] * len(f), f)):.3f}")
         lines.append(f"| {kept} | " + " | ".join(cells) + " |")
-    lines += ["", "The weighted sum alone, width 1024, float32. It grows in proportion to K and to the tokens."]
+    lines += [
+        "",
+        "The weighted sum alone, width 1024, float32. Its time is proportional to K and to the number of tokens.",
+    ]
     return lines
 
 

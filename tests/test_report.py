@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 from prompted import TEXTS, prompted, request
 
+from spectrum_diffusion import load_default_pipeline
 from spectrum_diffusion.bench.evaluate import Row, evaluate, examples, plots
 from spectrum_diffusion.bench.evaluate.statistics import (
     ENOUGH,
@@ -31,6 +33,7 @@ from spectrum_diffusion.bench.evaluate.statistics import (
 )
 from spectrum_diffusion.bench.evaluate.tables import escape_latex
 from spectrum_diffusion.bench.prompts import Prompt
+from spectrum_diffusion.errors import MissingPackageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = '</script><script>alert("1")</script><img src=http://example.com/x.png onerror=alert(2)>{{JS}} $x$ & |'
@@ -355,6 +358,32 @@ def test_the_page_works_in_a_browser(width: int, folder: Path) -> None:
     assert found["first"] != found["second"] != found["difference"]
     assert found["pressed"] == 1
     assert found["cut"] == "20%"
+
+
+@browser
+def test_four_metrics_fit_a_laptop(tmp_path: Path) -> None:
+    metrics = ("psnr", "ssim", "flip", "ssimulacra2")
+    prompts = tuple(Prompt(f"{text} {number}") for text in TEXTS for number in range(ENOUGH // 2))
+    pipe = load_default_pipeline()  # its images are large enough for all four
+    pipe.set_progress_bar_config(disable=True)
+    evaluate(pipe, request(prompts=prompts, metrics=metrics, call={"num_inference_steps": 6}), tmp_path)
+    script = """
+    const scroll = document.querySelector(".scroll");
+    return {columns: scroll.querySelectorAll("th[scope=col]").length, cut: scroll.scrollWidth - scroll.clientWidth};
+    """
+    found = answered(tmp_path, width=1280, script=script)
+    assert found["columns"] == 1 + 7 + len(metrics)
+    assert found["cut"] <= 0
+
+
+def test_a_missing_jinja_is_reported_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "spectrum_diffusion.bench.evaluate.report")
+    pipe = prompted()
+    with pytest.raises(MissingPackageError, match=r"pip install 'spectrum-diffusion\[bench\]'"):
+        evaluate(pipe, request(), tmp_path)
+    assert pipe.calls == []
+    assert not list(tmp_path.iterdir())
 
 
 @browser

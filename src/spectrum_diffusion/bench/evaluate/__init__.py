@@ -45,6 +45,8 @@ def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None =
         StoreError: the folder can't be written; what is finished is kept.
         SpectrumError: an unknown metric. What the untouched pipeline raises goes through.
     """
+    from .report import write_report  # before any work: it needs Jinja2
+
     metrics = choose_metrics(request)
     say = on_unit or (lambda done, total, what: None)
     with locked(folder):
@@ -56,7 +58,8 @@ def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None =
         run_programs(plan, store, metrics.programs, "cuda" if device_of(pipe).type == "cuda" else "cpu", say)
         results = collect(folder, plan, store, metrics)
         results.computed, results.manifest = work.computed, manifest
-        _write(results, store)
+        _write(results)
+        write_report(results, store)
         _end(folder, manifest, work)
     return results
 
@@ -83,8 +86,7 @@ def _end(folder: Path, manifest: dict[str, Any], work: Work) -> None:
     files.write_json(folder / "manifest.json", manifest)
 
 
-def _write(results: Results, store: Store) -> None:
-    from .report import write_report
+def _write(results: Results) -> None:
     from .tables import latex, markdown
 
     lines = "".join(json.dumps(unit, ensure_ascii=False, allow_nan=False) + "\n" for unit in results.units)
@@ -92,7 +94,6 @@ def _write(results: Results, store: Store) -> None:
     files.write_json(results.folder / "results.json", results.to_dict())
     files.write_text(results.folder / "table.md", markdown(results))
     files.write_text(results.folder / "table.tex", latex(results))
-    write_report(results, store)
 
 
 def _now() -> str:

@@ -1,67 +1,59 @@
-"""The drawings of the page: which numbers go into which."""
+"""The plots of the report: which numbers they show."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from . import plots
 from .results import Results
-from .tables import flops, known_metrics
+from .tables import flops, known_metrics, metric_title
+
+COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "evaluations (NFE)": lambda row: row["nfe"]["mean"] if row["nfe"] else None,
+    "seconds a call": lambda row: row["seconds"],
+    "operations, in evaluations": flops,
+}
 
 
-def section(name: str, *content: str) -> str:
-    """A part of the page under its heading; the content is HTML."""
-    return f"<section><h2>{escape(name)}</h2>\n{''.join(content)}</section>"
+@dataclass(frozen=True)
+class Chart:
+    """The plots of a metric, as SVG."""
+
+    name: str
+    title: str
+    plots: list[str]
 
 
-def note(text: str) -> str:
-    """A paragraph that explains."""
-    return f'<p class="note">{escape(text)}</p>\n'
-
-
-def quality(results: Results) -> str:
+def quality(results: Results) -> list[Chart]:
     """Each metric against evaluations, time and operations, and its difference to the baseline."""
-    names = known_metrics(results)
-    if not names:
-        return ""
-    options = "".join(
-        f'<option value="{escape(name)}">{escape(results.metrics[name]["title"])}</option>' for name in names
-    )
-    control = f'<div class="controls" hidden><label>Metric <select id="metric">{options}</select></label></div>'
-    groups = [_group(results, name) for name in names]
-    text = "Whiskers are 95 % intervals over the prompts. Up and to the left is better, or down for metrics marked ↓."
-    if any(sum(name in row["metrics"] for row in results.rows) > plots.ROOM for name in names):
-        text += " Named are those that no other betters at their cost or less; point at one of the others for its name."
-    return section("Quality against cost", control, note(text), *groups)
+    return [_chart(results, name) for name in known_metrics(results)]
 
 
-def _group(results: Results, name: str) -> str:
-    shown = results.metrics[name]
-    arrow = "↑" if shown["higher_is_better"] else "↓"
-    y_name = " ".join(part for part in (shown["title"], shown["unit"], arrow) if part)
-    costs = {
-        "evaluations (NFE)": lambda row: row["nfe"]["mean"] if row["nfe"] else None,
-        "seconds a call": lambda row: row["seconds"],
-        "operations, in evaluations": flops,
-    }
-    drawn, higher = [], shown["higher_is_better"]
-    for cost, value in costs.items():
-        points = _points(results, name, value)
-        if points:
-            title = f"{shown['title']} against {cost}"
-            drawn.append(plots.scatter(points, title, cost, y_name, higher_is_better=higher))
-    drawn.append(_forest(results, name))
-    return f'<div class="grid-of" data-metric="{escape(name)}">{"".join(drawn)}</div>'
+def is_crowded(results: Results) -> bool:
+    """Whether a plot has no room for the names of all rows."""
+    rows, names = results.rows, known_metrics(results)
+    return any(sum(name in row["metrics"] for row in rows) > plots.ROOM for name in names)
 
 
-def _points(results: Results, name: str, value: Any) -> list[plots.Point]:
-    found = []
+def _chart(results: Results, name: str) -> Chart:
+    metric = results.metrics[name]
+    svgs = []
+    for cost, value in COSTS.items():
+        if points := _points(results, name, value):
+            title, better = f"{metric['title']} against {cost}", metric["higher_is_better"]
+            svgs.append(plots.scatter(points, title, cost, metric_title(metric), higher_is_better=better))
+    return Chart(name, metric["title"], [*svgs, _forest(results, name)])
+
+
+def _points(results: Results, name: str, cost: Callable[[dict[str, Any]], float | None]) -> list[plots.Point]:
+    points = []
     for number, row in enumerate(results.rows):
-        metric, x = row["metrics"].get(name), value(row)
+        metric, x = row["metrics"].get(name), cost(row)
         if metric and metric["mean"] is not None and x is not None:
-            found.append(plots.Point(row["label"], x, metric["mean"], metric["low"], metric["high"], number))
-    return found
+            points.append(plots.Point(row["label"], x, metric["mean"], metric["low"], metric["high"], number))
+    return points
 
 
 def _forest(results: Results, name: str) -> str:
@@ -70,58 +62,42 @@ def _forest(results: Results, name: str) -> str:
         gap = row["metrics"].get(name, {}).get("against_baseline")
         if gap and gap["low"] is not None:
             bars.append(plots.Bar(row["label"], gap["mean"], gap["low"], gap["high"], number, gap["verdict"]))
-    if not bars:
-        return ""
     title = f"{results.metrics[name]['title']}, difference to {results.baseline}"
-    return plots.forest(bars, title, title)
+    return plots.forest(bars, title, title) if bars else ""
 
 
-def path(results: Results) -> str:
-    """The error of the latents by step, where it was asked for."""
-    curves = [
+def path_curves(results: Results) -> list[plots.Curve]:
+    """The error of the latents after each step, for the rows that have it."""
+    return [
         plots.Curve(row["label"], list(enumerate(row["path_rmse"], 1)), number)
         for number, row in enumerate(results.rows)
         if row["path_rmse"]
     ]
-    if not curves:
-        return ""
-    drawn = plots.lines(curves, "RMSE of the latents by step", "step", "RMSE of the latents")
-    text = "Against the untouched run, after each step; means."
-    if len(curves) > plots.ROOM:
-        text += f" Named are the {plots.ROOM} that end nearest."
-    return section("How far the latents stray", drawn, note(text))
 
 
-def decisions(results: Results) -> str:
-    """What each method did at each step."""
-    strips = "".join(_strips(results, row, number) for number, row in enumerate(results.rows) if row["units"])
-    text = note(
-        "A step to a bar, from left to right: tall bars ran the whole denoiser, low ones were forecast, half ones ran "
-        "a part of it; red is a fallback. Where the decisions depend on the picture, the first one's are drawn, and "
-        "below them the share of all that were evaluated at each step."
-    )
-    return section("What was done at each step", text, f'<div class="strips">{strips}</div>')
+def path(curves: list[plots.Curve]) -> str:
+    return plots.lines(curves, "RMSE of the latents by step", "step", "RMSE of the latents") if curves else ""
 
 
-def _strips(results: Results, row: dict[str, Any], number: int) -> str:
-    units = [unit for unit in results.units if unit["row"] == row["label"]]
+def decisions(results: Results) -> list[tuple[str, str, str]]:
+    """What each row did at each step: name, explanation and bars."""
+    strips = []
+    for number, row in enumerate(results.rows):
+        if units := [unit for unit in results.units if unit["row"] == row["label"]]:
+            strips += _strips(row["label"], units, number)
+    return strips
+
+
+def _strips(label: str, units: list[dict[str, Any]], number: int) -> list[tuple[str, str, str]]:
     first = units[0]["decisions"] or {"": "E" * units[0]["steps"]}
-    drawn = [_strip(row["label"], branch, marks, number, len(first) > 1) for branch, marks in first.items()]
+    strips = []
+    for branch, marks in first.items():
+        name = f"{label}, {branch}" if len(first) > 1 else label
+        count = f"{sum(mark in 'E!' for mark in marks)} of {len(marks)}"
+        strips.append((name, count, plots.strip(marks, f"{name}: {count} evaluated", number)))
     if any(unit["decisions"] != units[0]["decisions"] for unit in units):
-        shares = _shares(units)
-        title = f"{row['label']}: share of {len(units)} calls evaluated at each step"
-        drawn.append(f"<div>share of {len(units)}</div>{plots.share(shares, title, number)}")
-    return "".join(drawn)
-
-
-def _strip(label: str, branch: str, marks: str, number: int, named: bool) -> str:
-    evaluated = sum(mark in "E!" for mark in marks)
-    title = f"{label}{f', {branch}' if named else ''}: {evaluated} of {len(marks)} evaluated"
-    small = f"<br><small>{escape(branch)}</small>" if named else ""
-    text = f"{escape(label)} <small>{evaluated} of {len(marks)}</small>{small}"
-    return f"<div>{text}</div>{plots.strip(marks, title, number)}"
-
-
-def _shares(units: list[dict[str, Any]]) -> list[float]:
-    steps = max(unit["steps"] for unit in units)
-    return [sum(step in unit["evaluated"] for unit in units) / len(units) for step in range(steps)]
+        steps = max(unit["steps"] for unit in units)
+        shares = [sum(step in unit["evaluated"] for unit in units) / len(units) for step in range(steps)]
+        title = f"{label}: share of {len(units)} calls that evaluated each step"
+        strips.append(("", f"share of {len(units)}", plots.share(shares, title, number)))
+    return strips

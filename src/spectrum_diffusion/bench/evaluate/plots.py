@@ -1,4 +1,4 @@
-"""Small plots as SVG, without a library and without anything to fetch. Their style is in ``page/plots.css``.
+"""Small plots as SVG, without a library and without anything to fetch. Their style is in ``templates/plots.css``.
 
 A method keeps its colour, ``--c0`` and so on, in every plot.
 """
@@ -172,7 +172,7 @@ def colour(number: int) -> str:
 
 def stylesheet() -> str:
     """The colours and fonts of all plots."""
-    return (resources.files(__package__) / "page" / "plots.css").read_text(encoding="utf-8")
+    return (resources.files(__package__) / "templates" / "plots.css").read_text(encoding="utf-8")
 
 
 def standalone(svg: str) -> str:

@@ -174,15 +174,19 @@ def digits_of(results: Results, name: str) -> int:
 
 
 def _metric_column(results: Results, name: str, *, brief: bool = False) -> Column:
-    shown, digits = results.metrics[name], digits_of(results, name) - brief
-    arrow = "↑" if shown["higher_is_better"] else "↓"
-    title = " ".join(part for part in (shown["title"], shown["unit"], arrow) if part)
+    digits = digits_of(results, name) - brief
 
     def text(row: dict[str, Any]) -> str:
         found = row["metrics"].get(name)
         return metric_text(found, digits, intervals=not brief) if found else "–"
 
-    return Column(title, text, lambda row: _of(row["metrics"], name, "mean"), name)
+    return Column(metric_title(results.metrics[name]), text, lambda row: _of(row["metrics"], name, "mean"), name)
+
+
+def metric_title(metric: dict[str, Any]) -> str:
+    """``PSNR dB ↑``."""
+    arrow = "↑" if metric["higher_is_better"] else "↓"
+    return " ".join(part for part in (metric["title"], metric["unit"], arrow) if part)
 
 
 def known_metrics(results: Results) -> list[str]:

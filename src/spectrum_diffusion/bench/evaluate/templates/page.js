@@ -3,7 +3,7 @@
   const one = (query, inside = document) => inside.querySelector(query);
   const all = (query, inside = document) => [...inside.querySelectorAll(query)];
 
-  // Table: a click on a title sorts by it, a second one turns the order round; empty values stay below.
+  // Table: a click on a title sorts by it, a second click reverses the order; empty values stay last.
   all("table.sortable").forEach((table) => {
     const heads = all("thead th", table);
     heads.forEach((head, place) => one("button", head).addEventListener("click", () => {
@@ -27,7 +27,7 @@
     show();
   }
 
-  // Viewer: the picture that was chosen below against its reference.
+  // Viewer: the chosen image beside its reference.
   const viewer = one("#viewer");
   if (!viewer) return;
   const stage = one(".stage", viewer), view = one("#view"), cut = one("#cut"), frame = one("#frame");

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError
-from .interop.caches import ExternalCache
+from .errors import ConflictError, SpectrumError, UnsupportedModelError
 from .methods import AnyMethod, name_of
-from .sites import denoisers, make_site, site_class
-from .sites.interceptor import Interceptor, compiled
+from .sites import denoisers, site_class
+from .sites.interceptor import compiled
 
 CACHE_HOOKS = ("cache", "fbc_", "pyramid_attention_broadcast", "text_kv")
 """Beginnings or parts of the names under which diffusers' ``enable_cache`` registers its hooks."""
@@ -20,15 +19,8 @@ FOREIGN_MARKERS = {
 }
 
 
-def refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = False) -> None:
-    """Raise where the method can't be on the model, before anything has been changed.
-
-    A model that is ``cached`` carries the cache of another package that enable(…) itself has put on.
-    """
-    refuse_training(model, name)
-    if not cached:
-        refuse_conflicts(model, name)
-    make_site(model, method.site, method.site_options, lambda module: Interceptor(module, None))
+def refuse_compiled(model: nn.Module, name: str, method: AnyMethod) -> None:
+    """Raise where the method would have to look into a compiled graph."""
     site = site_class(method.site)
     if site.skips_root:
         return
@@ -49,14 +41,6 @@ def refuse(model: nn.Module, name: str, method: AnyMethod, *, cached: bool = Fal
             f"{name} has compiled modules, and what runs inside their graphs can't be watched: use "
             f"{name_of(method)} on the plain model, or without this library"
         )
-
-
-def check_external(method: ExternalCache, audit: bool) -> None:
-    if audit:
-        raise InvalidOptionError(
-            f"audit=True measures this library's forecasts, and {name_of(method)} makes none of them"
-        )
-    method.check()
 
 
 def refuse_training(model: nn.Module, name: str) -> None:

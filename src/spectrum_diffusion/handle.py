@@ -12,21 +12,19 @@ from typing import Any
 
 from torch import nn
 
-from .checks import check_external, refuse
 from .core.clock import Clock, ManualClock
 from .core.run import ManualRun, OnStep, Run
 from .core.schedule import check_integer, check_number
 from .core.summary import Summary, Trace, summarize
 from .discovery import denoisers_of, is_pipeline
 from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
-from .interop.caches import ExternalCache
 from .interop.snapshot import Snapshot
 from .methods import AnyMethod, make_method, name_of
 from .pipeline import enabled_class
 from .plan import DEFAULT_METHOD, Plan, PlanLike, read_plan
-from .sites import denoisers
+from .recipe import Recipe, resolve
 from .sites.denoiser import Denoiser
-from .solvers import check_solver
+from .sites.imprint import Imprint
 
 
 class Handle:
@@ -41,7 +39,7 @@ class Handle:
     def __init__(
         self,
         target: Any,
-        method: AnyMethod,
+        asked: AnyMethod,
         *,
         plan: Plan | None,
         timing: bool,
@@ -49,13 +47,14 @@ class Handle:
         flops: bool,
         on_step: OnStep | None,
     ) -> None:
-        self.method = method
-        self._plan = plan
+        self.method = asked
+        self._asked, self._plan = asked, plan
         self._timing, self._audit, self._flops, self._on_step = timing, audit, flops, on_step
         # At exit there is nothing to restore, and the globals that detaching needs are gone.
         exiting = sys.is_finalizing
         self._target = weakref.ref(target, lambda _: None if exiting() else self._detach())
-        self._denoisers: dict[str, Denoiser] = {}
+        self._recipe: Recipe | None = None
+        self._imprints: dict[str, Imprint] = {}
         self._trace: Trace | None = None
         self._thread: int | None = None
         self._lock = threading.Lock()
@@ -77,8 +76,13 @@ class Handle:
 
     @property
     def models(self) -> list[nn.Module]:
-        """The denoisers it stands on, those that were dropped left out."""
-        return [model for denoiser in self._denoisers.values() if (model := denoiser.model) is not None]
+        """The denoisers it stands on, without those that were dropped."""
+        return list(self._recipe.models.values()) if self._recipe is not None else []
+
+    @property
+    def denoisers(self) -> list[Denoiser]:
+        """Who stands on the denoisers."""
+        return self._recipe.denoisers if self._recipe is not None else []
 
     def summary(self) -> Summary:
         """What the last generation did.
@@ -109,7 +113,7 @@ class Handle:
             run = self._new_run(clock)
             stack.callback(run.close)
             session = ManualRun(run, clock)
-            for denoiser in self._denoisers.values():
+            for denoiser in self.denoisers:
                 stack.enter_context(denoiser.serving(session))
             yield session
 
@@ -122,13 +126,13 @@ class Handle:
             timing=self._timing,
             flops=self._flops,
             earlier_loops=earlier_loops,
-            package=(self.method.package, self.method.version()) if isinstance(self.method, ExternalCache) else None,
+            package=(self.method.package, self.method.version()) if self.method.package else None,
         )
         return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
 
     @contextmanager
     def _generating(self) -> Iterator[None]:
-        """Mark a generation as under way: attach anew what was compiled since, refuse what can't be now."""
+        """Mark a generation as under way, on the denoisers as they are now."""
         if self._retired:
             raise SpectrumError("this handle was disabled or replaced, or its target is gone: enable(…) again")
         with self._lock:
@@ -139,9 +143,8 @@ class Handle:
                 )
             self._thread = threading.get_ident()
         try:
-            self._attach()
-            if isinstance(self.method, ExternalCache):
-                self.method.reset(self.target, self.models)
+            self._refresh()
+            self.method.reset(self.target, self.models)
             begin = time.perf_counter()
             try:
                 yield
@@ -151,46 +154,46 @@ class Handle:
         finally:
             self._thread = None
 
-    def _attach(self) -> None:
-        """Stand on the target's denoisers as they are now; components may have been swapped or compiled."""
-        target = self.target
-        found = denoisers_of(target, self.method.site)
-        for name, model in found.items():
-            refuse(model, name, self.method, cached=self._caches(model))
-        for name, denoiser in list(self._denoisers.items()):
-            if denoiser.model is not found.get(name):
-                self._denoisers.pop(name).detach(self)
-        for name, model in found.items():
-            denoiser = self._denoisers.setdefault(name, Denoiser.of(model, name))
-            denoiser.site(self.method)
-            denoiser.attach(self)
+    def _refresh(self) -> None:
+        """Resolve again if components were swapped, or modules exchanged, compiled or patched since."""
+        models = denoisers_of(self.target, self._asked.site)
+        if models.keys() == self._imprints.keys() and all(self._imprints[n].matches(models[n]) for n in models):
+            return
+        self._uninstall()
+        self._stand(resolve(self.target, self._asked, self._plan))
 
-    def _caches(self, model: nn.Module) -> bool:
-        """Whether the cache on a model is this handle's own; another model has taken its place otherwise."""
-        if self._before is not None and all(model is not own for own in self.models):
-            raise ConflictError(
-                f"{type(model).__name__} was put into the pipeline after enable(…), and {name_of(self.method)} stands "
-                "on the one before: enable(…) again"
-            )
-        return self._before is not None
+    def _stand(self, recipe: Recipe) -> None:
+        """Stand on the denoisers of a recipe, and let another package put its cache on, if that is the method.
 
-    def _install(self) -> None:
-        """Let another package put its cache on, if that is the method; what it refuses is taken off again."""
-        if isinstance(self.method, ExternalCache):
+        Raises:
+            UnsupportedModelError: the other package refuses; what it has put on is taken off again.
+        """
+        for denoiser in self.denoisers:
+            if denoiser not in recipe.denoisers:
+                denoiser.detach(self)
+        self._recipe, self.method = recipe, recipe.method
+        recipe.attach(self)
+        if self.method.observes:
             self._before = Snapshot(self.models)
-            self.method.install(self.target, self.models)
+            try:
+                self.method.install(self.target, self.models)
+            except BaseException:
+                self._uninstall()
+                raise
+        self._imprints = recipe.imprints()
 
     def _uninstall(self) -> None:
-        if isinstance(self.method, ExternalCache) and self._before is not None:
+        self._imprints = {}
+        if self._before is not None:
             self.method.remove(self.target, self.models)
             self._before.restore()
             self._before = None
 
     def _detach(self) -> None:
         self._uninstall()
-        for denoiser in self._denoisers.values():
+        for denoiser in self.denoisers:
             denoiser.detach(self)
-        self._denoisers.clear()
+        self._recipe = None
         self._retired = True
 
     def _warn_once(self, message: str) -> None:
@@ -263,25 +266,22 @@ def enable_method(
         raise UnsupportedModelError(
             f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: give one of them"
         )
-    if isinstance(made, ExternalCache):
-        check_external(made, audit)
+    made.check()
+    if audit and made.observes:
+        raise InvalidOptionError(
+            f"audit=True measures this library's forecasts, and {name_of(made)} makes none of them: leave audit out"
+        )
     previous = _handle_of(pipe_or_model)
-    for name, model in denoisers_of(pipe_or_model, made.site).items():
-        refuse(model, name, made, cached=previous is not None and previous._caches(model))
-        identity = denoisers.identity(model)
-        if plan is not None:
-            plan.check(identity)
-        made = made.fitted(identity)
-    if made.solver is not None:
-        check_solver(pipe_or_model, made.solver)
+    cached = previous.models if previous is not None and previous._before is not None else ()
+    recipe = resolve(pipe_or_model, made, plan, cached=cached)
     disable(pipe_or_model)
     handle = Handle(pipe_or_model, made, plan=plan, timing=timing, audit=audit, flops=flops, on_step=on_step)
-    handle._attach()
     if is_pipe:
         pipe_or_model.__class__ = enabled_class(type(pipe_or_model), handle)
     try:
-        handle._install()
+        handle._stand(recipe)
     except BaseException:
+        handle._detach()
         disable(pipe_or_model)
         raise
     return handle

@@ -140,7 +140,7 @@ def _generation(handle: Handle, pipe: Any) -> Iterator[None]:
         handle._trace = None
         generation = Generation(handle, pipe)
         stack.callback(generation.close)
-        for denoiser in handle._denoisers.values():
+        for denoiser in handle.denoisers:
             stack.enter_context(denoiser.serving(generation))
             assert denoiser.model is not None
             stack.enter_context(generation.naming_branches(denoisers.unwrap(denoiser.model)))

@@ -12,6 +12,7 @@ from ..errors import InvalidOptionError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ..core.forecast import Weights
     from ..core.history import Feature
@@ -58,6 +59,8 @@ class AnyMethod:
     """Whether the site updates the last kept feature itself on skipped steps, in place of weights."""
     observes: ClassVar[bool] = False
     """Whether another package's cache does all of it, and the run only watches."""
+    package: ClassVar[str] = ""
+    """The package whose cache it is; "" is this one."""
     limits: ClassVar[str] = "every denoiser of the table; any other at the output"
     """What the method can be used on, for lists of methods."""
 
@@ -117,9 +120,29 @@ class AnyMethod:
         """How many of the latest features the forecaster uses; None is all of them."""
         return None
 
+    @classmethod
+    def version(cls) -> str:
+        """The installed version of :attr:`package`; "" where there is none."""
+        return ""
+
+    def check(self) -> None:
+        """Raise where the method can't be used here at all, before anything is changed."""
+
     def fitted(self: M, denoiser: str) -> M:
-        """The method with what was calibrated for a denoiser, named as :func:`denoisers.identity` does."""
+        """The method with what was calibrated for a denoiser, named as :func:`denoisers.identity` does.
+
+        The site and its options stay.
+        """
         return self
+
+    def install(self, target: Any, models: Sequence[nn.Module]) -> None:
+        """Put a cache of another package on a pipeline, or on a bare model."""
+
+    def remove(self, target: Any, models: Iterable[nn.Module]) -> None:
+        """Undo :meth:`install`; ``target`` is None where it was dropped."""
+
+    def reset(self, target: Any, models: Iterable[nn.Module]) -> None:
+        """Forget what the last generation left on the models, before the next one."""
 
     def begin(self, total: int) -> None:
         """Raise :class:`InvalidOptionError` where a run of ``total`` steps can't be."""
@@ -199,13 +222,22 @@ class Method(AnyMethod):
         return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
 
     def begin(self, total: int) -> None:
-        self.schedule(total)
+        self._steps(total)
 
     def evaluates(self, step: int, total: int) -> bool:
-        return step in self.schedule(total)
+        return step in self._steps(total)[0]
 
     def needs_feature(self, step: int, total: int) -> bool:
-        return step < max(set(range(total)) - set(self.schedule(total)), default=-1)
+        return step < self._steps(total)[1]
+
+    def _steps(self, total: int) -> tuple[frozenset[int], int]:
+        """The evaluated steps and the last skipped one; kept, because each call of a generation asks."""
+        kept: dict[int, tuple[frozenset[int], int]] = self.__dict__.get("_kept_steps", {})
+        if total not in kept:
+            evaluated = frozenset(self.schedule(total))
+            kept = {total: (evaluated, max(set(range(total)) - evaluated, default=-1))}
+            object.__setattr__(self, "_kept_steps", kept)  # of one number of steps, the last that was asked for
+        return kept[total]
 
     def untouched(self, total: int) -> bool:
         # Steps or a speed-up that were asked for are no surprise.

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +19,18 @@ from .interceptor import Interceptor
 
 _standing: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Denoiser]] = weakref.WeakKeyDictionary()
 """Who stands on which model. Weak on both sides: a compiled root is held by the call that its interceptor keeps."""
+
+
+Key = tuple[Any, ...]
+"""What tells sites of one denoiser apart: the name and the options."""
+
+
+class Place(NamedTuple):
+    """A site as it was resolved on a denoiser, and the interceptors through which it works."""
+
+    key: Key
+    site: Site
+    interceptors: tuple[Interceptor, ...]
 
 
 class User(Protocol):
@@ -48,10 +60,10 @@ class Denoiser:
         self.name = name
         self.session: Session | None = None
         self._thread: int | None = None
-        self.users: set[User] = set()
+        self.users: dict[User, Key] = {}
         self._root = Interceptor(model, self, self._around_root)
         self._inside: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
-        self._sites: dict[Any, Site] = {}
+        self._places: dict[Key, Place] = {}
         self._warned = False
 
     @classmethod
@@ -70,37 +82,55 @@ class Denoiser:
         return self._root.module
 
     def site(self, method: Any) -> Site:
-        """The site at which the method reads and replaces features, made when first asked for."""
+        """The site at which the method reads and replaces features, as it was last resolved."""
+        return self._places[method.site, method.site_options].site
+
+    def resolve(self, method: Any) -> Place:
+        """Find the method's site among the modules of the moment; nothing stands on them before :meth:`attach`.
+
+        Raises:
+            UnsupportedModelError: the model has no such site.
+        """
+        inside: dict[int, Interceptor] = {}
+
+        def interceptor(module: nn.Module) -> Interceptor:
+            # One for all sites, which lets calls pass until a site needs it.
+            return inside.setdefault(id(module), self._inside.get(module) or Interceptor(module, self))
+
         key = (method.site, method.site_options)
-        if key not in self._sites:
-            assert self.model is not None
-            self._sites[key] = make_site(self.model, *key, self.interceptor)
-        return self._sites[key]
+        assert self.model is not None
+        site = make_site(self.model, *key, interceptor)
+        return Place(key, site, tuple(inside.values()))
 
-    def interceptor(self, module: nn.Module) -> Interceptor:
-        """The interceptor of a module inside the model, one for all sites; it lets calls pass until a site needs it."""
-        if module not in self._inside:
-            self._inside[module] = Interceptor(module, self)
-        return self._inside[module]
-
-    def attach(self, user: User) -> None:
-        """Stand on the model for ``user`` (a handle); again at each generation, in case it was compiled since."""
-        self.users.add(user)
+    def attach(self, user: User, place: Place) -> None:
+        """Stand on the model for ``user`` (a handle), outside of whatever was compiled before."""
+        self.users[user] = place.key
+        self._places[place.key] = place
         assert self.model is not None
         _standing[self.model] = weakref.ref(self)
-        for interceptor in (self._root, *self._inside.values()):
-            interceptor.attach()
+        self._root.attach()
+        self._keep_needed()
 
     def detach(self, user: User) -> None:
         """Leave the model when the last user has gone; one whose pipeline was dropped is gone too."""
-        self.users = {other for other in self.users if other is not user and other.target is not None}
+        self.users = {other: key for other, key in self.users.items() if other is not user and other.target is not None}
+        self._keep_needed()
         if not self.users:
             if self.model is not None:
                 _standing.pop(self.model, None)
-            for interceptor in (self._root, *self._inside.values()):
-                interceptor.detach()
-            self._inside.clear()
-            self._sites.clear()
+            self._root.detach()
+
+    def _keep_needed(self) -> None:
+        """Stand on the modules of the users' sites, and leave all others: compiled code must not meet us there."""
+        self._places = {key: self._places[key] for key in self.users.values()}
+        needed = [interceptor for place in self._places.values() for interceptor in place.interceptors]
+        for interceptor in set(self._inside.values()).difference(needed):
+            interceptor.detach()
+        self._inside.clear()
+        for interceptor in needed:
+            if (module := interceptor.module) is not None:
+                self._inside[module] = interceptor
+                interceptor.attach()
 
     @contextmanager
     def serving(self, session: Session) -> Iterator[None]:

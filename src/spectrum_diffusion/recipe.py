@@ -1,0 +1,77 @@
+"""What ``enable`` resolves once, and a generation uses for as long as the denoisers are made of the same modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .checks import refuse_compiled, refuse_conflicts, refuse_training
+from .discovery import denoisers_of
+from .methods import AnyMethod
+from .plan import Plan
+from .sites import denoisers
+from .sites.denoiser import Denoiser, Place, User
+from .sites.imprint import Imprint
+from .solvers import check_solver
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method fitted to the denoisers of a target, and where it stands on each of them.
+
+    Attributes:
+        method: the method, with what was calibrated for the denoisers.
+        places: name of a denoiser → who stands on it, and the method's site.
+    """
+
+    method: AnyMethod
+    places: Mapping[str, tuple[Denoiser, Place]]
+
+    @property
+    def denoisers(self) -> list[Denoiser]:
+        return [denoiser for denoiser, _ in self.places.values()]
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The denoisers' modules by name, without those that were dropped."""
+        return {name: model for name, (denoiser, _) in self.places.items() if (model := denoiser.model) is not None}
+
+    def attach(self, user: User) -> None:
+        for denoiser, place in self.places.values():
+            denoiser.attach(user, place)
+
+    def imprints(self) -> dict[str, Imprint]:
+        """What the denoisers are made of now, by name."""
+        return {name: Imprint(model) for name, model in self.models.items()}
+
+
+def resolve(target: Any, method: AnyMethod, plan: Plan | None, *, cached: Sequence[nn.Module] = ()) -> Recipe:
+    """Check the method against the target's denoisers and find its sites, before anything is changed.
+
+    Args:
+        target: the pipeline or model.
+        method: the method as it was asked for.
+        plan: where its options come from.
+        cached: models that carry the cache of another package which enable(…) itself has put on.
+
+    Raises:
+        SpectrumError: the method can't be on one of the denoisers; see :func:`enable`.
+    """
+    places, fitted = {}, method
+    for name, model in denoisers_of(target, method.site).items():
+        refuse_training(model, name)
+        if all(model is not own for own in cached):
+            refuse_conflicts(model, name)
+        denoiser = Denoiser.of(model, name)
+        places[name] = (denoiser, denoiser.resolve(method))
+        refuse_compiled(model, name, method)
+        identity = denoisers.identity(model)
+        if plan is not None:
+            plan.check(identity)
+        fitted = fitted.fitted(identity)
+    if method.solver is not None:
+        check_solver(target, method.solver)
+    return Recipe(fitted, places)

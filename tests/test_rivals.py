@@ -276,20 +276,20 @@ def test_a_cache_of_the_users_own_is_refused(rival: str, method: str) -> None:
     disable_by_hand(pipe, rival)
 
 
-def test_a_swapped_component_is_refused_and_the_old_one_freed() -> None:
+def test_the_cache_moves_to_a_swapped_component_and_leaves_the_old_one() -> None:
     entry = PIPELINES["flux"]
     pipe, other = entry.build(), entry.build()
     old, new = pipe.transformer, other.transformer
-    spectrum_diffusion.enable(pipe, "diffusers:fbc")
-    pipe.transformer = new
-    with pytest.raises(ConflictError, match=r"enable\(…\) again"):
-        entry.call(pipe)
-    pipe.transformer = old
-    spectrum_diffusion.disable(pipe)
-    pipe.transformer = new
-    spectrum_diffusion.enable(pipe, "diffusers:fbc")
-    assert not old.is_cache_enabled
-    spectrum_diffusion.disable(pipe)
+    plain = state_of(pipe)
+    with spectrum_diffusion.enable(pipe, "diffusers:fbc", threshold=0.5):
+        expected = entry.call(pipe)
+        pipe.transformer = new
+        assert torch.equal(entry.call(pipe), expected)
+        assert new.is_cache_enabled
+        assert not old.is_cache_enabled
+    assert not new.is_cache_enabled
+    assert state_of(pipe) == plain
+    assert state_of(other) == plain
 
 
 def test_a_dropped_pipeline_frees_a_model_that_lives_on() -> None:

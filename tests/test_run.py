@@ -264,7 +264,7 @@ def test_disable_and_enable_during_a_generation_are_refused() -> None:
 
 CONSUMED = {
     "UNet2DConditionModel/adapter": {},
-    "HunyuanDiT2DModel": {"controlnet_block_samples": lambda draw: [cond(16, 16)(draw), cond(16, 16)(draw)]},
+    "HunyuanDiT2DModel": {"controlnet_block_samples": lambda draw: [cond(16, 16)(draw)]},
 }
 
 

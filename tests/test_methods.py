@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import FrozenInstanceError, dataclass, fields
 
 import numpy as np
@@ -257,7 +258,7 @@ def test_wrong_values_are_refused_where_they_are_given(name, options, message):
 
 def test_speedup_above_the_range_is_refused_when_the_run_is_known():
     method = make_method("spectrum", speedup=9)
-    with pytest.raises(InvalidOptionError, match=r"speedup=9\.0 can't be reached with 50 steps"):
+    with pytest.raises(InvalidOptionError, match=r"speedup=9\.0 is out of reach of 50 steps"):
         method.schedule(50)
 
 
@@ -337,7 +338,21 @@ def test_a_method_without_weights_says_so():
         Method().weights((0,), 1, 2)
 
 
-@pytest.mark.parametrize("option", ["interval", "warmup", "slope"])
+def test_a_warmup_beside_speedup_is_kept_and_is_among_the_options() -> None:
+    method = make_method("spectrum", speedup=8, warmup=2)
+    assert method.schedule(50) == (0, 1, 3, 10, 23, 41)
+    assert method.options()["warmup"] == 2
+    assert "warmup" not in make_method("spectrum", speedup=5).options()
+    assert method != make_method("spectrum", speedup=8, warmup=5) != make_method("spectrum", speedup=8)
+    assert make_method("fora", speedup=5).schedule(50) == tuple(for_speedup(50, 5))
+    assert make_method("fora", speedup=5, warmup=1).schedule(50) == tuple(for_speedup(50, 5, 1))
+    assert pickle.loads(pickle.dumps(method)) == method
+    assert "speedup_warmup" not in {**type(method).defaults(), **method.options()}
+    with pytest.raises(InvalidOptionError, match="fewer-steps|would ignore warmup"):
+        make_method("fewer-steps", speedup=5, warmup=2)
+
+
+@pytest.mark.parametrize("option", ["interval", "slope"])
 def test_speedup_beside_a_spacing_it_would_ignore_is_refused(option: str) -> None:
     with pytest.raises(InvalidOptionError, match=f"speedup.*ignore {option}"):
         make_method("spectrum", speedup=3, **{option: 3})

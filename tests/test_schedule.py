@@ -186,10 +186,15 @@ def reachable(total: int) -> set[int]:
     return {len(adaptive(total, n, warmup, slope)) for n in range(1, total + 1) for slope in grid}
 
 
+def trailing(steps: list[int], total: int) -> int:
+    """How many steps after the last evaluated one are forecast."""
+    return total - 1 - steps[-1]
+
+
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 10, 13, 20])
 def test_speedup_is_the_smallest_reachable(total):
-    counts = reachable(total)
-    highest = max(1.0, total / (speedup_warmup(total) + 1))
+    highest = reach(total)
+    counts = {n for n in reachable(total) if total / n <= highest + 1e-4}
     wanted = {total / n for n in range(1, total + 1)} | set(np.linspace(1, highest, 37))
     for speedup in sorted(x for x in wanted if 1 <= x <= highest):
         best = min(total / n for n in counts if total / n >= speedup - 1e-9)
@@ -198,16 +203,44 @@ def test_speedup_is_the_smallest_reachable(total):
         assert steps[: speedup_warmup(total)] == list(range(speedup_warmup(total)))
 
 
-def test_speedup_for_every_length_of_run():
-    for total in range(1, 1001):
-        highest = max(1.0, total / (speedup_warmup(total) + 1))
-        assert for_speedup(total, 1) == list(range(total))
-        for speedup in (highest, (1 + highest) / 2):
-            steps = for_speedup(total, speedup)
+def reach(total: int, warmup: int | None = None) -> float:
+    """The highest speedup, as the error names it."""
+    with pytest.raises(InvalidOptionError) as caught:
+        for_speedup(total, 1e6, warmup)
+    return float(str(caught.value).split("1 … ")[1].split(". ")[0])
+
+
+@pytest.mark.parametrize("total", [*range(1, 60), 100, 333, 1000])
+def test_no_speedup_forecasts_more_than_the_last_third(total):
+    assert for_speedup(total, 1) == list(range(total))
+    for warmup in (None, 1, 2, 5):
+        for speedup in np.linspace(1, reach(total, warmup), 9):
+            steps = for_speedup(total, speedup, warmup)
             assert steps == sorted(set(steps))
             assert steps[0] == 0
-            assert steps[-1] < total
+            assert trailing(steps, total) <= total / 3
             assert total / len(steps) >= speedup * (1 - 1e-9)
+
+
+def test_speedup_that_ruined_the_image_is_out_of_reach_and_within_it_with_a_shorter_warmup():
+    with pytest.raises(
+        InvalidOptionError, match=r"speedup=8 is out of reach of 50 steps: give a number within 1 … 7\.14"
+    ):
+        for_speedup(50, 8)
+    assert for_speedup(50, 50 / 7) == [0, 1, 2, 3, 4, 6, 35]
+    assert for_speedup(50, 8, warmup=2) == [0, 1, 3, 10, 23, 41]
+    assert for_speedup(50, 50 / 4, warmup=2)[:2] == [0, 1]
+
+
+def test_warmup_beside_speedup_is_kept():
+    for warmup in (1, 2, 3, 5, 8):
+        steps = for_speedup(50, 4, warmup)
+        assert steps[: warmup + 1] == [*range(warmup), warmup + 1]
+        assert len(steps) == 12
+    assert for_speedup(50, 5, speedup_warmup(50)) == for_speedup(50, 5)
+    assert for_speedup(3, 1, warmup=10) == [0, 1, 2]
+    with pytest.raises(InvalidOptionError, match="warmup=0 is out of range"):
+        for_speedup(50, 4, warmup=0)
 
 
 def test_speedup_keeps_to_the_interval_nearest_to_the_papers():
@@ -219,8 +252,8 @@ def test_speedup_keeps_to_the_interval_nearest_to_the_papers():
 
 @pytest.mark.parametrize(
     ("total", "speedup", "span"),
-    [(50, 0.99, "1 … 8.333"), (50, 8.34, "1 … 8.333"), (50, -3, "1 … 8.333"), (50, 1e9, "1 … 8.333"),
-     (1, 1.01, "1 … 1 "), (20, 10, "1 … 6.66"), (1000, 10, "1 … 9.90")],
+    [(50, 0.99, "1 … 7.1428."), (50, 7.15, "1 … 7.1428."), (50, -3, "1 … 7.1428."), (50, 1e9, "1 … 7.1428."),
+     (1, 1.01, "1 … 1."), (20, 10, "1 … 5."), (1000, 10, "1 … 9.8039.")],
 )  # fmt: skip
 def test_speedup_out_of_range_names_the_range(total, speedup, span):
     with pytest.raises(InvalidOptionError) as caught:
@@ -235,15 +268,12 @@ def test_speedup_that_is_not_finite_names_the_range(speedup):
     with pytest.raises(InvalidOptionError) as caught:
         for_speedup(50, speedup)
     assert f"speedup={speedup}" in str(caught.value)
-    assert "1 … 8.33" in str(caught.value)
+    assert "1 … 7.1428." in str(caught.value)
 
 
 @pytest.mark.parametrize("total", [20, 23, 50, 200, 1000])
 def test_upper_end_that_the_message_names_can_be_given(total):
-    with pytest.raises(InvalidOptionError) as caught:
-        for_speedup(total, 1e6)
-    highest = float(str(caught.value).split("1 … ")[1].split()[0])
-    assert len(for_speedup(total, highest)) == speedup_warmup(total) + 1
+    assert len(for_speedup(total, reach(total))) == speedup_warmup(total) + 2
 
 
 @pytest.mark.parametrize("speedup", ["4", None, True, 1j])

@@ -219,7 +219,7 @@ def enable(
     Args:
         pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop under ``handle.run(total_steps=T)``.
         method: a name of ``METHODS``: "spectrum" (the default), "paper", "taylor", "reuse", "fewer-steps", …
-        speedup: wanted ratio of steps to evaluations, within 1 … T/(W+1); else the method's own schedule.
+        speedup: wanted ratio of steps to evaluations, at least 1; else the method's own schedule.
         plan: a file that ``spectrum tune`` wrote, or its contents: method and options; ``options`` override them.
         timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
         audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.

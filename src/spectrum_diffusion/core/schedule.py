@@ -74,31 +74,36 @@ def explicit(total: int, evaluated: Iterable[int]) -> list[int]:
     return list(steps)
 
 
-def for_speedup(total: int, speedup: float) -> list[int]:
+def for_speedup(total: int, speedup: float, warmup: int | None = None) -> list[int]:
     """The schedule with the smallest reachable ``total/NFE ≥ speedup``.
 
-    Searched over every interval ≥ 1 and slope ≥ 0 with ``warmup = min(T, max(2, T // 10))``. Among the settings
-    that reach this NFE the interval nearest to 2 is taken (the paper's), and the middle of its range of slopes.
+    Searched over the intervals and slopes of :func:`adaptive` whose first gap is at most a third of the run, and that
+    forecast at most a third of it after the last evaluated step: what is extrapolated further ruins the image. Among
+    the settings that reach this NFE the interval nearest to 2 is taken (the paper's), and the middle of its range of
+    slopes.
 
     Args:
         total: number of steps T, 1 … 1000.
-        speedup: wanted ratio of steps to evaluations, within ``1 … T/(warmup+1)``.
+        speedup: wanted ratio of steps to evaluations, ≥ 1.
+        warmup: number W of steps evaluated at the start; by default ``min(T, max(2, T // 10))``.
 
     Raises:
-        InvalidOptionError: ``speedup`` outside that range, or NaN.
+        InvalidOptionError: no such schedule reaches ``speedup``, or it is below 1 or NaN.
+
+    >>> for_speedup(50, 5)
+    [0, 1, 2, 3, 4, 6, 11, 19, 30, 44]
     """
     total = check_integer("total", total, least=1, most=MAX_TOTAL)
-    warmup = speedup_warmup(total)
-    highest = max(1.0, total / (warmup + 1))
+    warmup = speedup_warmup(total) if warmup is None else min(total, check_integer("warmup", warmup, least=1))
     value = check_number("speedup", speedup, finite=False)
-    if not 1.0 <= value <= highest * (1 + ROUNDING):
+    steps = _with_at_most(total, warmup, at_most(total, value)) if value >= 1.0 else ()
+    if not steps:
+        highest = total / next(n for n in range(warmup, total + 1) if _with_at_most(total, warmup, n))
         raise InvalidOptionError(
-            f"speedup={speedup!r} can't be reached with {total} steps: give a number within 1 … {_floor(highest):g} "
-            f"(at least {warmup} warm-up steps and one more are evaluated)"
+            f"speedup={speedup!r} is out of reach of {total} steps: give a number within 1 … {_floor(highest):g}. "
+            f"The first {warmup} steps are evaluated, and so is one within the last third; a smaller warmup reaches more"
         )
-    if total <= warmup:
-        return list(range(total))
-    return list(_with_at_most(total, warmup, at_most(total, value)))
+    return list(steps)
 
 
 def at_most(total: int, speedup: float) -> int:
@@ -107,25 +112,29 @@ def at_most(total: int, speedup: float) -> int:
 
 
 def _floor(value: float) -> float:
-    """To four decimals, downwards, so that the end of a range that is named can be given."""
+    """To four decimals, downwards, so that the end of a range that a message names is itself within the range."""
     return math.floor(value * 1e4) / 1e4
 
 
 def speedup_warmup(total: int) -> int:
-    """Warm-up W = min(T, max(2, T // 10)) that :func:`for_speedup` uses."""
+    """Warm-up W = min(T, max(2, T // 10)) that :func:`for_speedup` uses by default."""
     return min(total, max(2, total // 10))
 
 
 @lru_cache(maxsize=1024)
 def _with_at_most(total: int, warmup: int, nfe: int) -> tuple[int, ...]:
+    """The schedule with the most evaluations ≤ ``nfe``; empty if there is none."""
     # The NFE that an interval reaches with a falling slope are at most those of slope 0, so the largest one
     # allowed is found interval by interval; 2 comes first since ties go to the paper's interval.
     best: tuple[int, ...] = ()
-    for interval in sorted(range(1, total - warmup + 1), key=lambda n: (abs(n - 2), n)):
+    if nfe < min(total, warmup + 1):
+        return best
+    for interval in sorted(range(1, total // 3 + 2), key=lambda n: (abs(n - 2), n)):
         if len(best) == nfe:
             break
-        if len(found := _slowest_slope(total, warmup, interval, nfe)) > len(best):
-            best = found
+        steps = _slowest_slope(total, warmup, interval, nfe)
+        if len(best) < len(steps) <= nfe and total - 1 - steps[-1] <= total / 3:
+            best = steps
     return best
 
 

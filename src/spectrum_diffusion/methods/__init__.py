@@ -62,9 +62,10 @@ def make_method(name: str, **options: Any) -> AnyMethod:
             raise InvalidOptionError(
                 f"{name} has no option {option!r}{did_you_mean(option, known)}: its options are {_list(known)}"
             )
-    if options.get("speedup") is not None and (given := [o for o in ("interval", "warmup", "slope") if o in options]):
+    found = getattr(METHODS[name], "found_by_speedup", ())
+    if options.get("speedup") is not None and (given := [option for option in found if option in options]):
         raise InvalidOptionError(
-            f"speedup finds the schedule by itself and would ignore {_list(given)}: give either speedup or those"
+            f"speedup finds the schedule by itself and would ignore {_list(given)}: give either speedup or {_list(given)}"
         )
     return METHODS[name](**options)
 

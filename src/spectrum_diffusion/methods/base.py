@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from .. import sites
@@ -93,7 +93,7 @@ class AnyMethod:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The options by name, with their defaults."""
-        return {field.name: field.default for field in fields(cls)}
+        return {option.name: option.default for option in fields(cls) if option.init}
 
     @classmethod
     def knows_options(cls) -> bool:
@@ -177,7 +177,7 @@ class AnyMethod:
 
     def options(self) -> dict[str, Any]:
         """The options that are set, for provenance: JSON-ready."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
 
 
@@ -190,7 +190,8 @@ class Method(AnyMethod):
         warmup: number W of steps evaluated at the start.
         slope: growth α of the distance; 0 is uniform.
         evaluated: the evaluated steps written out, in place of the three above.
-        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known.
+        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known. A ``warmup``
+            given beside it is kept.
         site: where features are read and replaced: "last_block", "output" or "module".
     """
 
@@ -199,6 +200,17 @@ class Method(AnyMethod):
     slope: float = 0.75
     evaluated: Iterable[int] | None = None
     speedup: float | None = None
+    speedup_warmup: int | None = field(default=None, init=False, repr=False)
+
+    found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "slope")
+    """Options that can't be given beside ``speedup``, which finds them."""
+
+    def __new__(cls, **options: Any) -> Any:
+        # Beside a speedup only a warmup that was given counts, and __init__ can't tell it from the default.
+        method = super().__new__(cls)
+        if options.get("speedup") is not None:
+            object.__setattr__(method, "speedup_warmup", options.get("warmup"))
+        return method
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,7 +230,7 @@ class Method(AnyMethod):
         if self.evaluated is not None:
             return tuple(schedule.explicit(total, self.evaluated))
         if self.speedup is not None:
-            return tuple(schedule.for_speedup(total, self.speedup))
+            return tuple(schedule.for_speedup(total, self.speedup, self.speedup_warmup))
         return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
 
     def begin(self, total: int) -> None:
@@ -247,6 +259,8 @@ class Method(AnyMethod):
         values = super().options()
         if self.evaluated is not None or self.speedup is not None:
             values = {k: v for k, v in values.items() if k not in ("interval", "warmup", "slope")}
+        if self.speedup_warmup is not None:
+            values["warmup"] = self.speedup_warmup
         return values
 
 

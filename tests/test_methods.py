@@ -348,7 +348,7 @@ def test_a_warmup_beside_speedup_is_kept_and_is_among_the_options() -> None:
     assert make_method("fora", speedup=5, warmup=1).schedule(50) == tuple(for_speedup(50, 5, 1))
     assert pickle.loads(pickle.dumps(method)) == method
     assert "speedup_warmup" not in {**type(method).defaults(), **method.options()}
-    with pytest.raises(InvalidOptionError, match="fewer-steps|would ignore warmup"):
+    with pytest.raises(InvalidOptionError, match="would ignore warmup"):
         make_method("fewer-steps", speedup=5, warmup=2)
 
 

@@ -101,7 +101,7 @@ def for_speedup(total: int, speedup: float, warmup: int | None = None) -> list[i
         highest = total / next(n for n in range(warmup, total + 1) if _with_at_most(total, warmup, n))
         raise InvalidOptionError(
             f"speedup={speedup!r} is out of reach of {total} steps: give a number within 1 … {_floor(highest):g}. "
-            f"The first {warmup} steps are evaluated, and so is one within the last third; a smaller warmup reaches more"
+            f"The first {warmup} steps and one of the last third are evaluated: a smaller warmup reaches more"
         )
     return list(steps)
 

@@ -65,7 +65,7 @@ def make_method(name: str, **options: Any) -> AnyMethod:
     found = getattr(METHODS[name], "found_by_speedup", ())
     if options.get("speedup") is not None and (given := [option for option in found if option in options]):
         raise InvalidOptionError(
-            f"speedup finds the schedule by itself and would ignore {_list(given)}: give either speedup or {_list(given)}"
+            f"speedup finds the schedule by itself and would ignore {_list(given)}: leave out {_list(given)} or speedup"
         )
     return METHODS[name](**options)
 

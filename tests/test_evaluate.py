@@ -140,7 +140,7 @@ def test_a_call_that_takes_more_memory_has_a_higher_peak(tmp_path: Path) -> None
 def test_the_same_again_computes_and_writes_nothing(pipe: Any, whole: Path) -> None:
     before, results = snapshot(whole), essence(whole)
     pipe.calls.clear()
-    assert evaluate(pipe, request(), whole).computed == 0
+    assert evaluate(pipe, request(), str(whole)).computed == 0
     assert pipe.calls == []  # no warm-up either
     assert snapshot(whole) == before
     assert essence(whole) == results

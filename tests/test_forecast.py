@@ -237,7 +237,7 @@ def test_weights_are_cached_and_read_only(function, arguments):
     [
         ([], "evaluated=[] is empty"),
         ([3, 1], "step 1 follows 3"),
-        ([0, 2, 2], "step 2 follows 2; sort it and drop"),
+        ([0, 2, 2], "step 2 follows 2: sort it and drop"),
     ],
 )
 def test_wrong_evaluated_steps(function, arguments, evaluated, message):
@@ -250,17 +250,17 @@ def test_wrong_evaluated_steps(function, arguments, evaluated, message):
     ("function", "arguments", "message"),
     [
         (chebyshev_weights, (9, 0), "total=0 is out of range"),
-        (chebyshev_weights, (9, 50.5), "total=50.5 is no integer"),
+        (chebyshev_weights, (9, 50.5), "total=50.5 is not an integer"),
         (chebyshev_weights, (9, 50, -1), "degree=-1 is out of range"),
-        (chebyshev_weights, (9, 50, 2.5), "degree=2.5 is no integer"),
+        (chebyshev_weights, (9, 50, 2.5), "degree=2.5 is not an integer"),
         (chebyshev_weights, (9, 50, 4, -0.1), "ridge=-0.1 is out of range"),
         (chebyshev_weights, (9, 50, 4, math.nan), "ridge=nan is out of range"),
-        (chebyshev_weights, (9, 50, 4, "0.1"), "ridge='0.1' is no number"),
+        (chebyshev_weights, (9, 50, 4, "0.1"), "ridge='0.1' is not a number"),
         (blend_weights, (9, 50, 4, 0.1, 1.5), "blend=1.5 is out of range: give a finite number within 0 … 1"),
         (blend_weights, (9, 50, 4, 0.1, -0.5), "blend=-0.5 is out of range"),
         (blend_weights, (9, 50, -4), "degree=-4 is out of range"),
         (taylor_weights, (9, -1), "order=-1 is out of range"),
-        (taylor_weights, (9, 1.5), "order=1.5 is no integer"),
+        (taylor_weights, (9, 1.5), "order=1.5 is not an integer"),
         (taylorseer_weights, (9, -2), "order=-2 is out of range"),
     ],
 )
@@ -272,5 +272,5 @@ def test_wrong_values(function, arguments, message):
 
 def test_a_cached_result_hides_no_wrong_value():
     chebyshev_weights([0, 1, 4], 9, 50, 1)
-    with pytest.raises(InvalidOptionError, match="degree=True is no integer"):
+    with pytest.raises(InvalidOptionError, match="degree=True is not an integer"):
         chebyshev_weights([0, 1, 4], 9, 50, True)

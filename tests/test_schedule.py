@@ -127,13 +127,13 @@ def test_explicit_gives_the_steps_back(later):
     [
         ([], "must start with step 0"),
         ([1, 2], "must start with step 0"),
-        ([0, 2, 1], "step 1 follows 2; sort it"),
-        ([0, 3, 3], "step 3 follows 3; sort it and drop repeats"),
-        ([0, 1.5], "evaluated step=1.5 is no integer"),
-        ([0, True], "evaluated step=True is no integer"),
+        ([0, 2, 1], "step 1 follows 2: sort it"),
+        ([0, 3, 3], "step 3 follows 3: sort it and drop repeats"),
+        ([0, 1.5], "evaluated step=1.5 is not an integer"),
+        ([0, True], "evaluated step=True is not an integer"),
         ([0, -1], "evaluated step=-1 is out of range"),
-        ("0,1", "evaluated='0,1' is no list of steps"),
-        (7, "evaluated=7 is no list of steps"),
+        ("0,1", "evaluated must be a list of step indices, got '0,1'"),
+        (7, "evaluated must be a list of step indices, got 7"),
         ([0, 10], "names step 10, but the run has 10 steps (0 … 9)"),
     ],
 )
@@ -147,15 +147,15 @@ def test_wrong_explicit_schedules(evaluated, message):
     ("arguments", "message"),
     [
         ({"total": 0}, "total=0 is out of range: give a whole number ≥ 1"),
-        ({"total": 50.0}, "total=50.0 is no integer"),
-        ({"total": "50"}, "total='50' is no integer"),
+        ({"total": 50.0}, "total=50.0 is not an integer"),
+        ({"total": "50"}, "total='50' is not an integer"),
         ({"total": 50, "interval": 0}, "interval=0 is out of range"),
-        ({"total": 50, "interval": True}, "interval=True is no integer"),
+        ({"total": 50, "interval": True}, "interval=True is not an integer"),
         ({"total": 50, "warmup": 0}, "warmup=0 is out of range"),
         ({"total": 50, "slope": -0.1}, "slope=-0.1 is out of range: give a finite number within 0 … ∞"),
         ({"total": 50, "slope": math.inf}, "slope=inf is out of range"),
         ({"total": 50, "slope": math.nan}, "slope=nan is out of range"),
-        ({"total": 50, "slope": "fast"}, "slope='fast' is no number"),
+        ({"total": 50, "slope": "fast"}, "slope='fast' is not a number"),
     ],
 )
 def test_wrong_spacing(arguments, message):
@@ -278,7 +278,7 @@ def test_upper_end_that_the_message_names_can_be_given(total):
 
 @pytest.mark.parametrize("speedup", ["4", None, True, 1j])
 def test_speedup_that_is_no_number(speedup):
-    with pytest.raises(InvalidOptionError, match="is no number"):
+    with pytest.raises(InvalidOptionError, match="is not a number"):
         for_speedup(50, speedup)
 
 

@@ -138,7 +138,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"threshold": 0.1}, "threshold is what is searched"),
     ({"limit": 3}, "teacache has no option 'limit'"),
     ({"nfe": 0}, "nfe=0 is out of range"),
-    ({"nfe": 2.5}, "nfe=2.5 is no integer"),
+    ({"nfe": 2.5}, "nfe=2.5 is not an integer"),
     ({"prompts": []}, "give a list of one or more prompts"),
     ({"prompts": "red apple"}, "give a list of one or more prompts"),
     ({"seeds": []}, "give a list of one or more prompts, and of seeds"),

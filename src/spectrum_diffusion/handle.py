@@ -261,6 +261,9 @@ def enable_method(
     on_step: OnStep | None = None,
 ) -> Handle:
     """:func:`enable` with a method that is made already, under a name or not."""
+    for name, flag in (("timing", timing), ("audit", audit), ("flops", flops)):
+        if not isinstance(flag, bool):
+            raise InvalidOptionError(f"{name}={flag!r} is not a flag: give True or False")
     is_pipe = is_pipeline(pipe_or_model)
     if not is_pipe and not isinstance(pipe_or_model, nn.Module):
         raise UnsupportedModelError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .guard import GuardedGroup, set_up_logging
+from .guard import GuardedGroup, MistakeError, set_up_logging
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -32,8 +35,26 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; -vv all.")] = 0,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Import a module that registers methods; may be repeated."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     set_up_logging(verbose)
+    for module in imports or ():
+        _import(module)
+
+
+def _import(module: str) -> None:
+    """Import a module of the current folder or of the environment, as `python -m` finds it."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        import_module(module)
+    except Exception as error:  # the code of others fails in any way
+        way_out = f"give a module of {Path.cwd()} or of the environment, without .py"
+        raise MistakeError(f"--import {module!r} failed ({type(error).__name__}: {error}): {way_out}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))

@@ -18,7 +18,7 @@ def methods() -> list[dict[str, Any]]:
             "options": cls.defaults(),
             "package": _package(cls),
         }
-        for name, cls in METHODS.items()
+        for name, cls in METHODS.usable().items()
     ]
 
 

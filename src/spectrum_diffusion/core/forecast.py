@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidOptionError
 from .schedule import check_evaluated_points, check_integer, check_number
 
 Weights = NDArray[np.float64]
@@ -38,6 +39,27 @@ def _cached(function: F) -> F:
         return compute(tuple(evaluated), *args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def check_weights(weights: object, *, count: int, method: str) -> Weights:
+    """The weights that a method gave for ``count`` evaluated steps, float64, (K,).
+
+    Raises:
+        InvalidOptionError: they are not ``count`` finite numbers.
+    """
+    try:
+        array = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # of several lengths, not numbers, or on an accelerator
+        raise InvalidOptionError(
+            f"weights of method {method!r} gave {weights!r}, which is not a list of numbers ({error}): return a NumPy "
+            f"array or a list of {count} floats, one for each evaluated step"
+        ) from error
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise InvalidOptionError(
+            f"weights of method {method!r} gave {array.tolist()} of shape {array.shape} for {count} evaluated steps: "
+            f"return {count} finite numbers, one for each"
+        )
+    return array
 
 
 def tau(step: float | NDArray[np.number], total: int) -> NDArray[np.float64]:

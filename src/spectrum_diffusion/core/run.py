@@ -16,6 +16,7 @@ import torch
 from ..errors import InvalidOptionError, SpectrumError, UnsupportedModelError
 from .calls import Arguments
 from .clock import Clock, ManualClock, time_axis
+from .forecast import check_weights
 from .history import Feature, History
 from .schedule import check_integer
 from .site import Site
@@ -275,7 +276,11 @@ class Run:
         """The feature at the step: tensor by tensor as the site asks for them, so that no second set is held."""
         if self.method.in_place:
             return branch.history.features[-1]
-        weights = self.method.weights_at(branch.history.steps, record.step, self._axis())
+        weights = check_weights(
+            self.method.weights_at(branch.history.steps, record.step, self._axis()),
+            count=len(branch.history),
+            method=self.trace.method,
+        )
         forecast = branch.history.forecast(weights)
         return tuple(forecast) if self.audit else forecast
 

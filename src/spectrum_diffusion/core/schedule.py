@@ -6,9 +6,10 @@ Steps are 0-based. A schedule is a sorted list of distinct steps that starts wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any, TypeGuard
 
 from ..errors import InvalidOptionError
 
@@ -172,12 +173,14 @@ def check_spacing(interval: int, warmup: int, slope: float) -> None:
 
 def check_evaluated(evaluated: Iterable[int]) -> tuple[int, ...]:
     """The steps as a tuple, checked apart from the length of the run: sorted, unique, starting with 0."""
-    if isinstance(evaluated, str) or not isinstance(evaluated, Iterable):
-        raise InvalidOptionError(f"evaluated={evaluated!r} is no list of steps: give integers such as [0, 1, 2, 5]")
+    if not is_list(evaluated):
+        raise InvalidOptionError(
+            f"evaluated must be a list of step indices, got {evaluated!r}: pass integers such as [0, 1, 2, 5]"
+        )
     steps = tuple(check_integer("evaluated step", step, least=0) for step in evaluated)
     if not steps or steps[0] != 0:
         raise InvalidOptionError(
-            f"evaluated={list(steps)} must start with step 0: there is nothing to forecast the first step from"
+            f"evaluated={list(steps)} must start with step 0: nothing has been evaluated that it could be forecast from"
         )
     _check_rising(steps)
     return steps
@@ -187,20 +190,20 @@ def _check_rising(steps: Sequence[float]) -> None:
     for before, after in pairwise(steps):
         if after <= before:
             raise InvalidOptionError(
-                f"evaluated={list(steps)} must rise: step {after} follows {before}; sort it and drop repeats"
+                f"evaluated={list(steps)} must increase, but step {after} follows {before}: sort it and drop repeats"
             )
 
 
 def check_integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
     """``value`` as an int within ``least … most``, or :class:`InvalidOptionError`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidOptionError(f"{name}={value!r} is no integer: give a whole number ≥ {least}")
+    span = f"≥ {least}" if most is None else f"within {least} … {most}"
+    if _is_bool(value) or not hasattr(value, "__index__"):
+        raise InvalidOptionError(f"{name}={value!r} is not an integer: give a whole number {span}")
     try:
         number = value.__index__()
     except TypeError as error:  # an array of several
-        raise InvalidOptionError(f"{name}={value!r} is no integer: give a whole number ≥ {least}") from error
+        raise InvalidOptionError(f"{name}={value!r} is not an integer: give a whole number {span}") from error
     if number < least or (most is not None and number > most):
-        span = f"≥ {least}" if most is None else f"within {least} … {most}"
         raise InvalidOptionError(f"{name}={number} is out of range: give a whole number {span}")
     return int(number)
 
@@ -209,22 +212,33 @@ def check_number(
     name: str, value: object, *, least: float | None = None, most: float | None = None, finite: bool = True
 ) -> float:
     """``value`` as a float within ``least … most``, finite unless said otherwise, or :class:`InvalidOptionError`."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise InvalidOptionError(f"{name}={value!r} is no number")
+    low, high = ("−∞" if least is None else f"{least:g}"), ("∞" if most is None else f"{most:g}")
+    way_out = f"give a finite number within {low} … {high}"
+    if _is_bool(value) or not hasattr(value, "__float__"):
+        raise InvalidOptionError(f"{name}={value!r} is not a number: {way_out}")
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (OverflowError, TypeError) as error:
-        raise InvalidOptionError(f"{name}={value!r} is no number that a float can hold") from error
+    except (OverflowError, TypeError, ValueError) as error:  # too large, or an array of several
+        raise InvalidOptionError(f"{name}={value!r} does not fit into a float: {way_out}") from error
     too_low = least is not None and number < least
     too_high = most is not None and number > most
     if (finite and not math.isfinite(number)) or too_low or too_high:
-        low, high = ("−∞" if least is None else f"{least:g}"), ("∞" if most is None else f"{most:g}")
-        raise InvalidOptionError(f"{name}={number:g} is out of range: give a finite number within {low} … {high}")
+        raise InvalidOptionError(f"{name}={number:g} is out of range: {way_out}")
     return number
 
 
+def _is_bool(value: object) -> bool:
+    """Whether it is True or False, of Python or in an array: a flag where a number belongs is a mistake."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+
+
+def is_list(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether it can be read as a list of numbers: text and bytes iterate too, sets and mappings have no order."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Set | Mapping)
+
+
 def check_evaluated_points(evaluated: Sequence[float]) -> Sequence[float]:
-    """The evaluated steps of one branch: at least one, rising; they need not start with 0."""
+    """The evaluated steps of one branch: at least one, increasing; they need not start with 0."""
     if not evaluated:
         raise InvalidOptionError("evaluated=[] is empty: a forecast needs at least one evaluated step")
     _check_rising(evaluated)

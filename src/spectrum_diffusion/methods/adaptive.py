@@ -36,7 +36,7 @@ class AdaptiveMethod(AnyMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_integer("warmup", least=1)
-        if self.threshold is not None:
+        if self.threshold is not None or self.defaults()["threshold"] is not None:
             self.check_number("threshold", least=0.0)
 
     @property

@@ -68,27 +68,28 @@ class AnyMethod:
         self.check_choice("site", self.sites)
 
     def check_integer(self, name: str, *, least: int) -> None:
-        """Refuse an option that is no integer ≥ ``least``; keep it as a plain int."""
+        """Refuse an option that is not an integer ≥ ``least``; keep it as a plain int."""
         object.__setattr__(self, name, schedule.check_integer(name, getattr(self, name), least=least))
 
     def check_number(self, name: str, *, least: float, most: float | None = None) -> None:
-        """Refuse an option that is no finite number within ``least … most``; keep it as a plain float."""
+        """Refuse an option that is not a finite number within ``least … most``; keep it as a plain float."""
         object.__setattr__(self, name, schedule.check_number(name, getattr(self, name), least=least, most=most))
 
-    def check_numbers(self, name: str, *, count: int | None = None) -> None:
-        """Refuse an option that is no list of finite numbers, of that length if given; keep it as a tuple."""
+    def check_numbers(self, name: str, *, least: float | None = None) -> None:
+        """Refuse an option that is not a list of finite numbers ≥ ``least``; keep it as a tuple."""
         values = getattr(self, name)
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise InvalidOptionError(f"{name}={values!r} is no list of numbers")
-        numbers = tuple(schedule.check_number(name, value) for value in values)
-        if not numbers or (count is not None and len(numbers) != count):
-            raise InvalidOptionError(f"{name} has {len(numbers)} numbers: give {count or 'one or more'}")
+        if not schedule.is_list(values):
+            raise InvalidOptionError(f"{name} must be a list of numbers, got {values!r}: pass one such as [1.0, 0.5]")
+        numbers = tuple(schedule.check_number(name, value, least=least) for value in values)
+        if not numbers:
+            raise InvalidOptionError(f"{name}=[] is empty: give one or more numbers")
         object.__setattr__(self, name, numbers)
 
     def check_choice(self, name: str, choices: Sequence[str]) -> None:
         """Refuse an option that is none of the choices."""
-        if getattr(self, name) not in choices:
-            raise InvalidOptionError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}")
+        value = getattr(self, name)
+        if not isinstance(value, str) or value not in choices:
+            raise InvalidOptionError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -149,7 +150,10 @@ class AnyMethod:
 
     def evaluates(self, step: int, total: int) -> bool:
         """Whether the method wants ``step`` evaluated, whatever a call of it shows."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say which steps it evaluates: write evaluates(self, step, total), or "
+            "derive it from spectrum_diffusion.Method, which has a schedule"
+        )
 
     def untouched(self, total: int) -> bool:
         """Whether a run of ``total`` steps is evaluated whole, so that the result is what it would be without."""
@@ -161,7 +165,10 @@ class AnyMethod:
 
     def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         """K float64 weights of the features of the ``evaluated`` steps in the forecast of step ``target``."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how it forecasts: write weights(self, evaluated, target, total), "
+            "which returns a weight for each evaluated step"
+        )
 
     def weights_at(self, steps: Sequence[int], target: int, axis: Sequence[float]) -> Weights:
         """The weights of the kept ``steps``, on an axis that gives each step's time in steps, (T,)."""
@@ -218,7 +225,7 @@ class Method(AnyMethod):
         self.check_integer("warmup", least=1)
         self.check_number("slope", least=0.0)
         if self.evaluated is not None and self.speedup is not None:
-            raise InvalidOptionError("evaluated and speedup both say which steps are evaluated: give one of them")
+            raise InvalidOptionError("evaluated and speedup both determine the evaluated steps: give only one of them")
         if self.evaluated is not None:
             object.__setattr__(self, "evaluated", schedule.check_evaluated(self.evaluated))
         if self.speedup is not None:

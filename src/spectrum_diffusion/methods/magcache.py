@@ -43,7 +43,7 @@ class MagCache(AdaptiveMethod):
         self.check_integer("limit", least=1)
         self.check_number("retention", least=0.0, most=1.0)
         if self.ratios is not None:
-            self.check_numbers("ratios")
+            self.check_numbers("ratios", least=0.0)
 
     def fitted(self, denoiser: str) -> MagCache:
         return fitted(self, "magcache", denoiser, ("ratios",))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import InvalidOptionError, SpectrumError
+from ..errors import InvalidOptionError, SpectrumError, warn
 from .base import AnyMethod
 
 GROUP = "spectrum_diffusion.methods"
@@ -60,6 +62,16 @@ class Registry(MutableMapping[str, MethodClass]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self)})"
 
+    def usable(self) -> dict[str, MethodClass]:
+        """Every method that can be imported; a warning names those of other packages that can't."""
+        usable = {}
+        for name in self:
+            try:
+                usable[name] = self[name]
+            except SpectrumError as error:
+                warn(str(error))
+        return usable
+
     def name_of(self, method: MethodClass) -> str | None:
         """The name of a class; only classes that are imported already can be the one."""
         return next((name for name, known in self._classes.items() if known is method), None)
@@ -102,4 +114,27 @@ def check_class(method: object, shown: str) -> MethodClass:
         raise InvalidOptionError(
             f"{shown} is not a subclass of spectrum_diffusion.Method: derive a frozen dataclass from it"
         )
+    if method.evaluates is AnyMethod.evaluates:
+        raise InvalidOptionError(
+            f"{shown} does not say which steps it evaluates: write evaluates(self, step, total), or derive it from "
+            "spectrum_diffusion.Method, which has a schedule"
+        )
+    forecasts = not (method.in_place or method.observes)
+    if forecasts and method.weights is AnyMethod.weights and method.weights_at is AnyMethod.weights_at:
+        raise InvalidOptionError(
+            f"{shown} does not say how it forecasts: write weights(self, evaluated, target, total), which returns a "
+            "weight for each evaluated step"
+        )
+    if undeclared := _not_fields(method):
+        raise InvalidOptionError(
+            f"{shown} declares {', '.join(undeclared)}, which can't be set as options: decorate the class with "
+            "@dataclass(frozen=True, kw_only=True)"
+        )
     return method
+
+
+def _not_fields(method: MethodClass) -> list[str]:
+    """Annotated attributes that became no options, because the class is not decorated as a dataclass."""
+    known = {option.name for option in fields(method)}
+    own = inspect.get_annotations(method)
+    return [name for name, kind in own.items() if name not in known and "ClassVar" not in str(kind)]

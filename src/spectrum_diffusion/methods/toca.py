@@ -36,7 +36,7 @@ class ToCa(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_number("ratio", least=0.0)
+        self.check_number("ratio", least=0.0, most=1.0)
 
     @property
     def window(self) -> int:

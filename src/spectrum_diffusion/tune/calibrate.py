@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..core.history import Feature
-from ..core.schedule import check_integer
+from ..core.schedule import check_integer, is_list
 from ..errors import InvalidOptionError, SpectrumError, warn
 from ..handle import Handle, enable_method
 from ..methods import METHODS, AnyMethod, make_method
@@ -54,8 +54,13 @@ class Pictures:
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or not self.prompts or not self.seeds:
-            raise InvalidOptionError("calibration draws pictures: give a list of one or more prompts, and of seeds")
+        for name, values in (("prompts", self.prompts), ("seeds", self.seeds)):
+            if not is_list(values) or not values:
+                raise InvalidOptionError(f"{name} must be a list of one or more, got {values!r}: pass a list")
+        for seed in self.seeds:
+            check_integer("seed", seed, least=0)
+        if not isinstance(self.call, Mapping):
+            raise InvalidOptionError(f"call must be a dict of keywords of the pipeline's call, got {self.call!r}")
 
     def draw(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Any]:
         """Draw them all; the summaries."""
@@ -107,7 +112,11 @@ def tune(
         UnsupportedModelError: the method can't be on the pipeline's denoiser.
     """
     _check(method, options)
-    wanted = [check_integer("nfe", n, least=1) for n in (nfe if isinstance(nfe, Iterable) else [nfe])]
+    if not callable(on_run):
+        raise InvalidOptionError(f"on_run={on_run!r} is not callable: give a function that takes a string")
+    wanted = [check_integer("nfe", count, least=1) for count in (nfe if is_list(nfe) else [nfe])]
+    if not wanted:
+        raise InvalidOptionError("nfe=[] is empty: give one or more numbers of evaluations")
     pictures = Pictures(prompts=prompts, seeds=seeds, call=call or {})
     found = {**_fit(pipe, method, options, pictures, on_run), **options}
     search = Search(pipe, method, found, pictures, on_run)
@@ -117,7 +126,7 @@ def tune(
 
 
 def _check(method: str, options: Mapping[str, Any]) -> None:
-    tunable = [name for name, cls in METHODS.items() if any(f.name == "threshold" for f in fields(cls))]
+    tunable = [name for name, cls in METHODS.usable().items() if any(f.name == "threshold" for f in fields(cls))]
     if method in METHODS and method not in tunable:
         raise InvalidOptionError(f"{method} has no threshold to be found: tune one of {', '.join(tunable)}")
     if "threshold" in options:

@@ -26,7 +26,7 @@ from .store import Store
 from .work import OnUnit, Work
 
 
-def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Results:
+def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | None = None) -> Results:
     """Draw, measure and write results, going on from what the folder already holds.
 
     Whatever determines a result goes into its key, so that a folder may be used again with other methods, prompts,
@@ -47,7 +47,7 @@ def evaluate(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None =
     """
     from .report import write_report  # before any work: it needs Jinja2
 
-    metrics = choose_metrics(request)
+    folder, metrics = Path(folder), choose_metrics(request)
     say = on_unit or (lambda done, total, what: None)
     with locked(folder):
         files.remove_temporaries(folder)

@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from spectrum_diffusion import DENOISERS, METHODS
+from spectrum_diffusion import DENOISERS, METHODS, loading
 from spectrum_diffusion.bench import comparison
 from spectrum_diffusion.bench import sampling as drawing
 from spectrum_diffusion.bench.atomic import written
+from spectrum_diffusion.bench.prompts import load_prompts
 from spectrum_diffusion.cli import app, doctor
 from spectrum_diffusion.cli.guard import MistakeError
 from spectrum_diffusion.cli.outputs import numbered, save
-from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size
+from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size, read_prompts
 from spectrum_diffusion.errors import InvalidOptionError
 
 STEPS = 10
@@ -456,3 +457,93 @@ def test_likeness_by_hand() -> None:
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(MistakeError, match="is not there"):
         drawing.pick_device("cuda:99")
+
+
+PROMPT_FILES = {
+    "a.csv": "prompt,category\nred apple,fruit\nblue fish,animal\n",
+    "a.json": '["red apple", {"prompt": "blue fish"}]',
+    "a.jsonl": '{"prompt": "red apple"}\n{"text": "blue fish"}\n',
+    "a.txt": "red apple\nblue fish\n",
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_every_command_reads_prompt_files_of_every_format(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(PROMPT_FILES[name], encoding="utf-8")
+    for command in (
+        ["generate", "-o", tmp_path / "{index}.png"],
+        ["compare", "-o", tmp_path / "c", "--methods", "reuse"],
+        ["tune", "-o", tmp_path / "plan.json", "--method", "first-block-cache", "--nfe", 3],
+    ):
+        found = json.loads(run(*command, "--prompts", file, "--steps", 4, "--device", "cpu", "--json").stdout)
+        prompts = found["provenance"]["prompts"] if command[0] == "tune" else found.get("prompts")
+        outputs = [output["prompt"] for output in found.get("outputs", ())]
+        assert (outputs or prompts) == ["red apple", "blue fish"], command[0]
+
+
+def test_prompts_come_from_stdin_and_from_known_lists(tmp_path: Path) -> None:
+    arguments = ["generate", "-o", str(tmp_path / "a.png"), "--steps", "2", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--prompts", "-"], input="red apple\n\nblue fish\n")
+    assert [output["prompt"] for output in json.loads(result.stdout)["outputs"]] == ["red apple", "blue fish"]
+    assert read_prompts(["x"], "tiny", "tiny-flux")[1:] == tuple(prompt.text for prompt in load_prompts("tiny"))
+    result = CliRunner().invoke(app, [*arguments, "--prompts", "-"], input="\n")
+    assert (result.exit_code, "stdin holds no prompt" in result.stderr) == (2, True)
+
+
+def test_one_prompt_gives_the_same_json_shape_as_several(tmp_path: Path) -> None:
+    found = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--json", *QUICK).stdout)
+    outputs = found.pop("outputs")
+    assert outputs == [found]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--option", "interval=2", "--option", "interval=3"],
+            "option interval is given twice, as 2 and 3",
+        ),
+        (["--speedup", "3", "--option", "speedup=4"], "--speedup 3.0 and --option speedup=4 set the same option"),
+        (["--site", "output", "--option", "site=module"], "--site output and --option site=module set the same option"),
+        (["--option", "warmup=2:slope=2"], "separate them with commas, as in warmup=2,slope=2"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = run("generate", "apple", "-o", tmp_path / "a.png", *arguments, code=2)
+    assert message in " ".join(result.stderr.split())
+
+
+def test_the_methods_of_a_list_separate_options_with_commas() -> None:
+    for text, message in (
+        ("spectrum:warmup=2:slope=2", "separate them with commas, as in warmup=2,slope=2"),
+        ("spectrum:warmup=2,warmup=3", "option warmup is given twice"),
+    ):
+        with pytest.raises(MistakeError, match=message):
+            parse_methods(text, {})
+    assert parse_methods("spectrum:speedup=2", {"speedup": 3})[0].options == {"speedup": 2}
+
+
+def test_small_models_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = loading.ASSETS.parents[2] / "models"
+    if not (models / "tiny-sdxl").is_dir():
+        pytest.skip("the small models are not in this checkout")
+    monkeypatch.setattr(loading, "CHECKOUT_MODELS", tmp_path / "none")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "red apple", "-o", "a.png", "--model", "tiny-sdxl", "--steps", 2, "--device", "cpu"]
+    run(*arguments, code=2)
+    (tmp_path / "models").symlink_to(models)
+    run(*arguments)
+    assert pixels(tmp_path / "a.png").ndim == 3
+    assert type(loading.load_pipeline("tiny-sdxl")).__name__ == "StableDiffusionXLPipeline"
+    assert "tiny-sdxl" in json.loads(run("models", "--json").stdout)["shipped"]
+
+
+def test_the_shipped_model_wins_over_one_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny-flux", "tiny-mine"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "model_index.json").write_text("{}", encoding="utf-8")
+    named = loading.named_models()
+    assert named["tiny-flux"] == loading.ASSETS / "tiny-flux"
+    assert named["tiny-mine"] == tmp_path / "models" / "tiny-mine"

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny-flux"
 CALL_DEFAULTS_FILE = "call_defaults.json"
 ASSETS = Path(__file__).with_name("assets")
-CHECKOUT_MODELS = Path(__file__).parents[2] / "models"  # other small models; they lie in the repository only
+CHECKOUT_MODELS = Path(__file__).parents[2] / "models"  # more small models, which the repository alone holds
+LOCAL_MODELS = "models"
+"""The folder, within the current one, in which an installed package finds small models."""
 
 
 def load_default_pipeline(torch_dtype: torch.dtype | None = None) -> FluxPipeline:
@@ -41,7 +43,8 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
     what is passed to the call wins.
 
     Args:
-        name_or_dir: the name of a small model (``small_models`` lists them), a folder, or an id that diffusers knows.
+        name_or_dir: a folder, the name of a small model (``named_models`` lists them and their precedence), or an id
+            that diffusers knows. A folder wins over a small model of the same name.
         kwargs: passed on to ``from_pretrained``.
     """
     from diffusers import DiffusionPipeline
@@ -57,14 +60,26 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
 
 
 def small_models() -> dict[str, Path]:
-    """Names and folders of the small trained models: the one that ships, and in a checkout those beside it."""
-    files = [file for root in (CHECKOUT_MODELS, ASSETS) for file in sorted(root.glob("tiny-*/model_index.json"))]
-    return {file.parent.name: file.parent for file in files}
+    """Names and folders of this package's small trained models: the one that ships, and those of its checkout."""
+    return _models_in(CHECKOUT_MODELS) | _models_in(ASSETS)
+
+
+def named_models() -> dict[str, Path]:
+    """Names and folders of all small models that a name can mean here.
+
+    Where two share a name, the one that ships wins, then the checkout's, then that of ``models/`` in the current
+    folder: a name means the same model wherever a command runs, and an installed package finds a clone's models.
+    """
+    return _models_in(Path(LOCAL_MODELS).absolute()) | small_models()
+
+
+def _models_in(root: Path) -> dict[str, Path]:
+    return {file.parent.name: file.parent for file in sorted(root.glob("tiny-*/model_index.json"))}
 
 
 def _shipped(name: str | Path) -> Path | None:
-    """The folder of the small model called `name`, unless a folder of that name lies in the current one."""
-    return None if not isinstance(name, str) or Path(name).is_dir() else small_models().get(name)
+    """The folder of the small model called `name`, unless the current folder holds a folder of that name."""
+    return None if not isinstance(name, str) or Path(name).is_dir() else named_models().get(name)
 
 
 @functools.cache

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FPS = 16
-"""Frames a second of a video that says nothing else."""
+"""Default frames per second of a video."""
 
 
 def can_write() -> bool:
-    """Whether the package that writes them is here."""
+    """Whether imageio-ffmpeg is installed."""
     return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def write(path: Path, frames: Sequence[Image], fps: int = FPS) -> None:
-    """Write frames of one size."""
+    """Write frames of equal size."""
     # diffusers' export_to_video needs imageio on top of the extra "video", and rescales to multiples of 16.
     import imageio_ffmpeg
 

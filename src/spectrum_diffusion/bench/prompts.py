@@ -1,4 +1,4 @@
-"""Lists of prompts by name or file: the benchmarks of the paper, and those of the small models that ship."""
+"""Prompt lists by name, from a file or from stdin: the paper's benchmarks, and the lists of the small models."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import csv
 import importlib.util
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InvalidOptionError, MissingPackageError
-from ..loading import small_models
+from ..loading import named_models
 from .metrics.programs.environment import environment_of
 
 T = TypeVar("T")
 
 TINY_FILE = Path(__file__).parents[1] / "assets" / "tiny_prompts.csv"
 MODEL_FILE = "prompts.csv"
-"""In the folder of a small model that knows other things than the rest."""
+"""The list of a small model that was trained on other concepts; it lies in the model's folder."""
+STDIN = "-"
+"""The source that stands for standard input."""
 VBENCH_FILE = "VBench_full_info.json"
 
 TEXT_COLUMNS = ("prompt", "prompts", "prompt_en", "text", "caption")
@@ -28,53 +31,68 @@ CATEGORY_COLUMNS = ("category", "dimension")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw; ``category`` (or VBench's dimensions, joined by commas) is empty where the list gives none."""
+    """A text to sample; ``category`` (or VBench's dimensions, joined by commas) is empty where the list has none."""
 
     text: str
     category: str = ""
 
 
 def load_prompts(source: str | Path, limit: int | None = None, *, model: str = "") -> list[Prompt]:
-    """The prompts of a list, in its order.
+    """Read a list of prompts, in its order.
 
     Args:
-        source: ``drawbench``, ``coco``, ``vbench``, ``tiny``, or a file: ``.txt`` with one prompt a line, or
-            ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` with a column "prompt" and perhaps "category"; COCO's own files
-            of captions and VBench's of prompts are known too.
-        limit: at most so many, from the beginning; None for all.
-        model: name or folder of the small model that is to draw them: ``tiny`` is its own list, if it has one.
+        source: ``drawbench``, ``coco``, ``vbench``, ``tiny``, a file, or ``-`` for standard input. A ``.txt`` file, a
+            file of any other suffix and standard input hold one prompt a line; ``.csv``, ``.tsv``, ``.json`` and
+            ``.jsonl`` have a column "prompt" and optionally "category". COCO's caption files and VBench's prompt file
+            are understood too.
+        limit: how many to take from the beginning; None for all.
+        model: name or folder of the small model that samples them: ``tiny`` is its own list, if it has one.
 
     Raises:
-        InvalidOptionError: no such list or file, or nothing in it that can be read as prompts.
-        MissingPackageError: the list comes in a package that is not here.
+        InvalidOptionError: no such list or file, or nothing in it can be read as prompts.
+        MissingPackageError: the list comes with a package that is not installed.
     """
     if limit is not None and limit < 1:
         raise InvalidOptionError(f"limit={limit} leaves no prompt: give a number ≥ 1, or None for all")
     known = SOURCES.get(str(source).lower())
-    prompts = known(model) if known else read_file(Path(source))
-    return prompts[:limit]
+    if known:
+        return known(model)[:limit]
+    return (_read_stdin() if str(source) == STDIN else read_file(Path(source)))[:limit]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most so many, evenly over a list, since lists are ordered by kind."""
+    """At most ``count`` items, spaced evenly over the list, since lists are ordered by category."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def read_file(path: Path) -> list[Prompt]:
-    """The prompts of a file; see :func:`load_prompts`."""
+    """Read the prompts of a file; :func:`load_prompts` lists the formats."""
     if not path.is_file():
         raise InvalidOptionError(
-            f"there is no list and no file of prompts {str(path)!r}: give one of {', '.join(SOURCES)}, or a file"
+            f"prompts {str(path)!r} is neither a known list nor a file: give one of {', '.join(SOURCES)}, or a file "
+            f"({STDIN} for standard input)"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
         prompts = _from_records(_PARSERS.get(path.suffix.lower(), _lines)(text), str(path))
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise InvalidOptionError(
-            f"{path} can't be read as {path.suffix or 'text'} ({error}): see load_prompts"
+            f"{path} can't be read as {path.suffix or 'text'} ({error}): save it as UTF-8 text with one prompt a line, "
+            "or as .csv, .tsv, .json or .jsonl with a column named prompt"
         ) from error
+    return _not_empty(prompts, str(path))
+
+
+def _read_stdin() -> list[Prompt]:
+    try:
+        return _not_empty(_from_records(_lines(sys.stdin.read().removeprefix("\ufeff")), "stdin"), "stdin")
+    except UnicodeDecodeError as error:
+        raise InvalidOptionError(f"stdin can't be read as text ({error}): pipe UTF-8, one prompt a line") from error
+
+
+def _not_empty(prompts: list[Prompt], name: str) -> list[Prompt]:
     if not prompts:
-        raise InvalidOptionError(f"{path} holds no prompt: write one a line")
+        raise InvalidOptionError(f"{name} holds no prompt: write one prompt a line")
     return prompts
 
 
@@ -89,7 +107,8 @@ def _prompt(record: Any, name: str) -> Prompt:
     text = next((fields[column] for column in TEXT_COLUMNS if column in fields), None)
     if not isinstance(text, str):
         raise InvalidOptionError(
-            f"{name} has an entry without a text named {' or '.join(TEXT_COLUMNS)}: {record!r:.80}"
+            f"{name} has an entry without a text named {' or '.join(TEXT_COLUMNS)}, got {record!r:.80}: name the "
+            "column of the texts prompt"
         )
     category = next((fields[column] for column in CATEGORY_COLUMNS if fields.get(column)), "")
     return Prompt(text.strip(), category if isinstance(category, str) else ",".join(map(str, category)))
@@ -100,18 +119,18 @@ def _lines(text: str) -> list[str]:
 
 
 def _json(text: str) -> list[Any]:
-    found = json.loads(text)
-    if isinstance(found, dict) and isinstance(found.get("annotations"), list):
-        return _coco_captions(found["annotations"])
-    return found if isinstance(found, list) else [found]
+    value = json.loads(text)
+    if isinstance(value, dict) and isinstance(value.get("annotations"), list):
+        return _coco_captions(value["annotations"])
+    return value if isinstance(value, list) else [value]
 
 
 def _coco_captions(annotations: list[dict[str, Any]]) -> list[Any]:
-    """The first caption of each picture, in the order of the file."""
-    by_picture: dict[Any, str] = {}
-    for one in annotations:
-        by_picture.setdefault(one.get("image_id"), one.get("caption", ""))
-    return list(by_picture.values())
+    """The first caption of each image, in the order of the file."""
+    captions: dict[Any, str] = {}
+    for annotation in annotations:
+        captions.setdefault(annotation.get("image_id"), annotation.get("caption", ""))
+    return list(captions.values())
 
 
 def _json_lines(text: str) -> list[Any]:
@@ -132,12 +151,12 @@ _PARSERS: dict[str, Callable[[str], list[Any]]] = {
 
 @dataclass(frozen=True)
 class HubList:
-    """A list of prompts on the Hub, read with the package ``datasets``; nothing of it ships with this library.
+    """A list of prompts on the Hub, read with the package ``datasets``; this library ships no part of it.
 
     Attributes:
-        repository: its id there, or a folder with a copy of it.
-        split: which part.
-        columns: of the texts, and of the categories or "".
+        repository: its id on the Hub, or a folder with a copy of it.
+        split: the part to read.
+        columns: the names of the column of texts and of the column of categories ("" for none).
     """
 
     repository: str
@@ -165,7 +184,7 @@ class HubList:
 
 
 def _first(text: str | list[str]) -> str:
-    """COCO has several captions a picture: the first stands for it."""
+    """COCO has several captions for each image: take the first."""
     return text if isinstance(text, str) else text[0]
 
 
@@ -180,7 +199,7 @@ def _vbench(model: str) -> list[Prompt]:
 
 
 def _vbench_files() -> Iterable[Path]:
-    """In this environment, or in that of the program which computes its metrics."""
+    """Where the file may lie: in this environment, or in that of the program that computes VBench's metrics."""
     spec = importlib.util.find_spec("vbench")  # of a top-level package: finding it imports nothing
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         yield Path(folder) / VBENCH_FILE
@@ -188,8 +207,8 @@ def _vbench_files() -> Iterable[Path]:
 
 
 def _tiny(model: str) -> list[Prompt]:
-    """What the small model knows: its own list, or the one of those that know all things of the training set."""
-    own = small_models().get(model, Path(model)) / MODEL_FILE
+    """The concepts that a small model was trained on: its own list, or that of the whole training set."""
+    own = named_models().get(model, Path(model)) / MODEL_FILE
     return read_file(own if own.is_file() else TINY_FILE)
 
 
@@ -197,7 +216,7 @@ DRAWBENCH = HubList("sayakpaul/drawbench", "train", ("Prompts", "Category"))
 """Saharia et al.: Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding, 2022; 200 prompts."""
 
 COCO = HubList("phiyodr/coco2017", "validation", ("captions", ""))
-"""Lin et al.: Microsoft COCO, 2014: the captions of the 5000 pictures of 2017's validation part."""
+"""Lin et al.: Microsoft COCO, 2014: the captions of the 5000 images of 2017's validation part."""
 
 SOURCES: dict[str, Callable[[str], list[Prompt]]] = {
     "drawbench": DRAWBENCH,
@@ -205,4 +224,4 @@ SOURCES: dict[str, Callable[[str], list[Prompt]]] = {
     "vbench": _vbench,
     "tiny": _tiny,
 }
-"""The lists known by name, each asked for with the name of the model that is to draw them."""
+"""Known lists by name; each is called with the name of the model that samples its prompts."""

@@ -181,11 +181,11 @@ def _frames(result: Any) -> list[Image]:
 def _pick_dtype(request: Request, device: torch.device) -> torch.dtype:
     import torch
 
-    from ..loading import small_models
+    from ..loading import named_models
 
     if request.dtype is not None:
         return getattr(torch, request.dtype)  # type: ignore[no-any-return]
-    exact = device.type == "cpu" or request.model in small_models()  # so small, they are as fast
+    exact = device.type == "cpu" or request.model in named_models()  # so small, they are as fast
     return torch.float32 if exact else torch.bfloat16
 
 

@@ -56,6 +56,6 @@ def denoisers() -> list[dict[str, Any]]:
 
 def shipped_models() -> list[str]:
     """Names of the small trained models at hand: the one in the package, and those of the checkout."""
-    from ..loading import small_models
+    from ..loading import named_models
 
-    return sorted(small_models())
+    return sorted(named_models())

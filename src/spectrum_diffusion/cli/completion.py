@@ -20,9 +20,9 @@ def complete_methods(incomplete: str) -> list[str]:
 
 def complete_model(incomplete: str) -> list[str]:
     """Names of the small models; the shell itself offers no folders beside them."""
-    from ..loading import small_models
+    from ..loading import named_models
 
-    return _starting_with(incomplete, sorted(small_models()))
+    return _starting_with(incomplete, sorted(named_models()))
 
 
 def complete_from(choices: Iterable[str]) -> Callable[[str], list[str]]:

@@ -1,17 +1,23 @@
-"""Options that several commands share, and what is made of them."""
+"""Options that several commands share, and how they are read."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .completion import complete_from, complete_methods, complete_model
-from .request import DTYPES, OFFLOADS, MethodSpec, parse_methods, parse_options
+from .request import DTYPES, OFFLOADS, MethodSpec, join_options, parse_methods, parse_options
 
-Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw; one or more.")]
-PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A file with one prompt a line.")]
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="Texts to sample; one or more.")]
+PromptFile = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="LIST|FILE|-",
+        help="tiny, drawbench, coco, vbench, a .txt, .csv, .tsv, .json or .jsonl file, or - for stdin.",
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -25,19 +31,19 @@ Methods = Annotated[
         autocompletion=complete_methods,
     ),
 ]
-Speedup = Annotated[float | None, typer.Option(help="Wanted steps / evaluations; the method's default without.")]
+Speedup = Annotated[float | None, typer.Option(help="Steps divided by evaluated steps. (default: the method's)")]
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; the pipeline's default without.")]
+Steps = Annotated[int | None, typer.Option(help="Sampling steps. (default: the pipeline's)")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise, the same for every prompt.")]
-Seeds = Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's default without.")]
-Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Size in pixels; the pipeline's default without.")]
-Frames = Annotated[int | None, typer.Option(help="Frames of a video; the pipeline's default without.")]
-Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu …; the best of this machine without.")]
+Seeds = Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, instead of --seed.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. (default: the pipeline's)")]
+Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Size in pixels. (default: the pipeline's)")]
+Frames = Annotated[int | None, typer.Option(help="Frames of a video. (default: the pipeline's)")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu … (default: the best of this machine)")]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="float32, float16 or bfloat16; bfloat16 on an accelerator, else float32.",
+        help="float32, float16 or bfloat16. (default: bfloat16 on an accelerator, else float32)",
         autocompletion=complete_from(DTYPES),
     ),
 ]
@@ -50,14 +56,14 @@ Offload = Annotated[
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; may be repeated."),
+    typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 
 
 def specs_of(methods: str, speedup: float | None, site: str | None, option: list[str] | None) -> tuple[MethodSpec, ...]:
     """The methods to compare, checked as far as they can be before a model is there."""
-    specs = parse_methods(methods, {**shared_options(speedup, site), **parse_options(option or ())})
+    specs = parse_methods(methods, join_options(shared_options(speedup, site), parse_options(option or ())))
     for spec in specs:
         spec.check(None)
     return specs
@@ -68,5 +74,5 @@ def shared_options(speedup: float | None, site: str | None) -> dict[str, Any]:
 
 
 def names_of(text: str | None) -> tuple[str, ...] | None:
-    """``a,b`` → names; None where nothing was asked for."""
+    """``a,b`` → names; None if there is no list."""
     return tuple(name.strip() for name in text.split(",")) if text else None

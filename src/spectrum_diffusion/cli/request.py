@@ -18,6 +18,7 @@ PLAN = "plan:"
 OFFLOADS = ("none", "model", "sequential", "group")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
+_SECOND_OPTION = re.compile(r":([A-Za-z_][\w-]*=)")
 _SIZE = re.compile(r"(\d+)(?:[x×](\d+))?")
 
 
@@ -138,14 +139,37 @@ def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["order=2", "evaluated=[0,1,5]"]`` → values as in JSON; what is no JSON is a string."""
+    """``["order=2", "evaluated=[0,1,5]"]`` → values as in JSON; a value that is not JSON is a string.
+
+    Raises:
+        MistakeError: a pair is not written name=value, holds two options, or repeats a name.
+    """
     options: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip() or not value.strip():
-            raise MistakeError(f"--option {pair!r} is no option: write name=value, such as interval=3")
-        options[key.strip().replace("-", "_")] = _value(value.strip())
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        name = key.replace("-", "_")
+        if not equals or not key or not value:
+            raise MistakeError(f"--option {pair!r} is not an option: write name=value, such as interval=3")
+        if _SECOND_OPTION.search(value):
+            commas = _SECOND_OPTION.sub(r",\1", pair)
+            raise MistakeError(f"{pair!r} joins options with a colon: separate them with commas, as in {commas}")
+        if name in options:
+            raise MistakeError(f"option {name} is given twice, as {_shown(options[name])} and {value}: give it once")
+        options[name] = _value(value)
     return options
+
+
+def join_options(shared: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a flag of their own (``--speedup``, ``--site``) with those of ``--option``.
+
+    Raises:
+        MistakeError: both set the same option.
+    """
+    for name in shared.keys() & options.keys():
+        raise MistakeError(
+            f"--{name} {_shown(shared[name])} and --option {name}={_shown(options[name])} set the same option: give one"
+        )
+    return {**shared, **options}
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -168,17 +192,17 @@ def parse_seeds(text: str | None, seed: int) -> tuple[int, ...]:
         raise MistakeError(f"--seeds {text!r} is no list of whole numbers: write 0,1,2") from None
 
 
-def read_prompts(given: Iterable[str], file: Path | None) -> tuple[str, ...]:
-    """The prompts of the command line, then those of a file, one a line; its empty lines are left out."""
-    if file is None:
-        return tuple(given)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MistakeError(
-            f"--prompts {file} can't be read ({error}): give a text file with one prompt a line"
-        ) from None
-    return (*given, *(line.strip() for line in lines if line.strip()))
+def read_prompts(given: Iterable[str], source: str | None, model: str = "") -> tuple[str, ...]:
+    """The prompts of the command line, then those of a list, a file or standard input.
+
+    Args:
+        given: the prompts that were typed.
+        source: what :func:`load_prompts` takes.
+        model: the model that samples them: the list ``tiny`` may be its own.
+    """
+    from ..bench.prompts import load_prompts
+
+    return (*given, *(prompt.text for prompt in (load_prompts(source, model=model) if source else ())))
 
 
 def _value(text: str) -> Any:
@@ -209,9 +233,9 @@ def check_model(model: str, option: str = "--model") -> None:
         MistakeError: it is nothing that can be loaded.
     """
     from ..core.words import did_you_mean
-    from ..loading import small_models
+    from ..loading import named_models
 
-    folder, names = Path(model), sorted(small_models())
+    folder, names = Path(model), sorted(named_models())
     if model == DEFAULT_MODEL or (model in names and not folder.exists()):
         return
     if model.strip() and "/" not in model and not folder.exists():

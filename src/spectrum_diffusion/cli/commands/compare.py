@@ -58,9 +58,9 @@ def compare(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw with the untouched pipeline and with several methods, side by side."""
+    """Sample with the untouched pipeline and with several methods, side by side."""
     request = Request(
-        prompts=read_prompts(prompts or (), prompt_file),
+        prompts=read_prompts(prompts or (), prompt_file, model),
         seeds=parse_seeds(seeds, seed),
         model=model,
         steps=steps,

@@ -19,6 +19,7 @@ from ..options import (
     Model,
     Offload,
     Options,
+    PromptFile,
     Prompts,
     Seed,
     Seeds,
@@ -38,9 +39,7 @@ def evaluate(
     prompts: Prompts = None,
     methods: Methods = "fewer-steps,paper,spectrum,taylorseer,fora",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, tables and report.html.")] = ...,  # type: ignore[assignment]
-    source: Annotated[
-        str | None, typer.Option("--prompts", metavar="LIST|FILE", help="tiny, drawbench, coco, vbench, or a file.")
-    ] = None,
+    source: PromptFile = None,
     limit: Annotated[int | None, typer.Option(help="At most so many prompts.")] = None,
     metrics: Annotated[
         str | None, typer.Option(help="psnr,ssim,clip_score,image_reward,vbench_quality,…; without, what is at hand.")

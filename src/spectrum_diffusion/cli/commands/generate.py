@@ -33,7 +33,7 @@ from ..options import (
     shared_options,
 )
 from ..printing import echo_json, progress_bar
-from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_options, parse_size, read_prompts
+from ..request import DEFAULT_MODEL, MethodSpec, Request, join_options, parse_options, parse_size, read_prompts
 
 if TYPE_CHECKING:
     from ...bench.sampling import Drawing
@@ -69,9 +69,9 @@ def generate(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures or videos."""
+    """Generate images or videos."""
     request = Request(
-        prompts=read_prompts(prompts or (), prompt_file),
+        prompts=read_prompts(prompts or (), prompt_file, model),
         seeds=(seed,),
         model=model,
         steps=steps,
@@ -82,13 +82,13 @@ def generate(
         dtype=dtype,
         offload=offload,
     )
-    options = {**shared_options(speedup, site), **parse_options(option or ())}
+    options = join_options(shared_options(speedup, site), parse_options(option or ()))
     spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
     spec.check(steps)
     outputs.check_output(output)
     results = _generate(request, spec, output, fps)
     if as_json:
-        echo_json(results[-1] | ({"outputs": results} if len(results) > 1 else {}))
+        echo_json({**results[-1], "outputs": results})
         return
     for result in results:
         counts = f"{result['steps']} steps, {result['nfe']} evaluated, {result['speedup']:.2f}x fewer"

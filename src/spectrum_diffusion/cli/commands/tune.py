@@ -61,7 +61,7 @@ def tune_method(
 ) -> None:
     """Calibrate a method on a model and find its threshold for a wanted number of evaluations."""
     request = Request(
-        prompts=read_prompts(prompts or (), prompt_file),
+        prompts=read_prompts(prompts or (), prompt_file, model),
         seeds=parse_seeds(seeds, seed),
         model=model,
         steps=steps,

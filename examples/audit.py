@@ -11,7 +11,7 @@ OUT = Path("out/audit")
 
 
 def main() -> dict[str, object]:
-    """Audit one generation; the steps as they were decided and the forecasts' errors, saved as JSON too."""
+    """Audit one generation; return its steps and the errors of its forecasts, and save them as JSON."""
     steps: list[tuple[int, str, str, str]] = []
 
     def on_step(step: int, branch: str, action: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""A sampling loop of your own around a bare denoiser: say the step, and call the model as always."""
+"""Your own sampling loop around a bare denoiser: name the step, and call the model as usual."""
 
 from pathlib import Path
 

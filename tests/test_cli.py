@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from spectrum_diffusion.bench.atomic import written
 from spectrum_diffusion.bench.prompts import load_prompts
 from spectrum_diffusion.cli import app, doctor
 from spectrum_diffusion.cli.guard import MistakeError
-from spectrum_diffusion.cli.outputs import numbered, save
+from spectrum_diffusion.cli.outputs import paths_for, save
 from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size, read_prompts
 from spectrum_diffusion.errors import InvalidOptionError
 
@@ -202,7 +203,8 @@ MISTAKES = {
     "no prompt": (["-o", "a.png"], "no prompt"),
     "empty prompt": ([" ", "-o", "a.png"], "prompt is empty"),
     "no output": (["apple"], "--output"),
-    "extension": (["apple", "-o", "a.gif"], ".png"),
+    "extension": (["apple", "-o", "a.bmp"], ".png"),
+    "placeholder": (["apple", "-o", "{steps}.png"], "unknown placeholder {steps}: use {prompt}, {seed}, {index}"),
     "no extension": (["apple", "-o", "a"], "extension"),
     "output is a folder": (["apple", "-o", "folder.png"], "is a folder"),
     "no such folder": (["apple", "-o", "none/a.png"], "no folder"),
@@ -233,7 +235,7 @@ MISTAKES = {
     "model without index": (["apple", "-o", "a.png", "--model", "folder.png"], "model_index.json"),
     "prompt file": (["-o", "a.png", "--prompts", "none.txt"], "none.txt"),
     "frames of a picture": (["apple", "-o", "a.png", "--frames", "3"], "--frames"),
-    "video of a picture": (["apple", "-o", "a.mp4"], "pictures"),
+    "video of a picture": (["apple", "-o", "a.mp4"], "images"),
 }
 
 
@@ -416,9 +418,23 @@ def test_parse_values() -> None:
     assert parse_size(None) is None
 
 
-def test_numbered_names() -> None:
-    assert numbered(Path("a.png"), 1) == [Path("a.png")]
-    assert numbered(Path("x/{index}.png"), 2) == [Path("x/0.png"), Path("x/1.png")]
+def test_names_of_files() -> None:
+    assert paths_for(Path("a.png"), ["x"], 0) == [Path("a.png")]
+    assert paths_for(Path("a.png"), ["x", "y"], 0) == [Path("a-0.png"), Path("a-1.png")]
+    assert paths_for(Path("x/{index}.png"), ["x", "y"], 0) == [Path("x/0.png"), Path("x/1.png")]
+    assert paths_for(Path("x/{prompt}-{seed}.png"), ["red apple", "A{seed}"], 7) == [
+        Path("x/red-apple-7.png"),
+        Path("x/A-seed-7.png"),
+    ]
+    assert [path.name for path in paths_for(Path("{prompt}.png"), ["A b", "a/b"], 0)] == ["A-b-0.png", "a-b-1.png"]
+
+
+@pytest.mark.parametrize("prompt", ["../../up", "/etc/passwd", "..", "a\\b", "日本 " * 60, ".", "\0", "a:b?*"])
+def test_a_prompt_in_a_name_stays_in_the_folder(prompt: str, tmp_path: Path) -> None:
+    (path,) = paths_for(tmp_path / "{prompt}.png", [prompt], 0)
+    path.touch()
+    assert list(tmp_path.iterdir()) == [path]
+    assert not set(path.stem) & set('./\\:?*"<>|')
 
 
 def _write_half(path: Path) -> None:
@@ -547,3 +563,51 @@ def test_the_shipped_model_wins_over_one_of_the_current_folder(tmp_path: Path, m
     named = loading.named_models()
     assert named["tiny-flux"] == loading.ASSETS / "tiny-flux"
     assert named["tiny-mine"] == tmp_path / "models" / "tiny-mine"
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_videos_become_animations(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    save(path, [Image.new("RGB", (64, 48), (40 * i, 0, 0)) for i in range(5)], {}, fps=5)
+    with Image.open(path) as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (5, (64, 48), 0)
+        image.seek(1)
+        image.load()
+        assert image.info["duration"] == 200
+
+
+def test_an_image_becomes_a_gif_of_one_frame(tmp_path: Path) -> None:
+    run("generate", "red apple", "-o", tmp_path / "{prompt}.gif", *QUICK)
+    with Image.open(tmp_path / "red-apple.gif") as image:
+        assert image.n_frames == 1
+
+
+def test_a_full_disk_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    result = run("generate", "red apple", "-o", tmp_path / "a.png", *QUICK, code=1)
+    assert f"{tmp_path / 'a.png'} can't be written (No space left on device): free some space" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_fewer_steps_has_one_speedup(tmp_path: Path) -> None:
+    arguments = ["generate", "red apple", "-o", tmp_path / "a.png", "--method", "fewer-steps", "--json", *QUICK]
+    found = json.loads(run(*arguments).stdout)
+    rows = json.loads(
+        run("compare", "red apple", "--methods", "fewer-steps", "-o", tmp_path / "c", "--json", *QUICK).stdout
+    )
+    assert found["nfe"] == rows["methods"][1]["nfe"] < STEPS
+    assert found["steps"] == STEPS
+    assert found["speedup"] == rows["methods"][1]["speedup"] == STEPS / found["nfe"]
+
+
+def test_a_shared_speedup_leaves_adaptive_methods_out(tmp_path: Path) -> None:
+    arguments = ["--speedup", 2, "-o", tmp_path / "c", "--json", *QUICK]
+    result = run("compare", "red apple", "--methods", "teacache,fora", *arguments)
+    assert [row["method"] for row in json.loads(result.stdout)["methods"]] == ["reference", "fora:speedup=2.0"]
+    assert "teacache decides at run time and has no speedup: left out" in result.stderr
+    result = run("compare", "red apple", "--methods", "teacache", *arguments, code=2)
+    assert "--speedup fits none of the methods" in result.stderr

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .completion import complete_from, complete_methods, complete_model
+from .guard import MistakeError
 from .request import DTYPES, OFFLOADS, MethodSpec, join_options, parse_methods, parse_options
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="Texts to sample; one or more.")]
@@ -62,11 +63,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout,
 
 
 def specs_of(methods: str, speedup: float | None, site: str | None, option: list[str] | None) -> tuple[MethodSpec, ...]:
-    """The methods to compare, checked as far as they can be before a model is there."""
-    specs = parse_methods(methods, join_options(shared_options(speedup, site), parse_options(option or ())))
+    """The methods to compare, checked as far as they can be before a model is loaded.
+
+    An adaptive method has no speed-up to set: a shared ``--speedup`` leaves it out, and says so.
+
+    Raises:
+        MistakeError: no method is left.
+    """
+    shared = join_options(shared_options(speedup, site), parse_options(option or ()))
+    specs = parse_methods(methods, shared)
+    kept = [spec for spec in specs if "speedup" not in shared or spec.takes("speedup")]
     for spec in specs:
+        if spec not in kept:
+            typer.echo(
+                f"{spec.name} decides at run time and has no speedup: left out. Find its threshold with "
+                f"`spectrum tune --method {spec.name}` and give the plan without --speedup.",
+                err=True,
+            )
+    if not kept:
+        raise MistakeError(f"--speedup fits none of the methods {methods!r}: leave it out, or name another method")
+    for spec in kept:
         spec.check(None)
-    return specs
+    return tuple(kept)
 
 
 def shared_options(speedup: float | None, site: str | None) -> dict[str, Any]:

@@ -1,36 +1,57 @@
-"""Files: checked before the work, written whole or not at all, pictures with their provenance."""
+"""Output files: checked before the work, written whole or not at all, images with their provenance."""
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bench import mp4
 from ..bench.atomic import written
-from .guard import MistakeError
+from .guard import FailureError, MistakeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEOS = (".mp4",)
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+ANIMATIONS = (".gif", ".webp")
+VIDEOS = (".mp4", *ANIMATIONS)
+PLACEHOLDERS = ("prompt", "seed", "index")
+LONGEST = 48
+"""Characters of a prompt that a file name holds."""
 QUALITY = 95
 
 
 def check_output(path: Path) -> None:
-    """Raise :class:`MistakeError` if no picture or video can be written there."""
-    suffix = path.suffix.lower()
-    if suffix not in PICTURES + VIDEOS:
-        raise MistakeError(f"--output {path} has no known extension: end it with one of {', '.join(PICTURES + VIDEOS)}")
+    """Raise :class:`MistakeError` if no image or video can be written there."""
+    suffix, known = path.suffix.lower(), dict.fromkeys(IMAGES + VIDEOS)
+    if suffix not in known:
+        raise MistakeError(f"--output {path} has no known extension: end it with one of {', '.join(known)}")
+    for name in re.findall(r"{(\w*)}", path.name):
+        if name not in PLACEHOLDERS:
+            filled = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
+            raise MistakeError(f"--output {path} has the unknown placeholder {{{name}}}: use {filled}")
     if path.is_dir():
         raise MistakeError(f"--output {path} is a folder: give the name of a file")
     if not path.parent.is_dir():
-        raise MistakeError(f"--output {path}: there is no folder {path.parent}: make it first")
+        raise MistakeError(f"--output {path}: there is no folder {path.parent}: create it first")
     _check_writable(path.parent)
-    if suffix in VIDEOS and not mp4.can_write():
-        raise MistakeError("writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]'")
+    if suffix == ".mp4" and not mp4.can_write():
+        raise MistakeError(
+            "writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]', or write .gif or .webp"
+        )
+
+
+def check_kind(path: Path, makes_videos: bool) -> None:
+    """Raise :class:`MistakeError` if the extension does not fit what the model makes."""
+    makes, wanted = ("videos", VIDEOS) if makes_videos else ("images", IMAGES)
+    if path.suffix.lower() not in wanted:
+        raise MistakeError(f"--output {path}: this model makes {makes}: end the name with one of {', '.join(wanted)}")
 
 
 def check_json(path: Path) -> None:
@@ -45,7 +66,7 @@ def check_json(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise :class:`MistakeError` if the folder is none or can't be made."""
+    """Raise :class:`MistakeError` if the path is not a folder or can't be created."""
     above = folder
     while not above.exists() and above != above.parent:
         above = above.parent
@@ -54,36 +75,69 @@ def check_folder(folder: Path) -> None:
     _check_writable(above)
 
 
-def numbered(path: Path, count: int) -> list[Path]:
-    """Where each of ``count`` outputs goes: ``{index}`` is filled in, else several get -0, -1, …"""
-    if "{index}" in path.name:
-        return [path.with_name(path.name.replace("{index}", str(i))) for i in range(count)]
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
+def paths_for(path: Path, prompts: Sequence[str], seed: int) -> list[Path]:
+    """Where the image or video of each prompt goes.
+
+    ``{prompt}``, ``{seed}`` and ``{index}`` in the file's name are filled in. Names that would still be equal get -0,
+    -1 and so on. A prompt keeps its letters and digits only, so that it names a file in the same folder.
+    """
+    names = [
+        path.name.replace("{index}", str(i)).replace("{seed}", str(seed)).replace("{prompt}", _file_name(prompt))
+        for i, prompt in enumerate(prompts)
+    ]
+    if len({name.lower() for name in names}) < len(names):  # some file systems ignore the case
+        names = [f"{Path(name).stem}-{i}{path.suffix}" for i, name in enumerate(names)]
+    return [path.with_name(name) for name in names]
+
+
+def _file_name(prompt: str) -> str:
+    return re.sub(r"[^\w=-]+", "-", prompt).strip("-")[:LONGEST].strip("-") or "x"
 
 
 def save(path: Path, frames: list[Image], provenance: dict[str, Any], fps: int) -> None:
-    """Write one picture, or a video of several frames."""
-    if path.suffix.lower() in VIDEOS:
-        with written(path) as temporary:
+    """Write one image, or a video of several frames.
+
+    Raises:
+        FailureError: the file can't be written.
+    """
+    if len(frames) == 1 and path.suffix.lower() in IMAGES:
+        save_image(path, frames[0], provenance)
+        return
+    with _written(path) as temporary:
+        if path.suffix.lower() in ANIMATIONS:
+            _save_animation(temporary, frames, fps)
+        else:
             mp4.write(temporary, frames, fps)
-    else:
-        save_picture(path, frames[0], provenance)
 
 
-def save_picture(path: Path, picture: Image, provenance: dict[str, Any]) -> None:
-    """Write a picture; a PNG gets its provenance as text chunks "spectrum" (JSON) and "prompt"."""
+def save_image(path: Path, image: Image, provenance: dict[str, Any]) -> None:
+    """Write an image; a PNG gets its provenance as text chunks "spectrum" (JSON) and "prompt"."""
     options: dict[str, Any] = {"quality": QUALITY}
     if path.suffix.lower() == ".png":
         options = {"pnginfo": _png_text(provenance)}
-    with written(path) as temporary:
-        picture.convert("RGB").save(temporary, **options)
+    with _written(path) as temporary:
+        image.convert("RGB").save(temporary, **options)
+
+
+def _save_animation(path: Path, frames: list[Image], fps: int) -> None:
+    first, *others = (frame.convert("RGB") for frame in frames)
+    first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=QUALITY)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    try:
+        with written(path) as temporary:
+            yield temporary
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if is_full else "choose another place"
+        raise FailureError(f"{path} can't be written ({error.strerror or error}): {advice} and run it again") from error
 
 
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON."""
-    with written(path) as temporary:
+    with _written(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -98,7 +152,7 @@ def _png_text(provenance: dict[str, Any]) -> Any:
 
 
 def _check_writable(folder: Path) -> None:
-    # Trying is the one sure test: access rights say little about read-only or full file systems.
+    # Trying is the only sure test: access rights say little about read-only or full file systems.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -96,6 +96,13 @@ class MethodSpec:
         name = self.name if self.plan is None else f"{PLAN}{self.plan}"
         return f"{name}:{options}" if options else name
 
+    def takes(self, option: str) -> bool:
+        """Whether the method has such an option; unknown methods are left to :meth:`check`."""
+        from ..methods import METHODS
+
+        cls = METHODS.get(self.name)
+        return cls is None or option in cls.defaults() or not cls.knows_options()
+
     def check(self, steps: int | None) -> None:
         """Raise :class:`SpectrumError` for an unknown method or option, or a value wrong for ``steps``."""
         from ..methods import make_method
@@ -103,6 +110,13 @@ class MethodSpec:
         method = make_method(self.name, **self.all_options())
         if steps is not None:
             method.begin(steps)
+
+    def untouched_steps(self, taken: int, asked: int | None) -> int:
+        """The steps that the untouched pipeline takes where this method took ``taken``, being asked for ``asked``."""
+        from ..methods import make_method
+
+        method = make_method(self.name, **self.all_options())
+        return round(taken * asked / method.sampler_steps(asked)) if asked else taken
 
     def all_options(self) -> dict[str, Any]:
         """The options, those of the plan included."""

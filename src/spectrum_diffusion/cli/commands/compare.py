@@ -91,7 +91,7 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     grid, video, results = folder / "grid.png", folder / "grid.mp4", comparison.to_dict(result)
     folder.mkdir(parents=True, exist_ok=True)
     outputs.save_json(folder / "results.json", {**results, "versions": versions()})
-    outputs.save_picture(grid, comparison.grid_of(result), {**results, "versions": versions()})
+    outputs.save_image(grid, comparison.grid_of(result), {**results, "versions": versions()})
     video.unlink(missing_ok=True)  # of another comparison
     if (frames := comparison.frames_of(result)) > 1 and mp4.can_write():
         outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, mp4.FPS)
@@ -101,7 +101,7 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     else:
         console = Console()
         console.print(comparison.table_of(result))
-        console.print(f"pictures: {found.get('video', grid)}", highlight=False, soft_wrap=True)
+        console.print(f"images: {found.get('video', grid)}", highlight=False, soft_wrap=True)
     if problem := comparison.METRICS["ssim"].available():
         typer.echo(f"without SSIM: {problem}", err=True)
     return result.failures

@@ -13,7 +13,6 @@ from ...plan import versions
 from .. import outputs
 from ..app import app
 from ..completion import complete_method
-from ..guard import MistakeError
 from ..options import (
     AsJson,
     Device,
@@ -44,7 +43,9 @@ def generate(
     prompts: Prompts = None,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="File to write; several prompts give -0, -1 … or fill in {index}."),
+        typer.Option(
+            "--output", "-o", help="File to write. {prompt}, {seed} and {index} are filled in; equal names get -0, -1 …"
+        ),
     ] = ...,  # type: ignore[assignment]
     model: Model = DEFAULT_MODEL,
     method: Annotated[
@@ -61,7 +62,7 @@ def generate(
     guidance: Guidance = None,
     size: Size = None,
     frames: Frames = None,
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second of a video.")] = mp4.FPS,
+    fps: Annotated[int, typer.Option(min=1, help="Frames per second of a video.")] = mp4.FPS,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -99,11 +100,13 @@ def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> lis
     from ...bench.sampling import draw, load, makes_videos, steps_of
 
     pipe = load(request)
-    _check_kind(output, makes_videos(pipe))
+    outputs.check_kind(output, makes_videos(pipe))
     spec.check(steps_of(pipe, request))
     results = []
     with progress_bar() as progress:
-        for prompt, path in zip(request.prompts, outputs.numbered(output, len(request.prompts)), strict=True):
+        for prompt, path in zip(
+            request.prompts, outputs.paths_for(output, request.prompts, request.seeds[0]), strict=True
+        ):
             task = progress.add_task(escape(prompt), total=None)
 
             def show(done: int, total: int, task: Any = task) -> None:
@@ -111,18 +114,12 @@ def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> lis
 
             drawing = draw(pipe, request, prompt, request.seeds[0], spec, show)
             outputs.save(path, drawing.frames, _provenance(request, spec, prompt, drawing), fps)
-            results.append(_result(request, spec, prompt, path, drawing))
+            results.append(_result(request, spec, prompt, path, drawing, steps_of(pipe, request)))
     return results
 
 
-def _check_kind(output: Path, makes_videos: bool) -> None:
-    if makes_videos != (output.suffix.lower() in outputs.VIDEOS):
-        makes, wanted = ("videos", outputs.VIDEOS) if makes_videos else ("pictures", outputs.PICTURES)
-        raise MistakeError(f"--output {output}: this model makes {makes}: end the name with one of {', '.join(wanted)}")
-
-
 def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawing) -> dict[str, Any]:
-    """What it takes to draw the same picture again. No time in it: the same call gives the same bytes."""
+    """What it takes to generate the same image again. It holds no time: the same call gives the same bytes."""
     summary = drawing.summary
     assert summary is not None
     return {
@@ -139,15 +136,19 @@ def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawin
     }
 
 
-def _result(request: Request, spec: MethodSpec, prompt: str, path: Path, drawing: Drawing) -> dict[str, Any]:
+def _result(
+    request: Request, spec: MethodSpec, prompt: str, path: Path, drawing: Drawing, asked: int | None
+) -> dict[str, Any]:
+    """What one output took; steps and speed-up are those of the untouched pipeline, for fewer-steps too."""
     summary = drawing.summary
     assert summary is not None
+    steps = spec.untouched_steps(summary.steps, asked)
     return {
         "output": str(path),
-        "steps": summary.steps,
+        "steps": steps,
         "nfe": summary.nfe,
         "evaluated": summary.evaluated,
-        "speedup": summary.speedup,
+        "speedup": steps / summary.nfe if summary.nfe else 1.0,
         "seed": request.seeds[0],
         "prompt": prompt,
         "model": request.model,

@@ -611,3 +611,12 @@ def test_a_shared_speedup_leaves_adaptive_methods_out(tmp_path: Path) -> None:
     assert "teacache decides at run time and has no speedup: left out" in result.stderr
     result = run("compare", "red apple", "--methods", "teacache", *arguments, code=2)
     assert "--speedup fits none of the methods" in result.stderr
+
+
+def test_another_number_of_frames_is_told(tmp_path: Path) -> None:
+    arguments = ["--model", "tiny-wan", "-o", tmp_path / "a.gif", "--steps", 2, "--device", "cpu", "--frames"]
+    result = run("generate", "panda growing", *arguments, 8)
+    with Image.open(tmp_path / "a.gif") as video:
+        assert video.n_frames != 8
+        assert f"a.gif has {video.n_frames} frames, not 8" in " ".join(result.stderr.split())
+    assert "frames, not" not in run("generate", "panda growing", *arguments, 9).stderr

@@ -113,6 +113,11 @@ def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> lis
                 progress.update(task, completed=done, total=total)
 
             drawing = draw(pipe, request, prompt, request.seeds[0], spec, show)
+            if request.frames not in (None, len(drawing.frames)):
+                typer.echo(
+                    f"Warning: {path} has {len(drawing.frames)} frames, not {request.frames}: the model rounds",
+                    err=True,
+                )
             outputs.save(path, drawing.frames, _provenance(request, spec, prompt, drawing), fps)
             results.append(_result(request, spec, prompt, path, drawing, steps_of(pipe, request)))
     return results

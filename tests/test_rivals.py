@@ -280,16 +280,16 @@ def test_the_cache_moves_to_a_swapped_component_and_leaves_the_old_one() -> None
     entry = PIPELINES["flux"]
     pipe, other = entry.build(), entry.build()
     old, new = pipe.transformer, other.transformer
-    plain = state_of(pipe)
+    before, other_before = state_of(pipe), state_of(other)
     with spectrum_diffusion.enable(pipe, "diffusers:fbc", threshold=0.5):
         expected = entry.call(pipe)
         pipe.transformer = new
         assert torch.equal(entry.call(pipe), expected)
         assert new.is_cache_enabled
         assert not old.is_cache_enabled
-    assert not new.is_cache_enabled
-    assert state_of(pipe) == plain
-    assert state_of(other) == plain
+    assert state_of(other) == other_before
+    pipe.transformer = old
+    assert state_of(pipe) == before
 
 
 def test_a_dropped_pipeline_frees_a_model_that_lives_on() -> None:

@@ -6,16 +6,34 @@ prompt, :class:`LatentPath` how far a run strays on its way, and :mod:`.programs
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from .base import Judge, Metric, PictureJudge, average
 from .clip import ClipScore
 from .frames import Frames, to_video
 from .latents import LatentPath, latent_rmse
-from .lpips import LPIPS
-from .perceptual import CVVDP, FLIP, SSIMULACRA2, color_video_vdp
-from .pixels import MS_SSIM, PSNR, SSIM
+from .perceptual import color_video_vdp
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (PSNR, SSIM, MS_SSIM, LPIPS, FLIP, SSIMULACRA2, CVVDP)}
-"""Every metric of likeness to a reference, by name."""
+_METRICS = (
+    "pixels:PSNR",
+    "pixels:SSIM",
+    "pixels:MS_SSIM",
+    "lpips:LPIPS",
+    "perceptual:FLIP",
+    "perceptual:SSIMULACRA2",
+    "perceptual:CVVDP",
+)
+"""Files and names of the metrics of similarity. A new one is one file and one line here."""
+
+
+def _metric(place: str) -> Metric:
+    file, _, name = place.partition(":")
+    metric: Metric = getattr(import_module(f".{file}", __name__), name)
+    return metric
+
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in map(_metric, _METRICS)}
+"""Every metric of similarity to a reference, by name."""
 
 __all__ = [
     "METRICS",

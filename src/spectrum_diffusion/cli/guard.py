@@ -1,12 +1,14 @@
 """What a user sees when something goes wrong: one message on stderr and an exit code, never a traceback.
 
-Exit codes: 0 fine, 1 a failure, 2 a mistake in what was asked for.
+Exit codes: 0 fine, 1 a failure, 2 a mistake in what was asked for, 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,7 +16,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
+from .._interrupts import exit_interrupted, was_interrupted
 from ..errors import SpectrumError, SpectrumWarning
+from .encoding import never_fail_to_print
 
 log = logging.getLogger("spectrum_diffusion")
 
@@ -30,17 +34,39 @@ class FailureError(Exception):
 
 
 class GuardedGroup(TyperGroup):
-    """A group of commands whose exceptions end as messages."""
+    """A group of commands whose exceptions end as messages, on terminals of any encoding."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        never_fail_to_print()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # they are RuntimeErrors
             raise
         except SpectrumError as error:
             raise _exit(error, MISTAKE) from None
         except (FailureError, OSError, ImportError, ValueError, RuntimeError) as error:
             raise _exit(error, FAILURE) from None
+
+
+@contextmanager
+def interruptible(kept: str = "") -> Iterator[None]:
+    """End the command with one message and exit code 130 if Ctrl-C is pressed within the block.
+
+    Args:
+        kept: what of the work is kept then, and what the same command does if it is given again.
+    """
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or was_interrupted():
+            exit_interrupted(kept)
+        raise
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .encoding import knows_unicode
 from .guard import FAILURE, errors_console
 
 
@@ -25,7 +26,7 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def echo_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json.dumps(value, ensure_ascii=not knows_unicode()))
 
 
 def print_markdown(text: str) -> None:

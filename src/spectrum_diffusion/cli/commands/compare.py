@@ -13,6 +13,7 @@ from ...bench import mp4
 from ...plan import versions
 from .. import outputs
 from ..app import app
+from ..guard import interruptible
 from ..options import (
     AsJson,
     Device,
@@ -73,7 +74,9 @@ def compare(
     )
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
-    exit_for(_compare(request, specs, output, as_json))
+    with interruptible("Nothing is kept; the same command starts again, where `spectrum evaluate` would go on."):
+        failures = _compare(request, specs, output, as_json)
+    exit_for(failures)
 
 
 def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:

@@ -9,6 +9,7 @@ import typer
 
 from .. import evaluation, outputs
 from ..app import app
+from ..guard import interruptible
 from ..options import (
     AsJson,
     Device,
@@ -83,7 +84,8 @@ def evaluate(
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
     asked = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}
-    results = evaluation.evaluate(request, specs, found, output, **asked)
+    with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
+        results = evaluation.evaluate(request, specs, found, output, **asked)
     if as_json:
         echo_json(evaluation.to_dict(results))
     else:

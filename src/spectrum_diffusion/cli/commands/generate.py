@@ -13,6 +13,7 @@ from ...plan import versions
 from .. import outputs
 from ..app import app
 from ..completion import complete_method
+from ..guard import interruptible
 from ..options import (
     AsJson,
     Device,
@@ -87,7 +88,8 @@ def generate(
     spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
     spec.check(steps)
     outputs.check_output(output)
-    results = _generate(request, spec, output, fps)
+    with interruptible("Finished files are kept; the same command generates all of them again."):
+        results = _generate(request, spec, output, fps)
     if as_json:
         echo_json({**results[-1], "outputs": results})
         return

@@ -9,7 +9,7 @@ import typer
 
 from .. import outputs, reproduction
 from ..app import app
-from ..guard import MistakeError
+from ..guard import MistakeError, interruptible
 from ..options import AsJson, Device, Dtype, Offload, names_of
 from ..printing import echo_json, exit_for, print_markdown
 
@@ -62,7 +62,8 @@ def reproduce_paper(
         clip=clip,
     )
     outputs.check_folder(output)
-    results = reproduction.run(job)
+    with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
+        results = reproduction.run(job)
     path = output / "results.md"
     if as_json:
         echo_json({"output": str(path), "tables": job.tables})

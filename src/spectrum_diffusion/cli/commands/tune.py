@@ -11,6 +11,7 @@ from rich.markup import escape
 from .. import outputs, tuning
 from ..app import app
 from ..completion import complete_method
+from ..guard import interruptible
 from ..options import (
     AsJson,
     Device,
@@ -75,7 +76,7 @@ def tune_method(
     counts, spec = tuning.parse_counts(nfe), MethodSpec(method, parse_options(option or ()))
     spec.check(None)
     outputs.check_json(output)
-    with progress_bar() as progress:
+    with interruptible("Nothing is kept; the same command starts again."), progress_bar() as progress:
         task = progress.add_task("calibration", total=None)
         plans = tuning.tune(
             request, spec, counts, output, lambda done: progress.update(task, advance=1, description=escape(done))

@@ -119,7 +119,8 @@ class Run:
         self.on_step, self.audit = on_step, audit
         self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
         self._branches: dict[Sited, list[Branch]] = {}
-        self._step, self._calls_in_step = -1, 0
+        self._step, self._known, self._calls_in_step = -1, -1, 0
+        self._named: set[str | None] = set()  # branches that were called at this step, by name
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
 
@@ -127,7 +128,7 @@ class Run:
         """Evaluate or skip one call of the denoiser; its output."""
         site = denoiser.site(self.method)
         step, known = self._locate(call)
-        self._axis()  # an axis that can't be had is told at the first call
+        self._axis(step)  # refuses before anything runs
         branch = self._branch(denoiser, step, call)
         action, reason = self._plan(branch, step, known)
         if self.trace.device is None:
@@ -158,20 +159,29 @@ class Run:
         step = self.clock.locate(call)
         known = step is not None
         if step is None:
-            step = max(self._step, 0)
-        elif step < self._step:  # the same timesteps once more: another loop
-            self._begin_again()
-        elif step == self._step and self._calls_in_step >= MAX_BRANCHES:
-            known = False
-        self._calls_in_step = self._calls_in_step + 1 if step == self._step else 1
-        self._step = step
+            step = self._count(self._step)
+        else:
+            if step < self._known:  # the same timesteps once more: another loop
+                self._begin_again()
+            self._known = step
+            known = step != self._step or self._calls_in_step < MAX_BRANCHES
+        if step != self._step:
+            self._step, self._calls_in_step = step, 0
+            self._named.clear()
+        self._calls_in_step += 1
+        self._named.add(self.context)
         return step, known
+
+    def _count(self, step: int) -> int:
+        """The step of a call that the clock can't tell: the next one, unless it is another named branch of this one."""
+        another = self.context is not None and self._named and self.context not in self._named
+        return step if another else step + 1
 
     def _begin_again(self) -> None:
         self.close()
         self.trace.calls.clear()
         self.trace.earlier_loops += 1
-        self._step = -1
+        self._step = self._known = -1
 
     def _branch(self, denoiser: Sited, step: int, call: Arguments) -> Branch:
         """The branch of a call: by the pipeline's name, else by its lasting arguments, else by its place in the step.
@@ -277,7 +287,7 @@ class Run:
         if self.method.in_place:
             return branch.history.features[-1]
         weights = check_weights(
-            self.method.weights_at(branch.history.steps, record.step, self._axis()),
+            self.method.weights_at(branch.history.steps, record.step, self._axis(record.step)),
             count=len(branch.history),
             method=self.trace.method,
         )
@@ -289,15 +299,19 @@ class Run:
         if self.audit:
             record.error = relative_error(tuple(feature), site.evaluate(call)[1])
 
-    def _axis(self) -> Sequence[float]:
+    def _axis(self, step: int) -> Sequence[float]:
         """The time of each step, in steps; see :func:`time_axis`."""
-        if self._times is None:
-            kind = self.method.axis
-            self._times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
-        return self._times
+        if self._times is not None:
+            return self._times
+        kind = self.method.axis
+        times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
+        if step > 0:  # at step 0 some schedulers can't tell yet where the loop begins
+            self._times = times
+        return times
 
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
+        self.trace.total = self.clock.total
         held = sum(b.nbytes for branches in self._branches.values() for b in branches)
         self.trace.history_bytes = max(self.trace.history_bytes, held)
         if record.step >= self.clock.total - 1:

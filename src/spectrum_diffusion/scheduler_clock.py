@@ -135,14 +135,13 @@ class SchedulerClock:
             return None
         if self._values is None:
             self._values = torch.as_tensor(self._timesteps).double().tolist()
-        value, rest = extent[0], self._values[self._place :]
-        if value <= 1 < max(self._values):
-            value *= 1000  # flow models are given the timestep as a fraction
-        nearest = min(range(len(rest)), key=lambda i: abs(rest[i] - value))
-        if abs(rest[nearest] - value) > TOLERANCE * max(1.0, abs(value)):
-            return None
-        self._place += nearest
-        return self._place
+        rest = self._values[self._place :]
+        for value in (extent[0], 1000 * extent[0]):  # flow models are given the timestep as a fraction
+            nearest = min(range(len(rest)), key=lambda i: abs(rest[i] - value))
+            if abs(rest[nearest] - value) <= TOLERANCE * max(1.0, abs(value)):
+                self._place += nearest
+                return self._place
+        return None
 
 
 def _extent(call: Arguments) -> tuple[float, float] | None:

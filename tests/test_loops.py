@@ -194,6 +194,25 @@ def test_calls_before_the_loop_belong_to_no_loop(method: str) -> None:
         assert handle.summary().steps == handle.summary().calls == steps
 
 
+def test_calls_before_the_loop_do_not_read_the_generation_before() -> None:
+    """A condition is encoded before the new timesteps, while the scheduler's index is past the end of the last ones."""
+    entry = PIPELINES["wan"]
+    expected = entry.build()
+    spectrum_diffusion.enable(expected, "reuse", warmup=2)
+    pipe = entry.build()
+    set_timesteps = pipe.scheduler.set_timesteps
+
+    def encode_first(*args: Any, **kwargs: Any) -> None:
+        pipe.transformer(torch.zeros(1, 16, 1, 4, 4), torch.zeros(1), torch.zeros(1, 6, 16))
+        set_timesteps(*args, **kwargs)
+
+    pipe.scheduler.set_timesteps = encode_first
+    handle = spectrum_diffusion.enable(pipe, "reuse", warmup=2)
+    for steps in (8, 12, 6):
+        assert torch.equal(entry.call(pipe, steps=steps), entry.call(expected, steps=steps))
+        assert (handle.summary().steps, handle.summary().calls) == (steps, 2 * steps)
+
+
 def test_calls_before_the_loop_where_a_scheduler_has_no_timesteps_yet() -> None:
     entry = PIPELINES["flux"]
     pipe = Conditioned(**entry.build().components)

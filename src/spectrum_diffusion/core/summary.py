@@ -144,8 +144,6 @@ class Summary:
         evaluated: the steps whose first call ran the whole denoiser, fallbacks included.
         nfe: ``len(evaluated)``.
         speedup: ``steps / nfe``, counted in evaluations of the first branch, not in time.
-        evaluated_calls: the calls over all branches that ran the whole denoiser.
-        call_speedup: ``calls / evaluated_calls``.
         branches: counts by guidance branch ("0", "1", … in order of the calls, or the pipeline's own name).
         fallbacks: step → reason, for steps whose first call was evaluated since it could not be forecast; those of
             other branches are in ``branches``.
@@ -190,10 +188,12 @@ class Summary:
 
     @property
     def evaluated_calls(self) -> int:
+        """Calls over all branches that ran the whole denoiser."""
         return sum(branch.evaluated for branch in self.branches.values())
 
     @property
     def call_speedup(self) -> float:
+        """``calls / evaluated_calls``, over all branches."""
         return self.calls / self.evaluated_calls if self.evaluated_calls else 1.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -233,7 +233,8 @@ class Summary:
         ]
         for name, b in self.branches.items():
             lines.append(f"  {name:<10} {b.evaluated:>9} {b.forecast:>9} {b.partial:>8} {b.fallback:>9} {b.steps:>6}")
-        lines.append(f"  calls      {self.calls}, {self.evaluated_calls} evaluated, {self.call_speedup:.2f}x fewer")
+        if len(self.branches) > 1:
+            lines.append(f"  calls      {self.calls}, {self.evaluated_calls} evaluated, {self.call_speedup:.2f}x fewer")
         lines += [f"  fallback   step {step}: {reason}" for step, reason in self.fallbacks.items()]
         if self.package:
             lines.append(f"  package    {' '.join(self.package)}, {self.calls} denoiser calls")

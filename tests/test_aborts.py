@@ -164,8 +164,8 @@ def test_summary_of_an_aborted_run_tells_what_was_done(where: str) -> None:
         entry.call(pipe, steps=STEPS)
     undo()
     if where == "first":
-        assert handle._trace is not None
-        assert handle._trace.calls == []
+        (trace,) = handle._traces.values()
+        assert trace.calls == []
     else:
         assert handle.summary().steps == 4
     spectrum_diffusion.disable(pipe)

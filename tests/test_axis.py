@@ -85,7 +85,7 @@ def test_noise_levels_are_those_of_the_scheduler(name: str) -> None:
 
     def noting(*args, **kwargs):
         if not clocks:
-            clocks.append(SchedulerClock(pipe))
+            clocks.append(SchedulerClock(pipe.scheduler, pipe))
         result = step(*args, **kwargs)
         used.append(float(pipe.scheduler.sigmas[pipe.scheduler.step_index - 1]))
         return result
@@ -100,7 +100,7 @@ def test_noise_levels_of_ddim_come_from_its_alphas() -> None:
     pipe = entry.build()
     entry.call(pipe, steps=10)
     kept = [float(pipe.scheduler.alphas_cumprod[t]) for t in pipe.scheduler.timesteps]
-    assert SchedulerClock(pipe).sigmas() == pytest.approx([math.sqrt((1 - a) / a) for a in kept])
+    assert SchedulerClock(pipe.scheduler, pipe).sigmas() == pytest.approx([math.sqrt((1 - a) / a) for a in kept])
 
 
 @pytest.mark.parametrize("time", ["sigma", "log-snr"])

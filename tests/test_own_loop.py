@@ -11,6 +11,7 @@ from torch import nn
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, SpectrumError, SpectrumWarning
+from spectrum_diffusion.core.branches import UNCLEAR
 from spectrum_diffusion.sites import denoisers
 
 
@@ -185,3 +186,61 @@ def test_speedup_out_of_reach_refuses_before_anything_runs(model: Dummy) -> None
     with pytest.raises(InvalidOptionError, match=r"speedup=50\.0 is out of reach of 10 steps"):
         sample(handle, model, [1.0] * 10)
     assert [block.runs for block in model.blocks] == [0, 0]
+
+
+def windows(model: Dummy, handle: Any, orders: list[list[int]], *, named: bool) -> list[list[float]]:
+    """The outputs' means of windows that are told apart by their content, in the order 0, 1, … at each step."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(8, 8, generator=generator) + 10 * k for k in range(max(map(len, orders)))]
+    means = []
+    with handle.run(total_steps=len(orders)) as run, torch.no_grad():
+        for step, order in enumerate(orders):
+            run.step(step)
+            outputs = {}
+            for k in order:
+                if named:
+                    run.branch(f"window {k}")
+                outputs[k] = model(noise[k] * (1 - 0.01 * step)).mean().item()
+            means.append([outputs[k] for k in sorted(outputs)])
+    return means
+
+
+def test_named_branches_have_no_limit(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", interval=4, warmup=1, slope=0) as handle:
+        windows(model, handle, [list(range(24))] * 20, named=True)
+        summary = handle.summary()
+    assert (summary.calls, summary.evaluated_calls, summary.call_speedup) == (480, 120, 4.0)
+    assert summary.speedup == 4.0
+    assert len(summary.branches) == 24
+    assert all(branch.fallback == 0 for branch in summary.branches.values())
+    assert "480, 120 evaluated, 4.00x fewer" in str(summary)
+
+
+def test_unnamed_windows_in_another_order_are_not_mixed_up(model: Dummy) -> None:
+    orders = [[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0], [1, 0, 3, 2]]
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0, 2]) as handle:
+        expected = windows(model, handle, orders, named=True)
+        assert windows(model, handle, orders, named=False) == expected
+        assert handle.summary().fallbacks == {}
+
+
+def test_unnamed_windows_that_were_never_there_are_evaluated(model: Dummy) -> None:
+    told: list[tuple[int, str]] = []
+    generator = torch.Generator().manual_seed(0)
+    note = lambda step, branch, action, reason: told.append((step, reason))  # noqa: E731
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0], on_step=note) as handle, torch.no_grad():
+        with handle.run(total_steps=3) as run:
+            for step in range(3):
+                run.step(step)
+                for _ in range(2):
+                    window = torch.randn(8, 8, generator=generator)
+                    assert torch.equal(model(window), 10 * (window + 1 + 2) + window)
+    assert {reason for step, reason in told if step > 0} == {UNCLEAR}
+
+
+def test_more_unnamed_calls_than_can_be_told_apart_say_so(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle, torch.no_grad():
+        windows(model, handle, [list(range(12))] * 2, named=False)
+        summary = handle.summary()
+    assert summary.calls == 24
+    assert summary.evaluated_calls == 12 + 4

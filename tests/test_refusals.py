@@ -314,8 +314,8 @@ def run_twice(entry: Any, pipe: Any, steps: int) -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "message"),
     [
-        ("sdxl-euler-ancestral", 10, "EulerAncestralDiscreteScheduler adds noise at each step"),
-        ("sd15-lcm", 10, "LCMScheduler adds noise at each step"),
+        ("sdxl-euler-ancestral", 10, "noise is added at each step .scheduler: EulerAncestralDiscreteScheduler"),
+        ("sd15-lcm", 10, "noise is added at each step .scheduler: LCMScheduler"),
         ("flux", 4, "a run of 4 steps is evaluated whole"),
     ],
 )

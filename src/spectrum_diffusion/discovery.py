@@ -34,9 +34,20 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
             f"{type(target).__name__} has no denoiser that the table knows (its modules: {classes}): use "
             'site="output", or add a row with register_denoiser(…)'
         )
-    if getattr(target, "scheduler", None) is None:
+    if not schedulers_of(target):
         raise UnsupportedModelError(
-            f"{type(target).__name__} has no component named scheduler, so its steps can't be read: enable the "
-            "pipelines it is made of, or the bare denoiser with handle.run(total_steps=T)"
+            f"{type(target).__name__} has no scheduler, so its steps can't be read: enable the pipelines it is made "
+            "of, or the bare denoiser with handle.run(total_steps=T)"
         )
     return found
+
+
+def schedulers_of(pipe: Any) -> list[tuple[Any, str]]:
+    """Where the schedulers of a pipeline and of the pipelines inside it are: owner and attribute, each once."""
+    inside = [value for value in vars(pipe).values() if is_pipeline(value)]
+    places: dict[int, tuple[Any, str]] = {}
+    for owner in (*inside, pipe):
+        for name, value in owner.components.items():
+            if hasattr(value, "set_timesteps"):
+                places.setdefault(id(value), (owner, name))
+    return list(places.values())

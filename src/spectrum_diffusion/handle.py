@@ -15,7 +15,7 @@ from torch import nn
 from .core.clock import Clock, ManualClock
 from .core.run import ManualRun, OnStep, Run
 from .core.schedule import check_integer, check_number
-from .core.summary import Summary, Trace, summarize
+from .core.summary import Summary, Trace, summarize_stages
 from .discovery import denoisers_of, is_pipeline
 from .errors import ConflictError, InvalidOptionError, SpectrumError, UnsupportedModelError, warn
 from .interop.snapshot import Snapshot
@@ -55,7 +55,7 @@ class Handle:
         self._target = weakref.ref(target, lambda _: None if exiting() else self._detach())
         self._recipe: Recipe | None = None
         self._imprints: dict[str, Imprint] = {}
-        self._trace: Trace | None = None
+        self._traces: dict[str, Trace] = {}  # by stage, in order
         self._thread: int | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -90,9 +90,9 @@ class Handle:
         Raises:
             SpectrumError: nothing has been generated since ``enable``.
         """
-        if self._trace is None:
+        if not self._traces:
             raise SpectrumError("nothing was generated since enable(…): call the pipeline first, then ask")
-        return summarize(self._trace)
+        return summarize_stages(list(self._traces.values()))
 
     @contextmanager
     def run(self, total_steps: int, sigmas: Sequence[float] | None = None) -> Iterator[ManualRun]:
@@ -110,6 +110,7 @@ class Handle:
         clock = ManualClock(check_integer("total_steps", total_steps, least=1), levels=_levels(sigmas, total_steps))
         self.method.begin(clock.total)  # refuses before anything runs
         with self._generating(), ExitStack() as stack:
+            self._traces = {}
             run = self._new_run(clock)
             stack.callback(run.close)
             session = ManualRun(run, clock)
@@ -117,18 +118,20 @@ class Handle:
                 stack.enter_context(denoiser.serving(session))
             yield session
 
-    def _new_run(self, clock: Clock, earlier_loops: int = 0) -> Run:
+    def _new_run(self, clock: Clock, stage: str = "") -> Run:
         if self._plan is not None and (warning := self._plan.mismatch(clock.total)):
             self._warn_once(warning)
-        self._trace = Trace(
+        earlier = self._traces.pop(stage, None)
+        trace = self._traces[stage] = Trace(
             name_of(self.method),
             self.method.site,
             timing=self._timing,
             flops=self._flops,
-            earlier_loops=earlier_loops,
+            earlier_loops=earlier.earlier_loops + 1 if earlier else 0,
+            stage=stage,
             package=(self.method.package, self.method.version()) if self.method.package else None,
         )
-        return Run(self.method, clock, self._trace, on_step=self._on_step, audit=self._audit)
+        return Run(self.method, clock, trace, on_step=self._on_step, audit=self._audit)
 
     @contextmanager
     def _generating(self) -> Iterator[None]:
@@ -149,8 +152,8 @@ class Handle:
             try:
                 yield
             finally:
-                if self._trace is not None:
-                    self._trace.wall_seconds = time.perf_counter() - begin
+                for trace in self._traces.values():
+                    trace.wall_seconds = time.perf_counter() - begin
         finally:
             self._thread = None
 

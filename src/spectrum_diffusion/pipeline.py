@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .core.calls import Arguments
-from .core.run import Run
+from .core.run import UNKNOWN, Run
+from .core.summary import Call, Trace
 from .errors import InvalidOptionError
 from .methods import AnyMethod, name_of
-from .scheduler_clock import SchedulerClock, is_stochastic
+from .noise import NoiseWatch
+from .scheduler_clock import SchedulerClock, Schedulers
 from .sites import denoisers
 from .sites.denoiser import Denoiser
 from .solvers import sampling_with
@@ -29,58 +32,104 @@ if TYPE_CHECKING:
 
 
 class Generation:
-    """One call of an enabled pipeline: answers its denoisers' calls, with a run for each sampling loop in it."""
+    """One call of an enabled pipeline: answers its denoisers' calls, with a run for each sampling loop in it.
 
-    def __init__(self, handle: Handle, pipe: Any) -> None:
+    Args:
+        handle: the pipeline's handle.
+        pipe: the pipeline, with the scheduler that it samples with.
+        arguments: what the pipeline is called with.
+    """
+
+    def __init__(self, handle: Handle, pipe: Any, arguments: Iterable[Any]) -> None:
         self._handle, self._pipe = handle, pipe
+        self._schedulers = Schedulers(pipe)
+        self._noise: NoiseWatch | None = NoiseWatch(arguments)
         self._clock: SchedulerClock | None = None
         self._run: Run | None = None
-        self._loops = 0
+        self._loops, self._outside = 0, 0
         self.context: str | None = None
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
-        run = self._current_run()
-        run.context = self.context
-        return run.call(denoiser, call)
+        if (clock := self._schedulers.new_loop()) is not None:
+            self._begin(clock, denoiser.name)
+        if self._run is None:  # before the first loop: what the call makes is no step (it encodes a condition)
+            self._outside += 1
+            return call.proceed(*call.args, **call.kwargs)
+        self._run.context = self.context
+        self._warn_if_stochastic()
+        try:
+            output = self._run.call(denoiser, call)
+        except InvalidOptionError as error:
+            raise self._explained(error) from None
+        if self._noise is not None:
+            self._noise.mark(call.first.device)
+        return output
 
     def close(self) -> None:
         if self._run is not None:
             self._run.close()
-        self._warn_if_untouched()
+        if self._outside and self._run is None:
+            self._warn_if_no_loop()
+            return
+        for trace in self._handle._traces.values():
+            self._warn_if_untouched(trace)
 
-    def _current_run(self) -> Run:
-        """The run of the loop under way; a new tensor of timesteps is a new loop."""
-        if self._run is None or self._clock is None or not self._clock.is_current():
-            if self._run is not None:
-                self._run.close()
-            self._clock = SchedulerClock(self._pipe)
-            self._run = self._handle._new_run(self._clock, self._loops)
-            self._loops += 1
-            self._warn_if_stochastic()
-        return self._run
+    def _begin(self, clock: SchedulerClock, stage: str) -> None:
+        if self._run is not None:
+            self._run.close()
+        if self._noise is not None:
+            self._noise.forget()
+        self._clock, self._run = clock, self._handle._new_run(clock, stage)
+        self._loops += 1
+
+    def _explained(self, error: InvalidOptionError) -> InvalidOptionError:
+        """Tell of a refusal in a later loop, whose number of steps was not known before."""
+        if self._loops < 2 or self._clock is None:
+            return error
+        return InvalidOptionError(
+            f"{error}. This is sampling loop {self._loops} of the call, with {self._clock.total} steps; the loops "
+            "before it have run. Give options that suit every loop, or enable the stages one by one"
+        )
 
     def _warn_if_stochastic(self) -> None:
-        scheduler = self._pipe.scheduler
-        if is_stochastic(scheduler):
+        if self._noise is not None and self._clock is not None and self._noise.drawn():
+            self._noise = None
             self._handle._warn_once(
-                f"{type(scheduler).__name__} adds noise at each step, which no forecast can foresee: expect lower "
-                "quality than with a deterministic scheduler at the same number of evaluations"
+                f"noise is added at each step (scheduler: {self._clock.scheduler_name}), which no forecast can "
+                "foresee: expect lower quality than with a deterministic scheduler at the same number of evaluations"
             )
 
-    def _warn_if_untouched(self) -> None:
-        method, trace = self._handle.method, self._handle._trace
-        if trace is None or not trace.calls or self._clock is None:
+    def _warn_if_no_loop(self) -> None:
+        self._handle._warn_once(
+            f"{type(self._pipe).__name__} called its denoiser {self._outside} times without giving its scheduler new "
+            "timesteps, so no step is known and nothing was skipped: use handle.run(total_steps=T) around a loop of "
+            "your own"
+        )
+        method = self._handle.method
+        calls = [Call(step, "0", "fallback", "no timesteps were set") for step in range(self._outside)]
+        self._handle._traces[""] = Trace(name_of(method), method.site, calls=calls, total=self._outside)
+
+    def _warn_if_untouched(self, trace: Trace) -> None:
+        method = self._handle.method
+        reasons = Counter(call.reason for call in trace.calls if call.action == "fallback")
+        if not trace.calls or any(not call.ran for call in trace.calls):
             return
-        total = self._clock.total
-        if method.untouched(total):
+        if method.untouched(trace.total):
             self._handle._warn_once(
-                f"a run of {total} steps is evaluated whole: there is nothing to skip and the result is untouched. "
-                "Few-step models gain nothing; else give more steps or a smaller warmup"
+                f"a run of {trace.total} steps is evaluated whole: there is nothing to skip and the result is "
+                "untouched. Few-step models gain nothing; else give more steps or a smaller warmup"
             )
-        if method.observes and all(call.ran for call in trace.calls):
+        elif method.observes:
             self._handle._warn_once(
                 f"{name_of(method)} left every call whole: it knows nothing to cache in this model, or its options "
-                f"never let it within {total} steps"
+                f"never let it within {trace.total} steps"
+            )
+        elif reasons:
+            reason, count = reasons.most_common(1)[0]
+            remedy = "disable(…) it, or use handle.run(total_steps=T) in your own loop" if reason == UNKNOWN else ""
+            self._handle._warn_once(
+                f"nothing could be skipped, so the result is untouched: {reason} at {count} of the {len(trace.calls)} "
+                f"calls of {trace.stage} in {type(self._pipe).__name__}: {remedy or 'give more steps'}"
             )
 
     @contextmanager
@@ -118,7 +167,7 @@ def enabled_class(cls: type, handle: Handle) -> type:
         if handle.target is not self or handle._thread == threading.get_ident():
             return call(*args, **kwargs)
         kwargs = _with_sampler_steps(handle.method, cls.__call__, (self, *args), kwargs)
-        with _generation(handle, self):
+        with _generation(handle, self, (*args, *kwargs.values())):
             return call(*args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
@@ -135,10 +184,10 @@ def enabled_class(cls: type, handle: Handle) -> type:
 
 
 @contextmanager
-def _generation(handle: Handle, pipe: Any) -> Iterator[None]:
+def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator[None]:
     with handle._generating(), sampling_with(pipe, handle.method.solver), ExitStack() as stack:
-        handle._trace = None
-        generation = Generation(handle, pipe)
+        handle._traces = {}
+        generation = Generation(handle, pipe, arguments)
         stack.callback(generation.close)
         for denoiser in handle.denoisers:
             stack.enter_context(denoiser.serving(generation))

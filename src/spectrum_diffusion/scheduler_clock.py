@@ -1,4 +1,4 @@
-"""Read the step of a denoiser's call from the scheduler of the running pipeline."""
+"""Read from the schedulers of a running pipeline which sampling loop and which step a denoiser call belongs to."""
 
 from __future__ import annotations
 
@@ -7,27 +7,70 @@ from typing import Any
 import torch
 
 from .core.calls import Arguments
+from .discovery import schedulers_of
 from .errors import InvalidOptionError
 
+TIMESTEP_NAMES = ("timestep", "timesteps", "timestep_ratio", "t")
+"""What denoisers call the argument that holds the timestep."""
 
-class SchedulerClock:
-    """Reads the step from the scheduler of the running call.
+TOLERANCE = 0.004
+"""Relative error of a timestep in bfloat16, which keeps 8 bits."""
 
-    In order: the scheduler's own count (``step_index``; ``counter`` of PNDM), else the place of the call's timestep in
-    ``scheduler.timesteps``. Steps are counted from where the run begins, which is later in image-to-image.
+
+class Schedulers:
+    """The schedulers that a pipeline and the pipelines inside it step; tells when one of them begins a sampling loop.
+
+    A loop begins where a scheduler has new timesteps. Timesteps from before the generation belong to an earlier one.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._pipe, self._scheduler = pipe, pipe.scheduler
-        self._timesteps = self._scheduler.timesteps
-        self._start: int | None = getattr(self._scheduler, "begin_index", None)
+        self._places = schedulers_of(pipe)
+        # The tensors are kept: a new one could otherwise be created at the address of an old one.
+        self._timesteps = [self._read(owner, name) for owner, name in self._places]
+
+    def new_loop(self) -> SchedulerClock | None:
+        """The clock of the loop that began since the last call, if any; of several, the pipeline's main scheduler's."""
+        current = [self._read(owner, name) for owner, name in self._places]
+        changed = [
+            place for place, old, new in zip(self._places, self._timesteps, current, strict=True) if new is not old
+        ]
+        self._timesteps = current
+        if not changed:
+            return None
+        owner, name = max(changed, key=lambda place: place[1] == "scheduler")
+        # num_timesteps counts the loop of the main scheduler.
+        return SchedulerClock(getattr(owner, name), owner if name == "scheduler" else None)
+
+    @staticmethod
+    def _read(owner: Any, name: str) -> Any:
+        return getattr(getattr(owner, name, None), "timesteps", None)
+
+
+class SchedulerClock:
+    """Reads the step of each call in one sampling loop.
+
+    In order: the scheduler's own count (``step_index``; ``counter`` of PNDM), else the place of the call's timestep in
+    ``scheduler.timesteps``. Steps are counted from where the loop begins, which is later in image-to-image.
+
+    Args:
+        scheduler: the scheduler, after its ``set_timesteps``.
+        pipe: the pipeline whose ``num_timesteps`` counts the loop, if there is one.
+    """
+
+    def __init__(self, scheduler: Any, pipe: Any = None) -> None:
+        self._scheduler, self._pipe = scheduler, pipe
+        self._timesteps = scheduler.timesteps
+        self._start: int | None = getattr(scheduler, "begin_index", None)
         self._uncounted = False  # calls were made before the scheduler had an index
+        self._first: tuple[float, float] | None = None  # extent of the timestep of the first call
+        self._first_place: int | None = None
+        self._moved = False  # the timestep changed while the scheduler was not stepped
         self._values: list[float] | None = None
         self._place = 0
 
-    def is_current(self) -> bool:
-        """Whether the scheduler's timesteps are still those of this loop."""
-        return self._pipe.scheduler is self._scheduler and self._scheduler.timesteps is self._timesteps
+    @property
+    def scheduler_name(self) -> str:
+        return type(self._scheduler).__name__
 
     @property
     def total(self) -> int:
@@ -37,7 +80,8 @@ class SchedulerClock:
 
     def locate(self, call: Arguments) -> int | None:
         if hasattr(self._scheduler, "step_index"):
-            return self._from_index(self._scheduler.step_index)
+            index = self._scheduler.step_index
+            return self._before_first_step(call) if index is None else self._from_index(index)
         if hasattr(self._scheduler, "counter"):
             return int(self._scheduler.counter)
         return self._from_timestep(call)
@@ -50,41 +94,63 @@ class SchedulerClock:
             kept = torch.as_tensor(alphas).double()[timesteps.long().cpu()]
             levels = ((1 - kept) / kept).sqrt()
         else:
-            raise InvalidOptionError(
-                f'{type(self._scheduler).__name__} tells no noise levels, so time must be "index" with it'
-            )
+            raise InvalidOptionError(f'{self.scheduler_name} has no noise levels: use time="index" with it')
         return levels[start : start + self.total].tolist()
 
-    def _from_index(self, index: int | None) -> int:
-        if index is None:  # the first step: many schedulers find their index only in step()
-            self._uncounted = True
-            return 0
+    def _from_index(self, index: int) -> int:
+        if self._uncounted and not self._moved:  # one step was taken since the first call
+            self._start, self._uncounted = index - 1, False
         if self._start is None:
-            self._start = index - 1 if self._uncounted else index
+            self._start = index
         return index - self._start
 
+    def _before_first_step(self, call: Arguments) -> int | None:
+        """The step while the scheduler has no index: many find theirs only in ``step``.
+
+        The step is 0, unless the timestep changes all the same: then the pipeline steps copies of the scheduler
+        (SkyReels-V2), and only the timestep tells the step.
+        """
+        extent = _extent(call)
+        place = self._place_of(extent)
+        if not self._uncounted:
+            self._uncounted, self._first, self._first_place = True, extent, place
+            if self._start is None and place is not None and extent is not None and extent[0] > 1:
+                self._start = place  # a timestep up to 1 is scaled or reversed, and may match by chance
+            return 0
+        if extent == self._first:
+            return 0
+        self._moved = True
+        return None if place is None or self._first_place is None else place - self._first_place
+
     def _from_timestep(self, call: Arguments) -> int | None:
-        timestep = call.named("timestep")
-        if timestep is None:
+        if (place := self._place_of(_extent(call))) is None:
+            return None
+        if self._start is None:
+            self._start = place
+        return place - self._start
+
+    def _place_of(self, extent: tuple[float, float] | None) -> int | None:
+        """The place of a timestep in the scheduler's, from the last place on; None for several timesteps in one."""
+        if extent is None or extent[0] != extent[1]:
             return None
         if self._values is None:
             self._values = torch.as_tensor(self._timesteps).double().tolist()
-        value = float(torch.as_tensor(timestep).flatten()[0])
         rest = self._values[self._place :]
-        nearest = min(range(len(rest)), key=lambda i: abs(rest[i] - value))
-        if abs(rest[nearest] - value) > 0.004 * max(1.0, abs(value)):  # bfloat16 keeps 8 bits
-            return None
-        self._place += nearest
-        if self._start is None:
-            self._start = self._place
-        return self._place - self._start
+        for value in (extent[0], 1000 * extent[0]):  # flow models are given the timestep as a fraction
+            nearest = min(range(len(rest)), key=lambda i: abs(rest[i] - value))
+            if abs(rest[nearest] - value) <= TOLERANCE * max(1.0, abs(value)):
+                self._place += nearest
+                return self._place
+        return None
 
 
-STOCHASTIC = ("Ancestral", "SDE", "LCM", "TCD", "DDPM", "CogVideoXDPM")
-
-
-def is_stochastic(scheduler: Any) -> bool:
-    """Whether the scheduler adds noise at each step, by its class or configuration."""
-    config = getattr(scheduler, "config", {})
-    by_config = "sde" in str(config.get("algorithm_type", "")) or config.get("stochastic_sampling", False)
-    return bool(by_config) or any(part in type(scheduler).__name__ for part in STOCHASTIC)
+def _extent(call: Arguments) -> tuple[float, float] | None:
+    """Least and largest value of the timestep of a call; they differ where frames or tokens have their own."""
+    timestep = next((value for name in TIMESTEP_NAMES if (value := call.named(name)) is not None), None)
+    if timestep is None:
+        return None
+    values = torch.as_tensor(timestep).flatten()
+    if values.numel() == 1:
+        return float(values[0]), float(values[0])
+    least, largest = torch.stack(torch.aminmax(values)).tolist()
+    return least, largest

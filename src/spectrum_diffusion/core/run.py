@@ -6,14 +6,13 @@ is skipped: a clock tells it the step, a site evaluates or forecasts the call.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from ..errors import InvalidOptionError, SpectrumError, UnsupportedModelError
+from .branches import Branch, Branches
 from .calls import Arguments
 from .clock import Clock, ManualClock, time_axis
 from .forecast import check_weights
@@ -23,15 +22,12 @@ from .site import Site
 from .summary import Action, Call, Trace
 
 if TYPE_CHECKING:
-    from ..methods.base import AnyMethod, Decider
+    from ..methods.base import AnyMethod
 
 
 OnStep = Callable[[int, str, Action, str], None]
 
 UNKNOWN = "step unknown"
-
-MAX_BRANCHES = 8
-"""More calls than this within one step are no guidance branches: the step is not known (nothing is forecast)."""
 
 
 class Sited(Protocol):
@@ -41,58 +37,6 @@ class Sited(Protocol):
 
     def site(self, method: Any) -> Site:
         """The site at which the method reads and replaces features."""
-
-
-@dataclass
-class Branch:
-    """One guidance branch of one denoiser: its history and how its calls are told from those of others."""
-
-    label: str
-    history: History
-    shapes: dict[str, torch.Size]
-    name: str | None = None
-    decider: Decider | None = None
-    structure: Any = None
-    step: int = -1
-    restarted: str = ""
-    seen: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
-    lasting: set[str] = field(default_factory=set)
-
-    def matches(self, call: Arguments) -> bool:
-        """Whether every argument that lasted over the branch's steps (its conditioning) is this call's too."""
-        return self.shapes == call.shapes and all(self._same(call, name) for name in self.lasting)
-
-    def shared(self, call: Arguments) -> int:
-        """How many of the call's tensors are those of the branch's last call."""
-        return sum(self._same(call, name) for name in call.tensors)
-
-    def observe(self, call: Arguments, step: int) -> None:
-        """Remember the call: arguments that are the same tensor at two steps in a row last."""
-        if self.seen:
-            self.lasting = {name for name in call.tensors if self._same(call, name)}
-        self.seen = {name: weakref.ref(tensor) for name, tensor in call.tensors.items()}
-        self.shapes, self.step = call.shapes, step
-
-    def restart(self, reason: str) -> Branch:
-        """Begin the history anew; ``reason`` explains the fallbacks until it suffices again."""
-        self.release()
-        self.restarted = reason
-        return self
-
-    def release(self) -> None:
-        """Let go of every tensor that is kept."""
-        self.history.clear()
-        if self.decider is not None:
-            self.decider.reset()
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by the features, and by what the method looks at to decide, in bytes."""
-        watched = vars(self.decider).values() if self.decider is not None else ()
-        return self.history.nbytes + sum(value.nbytes for value in watched if isinstance(value, torch.Tensor))
-
-    def _same(self, call: Arguments, name: str) -> bool:
-        return name in self.seen and self.seen[name]() is call.tensors.get(name)
 
 
 class Run:
@@ -118,8 +62,9 @@ class Run:
         self.method, self.clock, self.trace = method, clock, trace
         self.on_step, self.audit = on_step, audit
         self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
-        self._branches: dict[Sited, list[Branch]] = {}
-        self._step, self._calls_in_step = -1, 0
+        self._branches: dict[Sited, Branches] = {}
+        self._step, self._known, self._calls_in_step = -1, -1, 0
+        self._named: set[str | None] = set()  # branches that were called at this step, by name
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
 
@@ -127,16 +72,17 @@ class Run:
         """Evaluate or skip one call of the denoiser; its output."""
         site = denoiser.site(self.method)
         step, known = self._locate(call)
-        self._axis()  # an axis that can't be had is told at the first call
-        branch = self._branch(denoiser, step, call)
-        action, reason = self._plan(branch, step, known)
+        self._axis(step)  # refuses before anything runs
+        branch, unclear = self._branches.setdefault(denoiser, Branches(self._new_branch)).of(self.context, step, call)
+        obstacle = unclear if known else UNKNOWN
+        action, reason = self._plan(branch, step, obstacle)
         if self.trace.device is None:
             self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
         record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1)
         with self.trace.timed() as record.milliseconds, self.trace.counted(record):
             if self.method.observes:
                 output = self._watch(site, call, record)
-            elif reason == UNKNOWN:
+            elif obstacle:
                 output = call.proceed(*call.args, **call.kwargs)
             elif branch.decider is not None:
                 output = self._decide(branch, site, call, record)
@@ -150,7 +96,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of every feature, even where a traceback still holds the run; the trace stays."""
-        for branch in (b for branches in self._branches.values() for b in branches):
+        for branch in self._every_branch:
             branch.release()
         self._branches.clear()
 
@@ -158,49 +104,41 @@ class Run:
         step = self.clock.locate(call)
         known = step is not None
         if step is None:
-            step = max(self._step, 0)
-        elif step < self._step:  # the same timesteps once more: another loop
-            self._begin_again()
-        elif step == self._step and self._calls_in_step >= MAX_BRANCHES:
-            known = False
-        self._calls_in_step = self._calls_in_step + 1 if step == self._step else 1
-        self._step = step
+            step = self._count(self._step)
+        else:
+            if step < self._known:  # the same timesteps once more: another loop
+                self._begin_again()
+            self._known = step
+        if step != self._step:
+            self._step, self._calls_in_step = step, 0
+            self._named.clear()
+        self._calls_in_step += 1
+        self._named.add(self.context)
         return step, known
+
+    def _count(self, step: int) -> int:
+        """The step of a call that the clock can't tell: the next one, unless it is another named branch of this one."""
+        another = self.context is not None and self._named and self.context not in self._named
+        return step if another else step + 1
 
     def _begin_again(self) -> None:
         self.close()
         self.trace.calls.clear()
         self.trace.earlier_loops += 1
-        self._step = -1
+        self._step = self._known = -1
 
-    def _branch(self, denoiser: Sited, step: int, call: Arguments) -> Branch:
-        """The branch of a call: by the pipeline's name, else by its lasting arguments, else by its place in the step.
+    def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
+        decider = self.method.decider(self.clock.total)
+        return Branch(label, History(self.method.window), call.shapes, name, decider)
 
-        A branch that stops or starts midway shifts the places, so a branch whose conditioning tensors stay the same
-        takes no call with others; a call that fits none begins a branch of its own.
-        """
-        known = [b for b in self._branches.setdefault(denoiser, []) if b.name == self.context]
-        if fitting := [b for b in known if b.step != step and b.matches(call)]:
-            return max(fitting, key=lambda b: b.shared(call))
-        place = sum(b.step == step for b in known)
-        if place < len(known) and known[place].step != step and known[place].shapes != call.shapes:
-            return known[place].restart("shape changed")
-        return self._new_branch(denoiser, call)
+    @property
+    def _every_branch(self) -> list[Branch]:
+        return [branch for branches in self._branches.values() for branch in branches.all]
 
-    def _new_branch(self, denoiser: Sited, call: Arguments) -> Branch:
-        branches = self._branches[denoiser]
-        again = sum(b.name == self.context for b in branches)  # called twice under one name in a step
-        label = str(len(branches)) if self.context is None else f"{self.context}.{again}" if again else self.context
-        branch = Branch(label, History(self.method.window), call.shapes, self.context)
-        branch.decider = self.method.decider(self.clock.total)
-        if len(branches) < MAX_BRANCHES:
-            branches.append(branch)
-        return branch
-
-    def _plan(self, branch: Branch, step: int, known: bool) -> tuple[Action, str]:
-        """What is to be done, before the call; a method that decides while it runs may still evaluate."""
-        if not known:
-            return "fallback", UNKNOWN
+    def _plan(self, branch: Branch, step: int, obstacle: str) -> tuple[Action, str]:
+        """What to do, before the call; an adaptive method may still evaluate."""
+        if obstacle:
+            return "fallback", obstacle
         if self.method.evaluates(step, self.clock.total):
             return "evaluated", ""
         if (have := len(branch.history)) < (need := self.method.min_points):
@@ -277,7 +215,7 @@ class Run:
         if self.method.in_place:
             return branch.history.features[-1]
         weights = check_weights(
-            self.method.weights_at(branch.history.steps, record.step, self._axis()),
+            self.method.weights_at(branch.history.steps, record.step, self._axis(record.step)),
             count=len(branch.history),
             method=self.trace.method,
         )
@@ -289,20 +227,24 @@ class Run:
         if self.audit:
             record.error = relative_error(tuple(feature), site.evaluate(call)[1])
 
-    def _axis(self) -> Sequence[float]:
+    def _axis(self, step: int) -> Sequence[float]:
         """The time of each step, in steps; see :func:`time_axis`."""
-        if self._times is None:
-            kind = self.method.axis
-            self._times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
-        return self._times
+        if self._times is not None:
+            return self._times
+        kind = self.method.axis
+        times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
+        if step > 0:  # at step 0 some schedulers can't tell yet where the loop begins
+            self._times = times
+        return times
 
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
-        held = sum(b.nbytes for branches in self._branches.values() for b in branches)
+        self.trace.total = self.clock.total
+        held = sum(branch.nbytes for branch in self._every_branch)
         self.trace.history_bytes = max(self.trace.history_bytes, held)
         if record.step >= self.clock.total - 1:
             # Before the decoder runs, which may need the memory; a branch or expert that stopped has no call now.
-            for other in (b for branches in self._branches.values() for b in branches):
+            for other in self._every_branch:
                 if other is branch or other.step < record.step - 1:
                     other.release()
         if self.on_step is not None:

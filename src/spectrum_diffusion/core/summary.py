@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from .flops import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 Action = Literal["evaluated", "forecast", "partial", "fallback"]
 
@@ -44,7 +44,10 @@ class Call:
 
 @dataclass
 class Trace:
-    """The calls of one run in order, and what the run cost beside them."""
+    """The calls of one run in order, and what the run cost beside them.
+
+    ``stage`` names the first denoiser of the loop, ``total`` is the number of steps that the clock tells.
+    """
 
     method: str
     site: str
@@ -56,6 +59,8 @@ class Trace:
     history_bytes: int = 0
     wall_seconds: float | None = None
     earlier_loops: int = 0
+    stage: str = ""
+    total: int = 0
 
     @contextmanager
     def timed(self) -> Iterator[Callable[[], float] | None]:
@@ -134,10 +139,11 @@ class Summary:
     """What the last generation did.
 
     Attributes:
-        steps: steps at which a denoiser was called.
+        steps: steps at which a denoiser was called. Where the step is unknown, a call that can't be another branch of
+            the step before counts as the next step.
         evaluated: the steps whose first call ran the whole denoiser, fallbacks included.
         nfe: ``len(evaluated)``.
-        speedup: ``steps / nfe``, counted in evaluations, not in time.
+        speedup: ``steps / nfe``, counted in evaluations of the first branch, not in time.
         branches: counts by guidance branch ("0", "1", … in order of the calls, or the pipeline's own name).
         fallbacks: step → reason, for steps whose first call was evaluated since it could not be forecast; those of
             other branches are in ``branches``.
@@ -148,6 +154,9 @@ class Summary:
         errors: step → relative error of the forecast; empty without ``audit=True``.
         flops: what the denoiser's calls cost; None without ``flops=True``.
         loops: sampling loops in the generation (1 but for pipelines that sample in sections); the last is described.
+        stage: name of the denoiser that begins the sampling loop.
+        stages: a summary for each stage of a pipeline that samples in several (prior and decoder), in their order; this
+            summary then describes the last one. Empty for a single stage.
         package: name and version of the package whose cache it was; None for the methods of this library.
     """
 
@@ -164,6 +173,8 @@ class Summary:
     loops: int = 1
     flops: Flops | None = None
     package: tuple[str, str] | None = None
+    stage: str = ""
+    stages: tuple[Summary, ...] = ()
 
     @property
     def nfe(self) -> int:
@@ -175,6 +186,16 @@ class Summary:
         """Steps over evaluated steps."""
         return self.steps / self.nfe if self.nfe else 1.0
 
+    @property
+    def evaluated_calls(self) -> int:
+        """Calls over all branches that ran the whole denoiser."""
+        return sum(branch.evaluated for branch in self.branches.values())
+
+    @property
+    def call_speedup(self) -> float:
+        """``calls / evaluated_calls``, over all branches."""
+        return self.calls / self.evaluated_calls if self.evaluated_calls else 1.0
+
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON-ready values; step numbers that are keys become strings in JSON."""
         return {
@@ -185,6 +206,8 @@ class Summary:
             "nfe": self.nfe,
             "speedup": self.speedup,
             "calls": self.calls,
+            "evaluated_calls": self.evaluated_calls,
+            "call_speedup": self.call_speedup,
             "branches": {name: _branch_dict(branch) for name, branch in self.branches.items()},
             "fallbacks": {str(step): reason for step, reason in self.fallbacks.items()},
             "history_bytes": None if self.package else self.history_bytes,
@@ -193,9 +216,16 @@ class Summary:
             "loops": self.loops,
             "flops": self.flops.to_dict() if self.flops else None,
             "package": dict(zip(("name", "version"), self.package, strict=True)) if self.package else None,
+            "stage": self.stage,
+            "stages": [stage.to_dict() for stage in self.stages],
         }
 
     def __str__(self) -> str:
+        if self.stages:
+            texts = [f"{stage.stage}: {stage}" for stage in self.stages]
+            if outside := (self.milliseconds or {}).get("outside"):
+                texts.append(f"outside of the denoisers {outside:.0f} ms")
+            return "\n".join(texts)
         lines = [
             f"{self.method} at {self.site}: {self.steps} steps, {self.nfe} evaluated, {self.speedup:.2f}x fewer",
             f"  evaluated  {_ranges(self.evaluated)}",
@@ -203,6 +233,8 @@ class Summary:
         ]
         for name, b in self.branches.items():
             lines.append(f"  {name:<10} {b.evaluated:>9} {b.forecast:>9} {b.partial:>8} {b.fallback:>9} {b.steps:>6}")
+        if len(self.branches) > 1:
+            lines.append(f"  calls      {self.calls}, {self.evaluated_calls} evaluated, {self.call_speedup:.2f}x fewer")
         lines += [f"  fallback   step {step}: {reason}" for step, reason in self.fallbacks.items()]
         if self.package:
             lines.append(f"  package    {' '.join(self.package)}, {self.calls} denoiser calls")
@@ -260,7 +292,21 @@ def summarize(trace: Trace) -> Summary:
         loops=trace.earlier_loops + 1,
         flops=_flops(trace),
         package=trace.package,
+        stage=trace.stage,
     )
+
+
+def summarize_stages(traces: Sequence[Trace]) -> Summary:
+    """The summary of the last stage, with those of all stages where there are several."""
+    if len(traces) == 1:
+        return summarize(traces[0])
+    stages = [summarize(replace(trace, wall_seconds=None)) for trace in traces]  # what is outside belongs to all
+    last, wall = stages[-1], traces[-1].wall_seconds
+    spent = last.milliseconds
+    if spent is not None and wall is not None:
+        inside = sum(sum(stage.milliseconds.values()) for stage in stages if stage.milliseconds)
+        spent = {**spent, "outside": max(0.0, 1e3 * wall - inside)}
+    return replace(last, stages=tuple(stages), milliseconds=spent)
 
 
 def _flops(trace: Trace) -> Flops | None:

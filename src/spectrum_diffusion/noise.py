@@ -1,0 +1,40 @@
+"""Whether a sampler adds noise at each step: seen by the random numbers that are drawn between two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+class NoiseWatch:
+    """Compares the states of random number generators after one denoiser call and before the next.
+
+    Args:
+        arguments: what the pipeline was called with; its generators are watched beside torch's default ones.
+    """
+
+    def __init__(self, arguments: Iterable[Any]) -> None:
+        values = [item for value in arguments for item in (value if isinstance(value, (list, tuple)) else [value])]
+        self._generators = [value for value in values if isinstance(value, torch.Generator)]
+        self._states: list[torch.Tensor] | None = None
+
+    def mark(self, device: torch.device) -> None:
+        """Note the states after a call on ``device``."""
+        self._device, self._states = device, self._read(device)
+
+    def drawn(self) -> bool:
+        """Whether random numbers were drawn since :meth:`mark`."""
+        if self._states is None:
+            return False
+        pairs = zip(self._states, self._read(self._device), strict=True)
+        return any(not torch.equal(before, after) for before, after in pairs)
+
+    def forget(self) -> None:
+        """Begin anew: the noise that a new sampling loop starts from is not added at its steps."""
+        self._states = None
+
+    def _read(self, device: torch.device) -> list[torch.Tensor]:
+        states = [torch.get_rng_state(), *(generator.get_state() for generator in self._generators)]
+        return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

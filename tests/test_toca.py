@@ -160,10 +160,10 @@ def check_against_the_slow_writing(pipe: Any, name: str, ratio: float, monkeypat
     return ours
 
 
-@pytest.mark.parametrize("ratio", [0.2, RATIO, 10.0])
+@pytest.mark.parametrize("ratio", [0.2, RATIO, 1.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_to_the_slow_writing(name: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some tokens in one kind of block, in all blocks, and all tokens with the attention of the full step."""
+    """Some tokens in one kind of block, in all blocks, and all tokens of fused blocks with the attention of the full step."""
     entry = PIPELINES[name]
     pipe = entry.build()
     ours = check_against_the_slow_writing(pipe, name, ratio, monkeypatch)
@@ -228,7 +228,7 @@ def test_more_tokens_cost_more() -> None:
     entry = PIPELINES["flux"]
     pipe = entry.build()
     costs = []
-    for ratio in (0.0, 0.3, 0.6, 10.0):
+    for ratio in (0.0, 0.3, 0.6, 1.0):
         with spectrum_diffusion.enable(pipe, "toca", ratio=ratio, flops=True) as handle:
             entry.call(pipe, steps=20)
             flops = handle.summary().flops
@@ -238,7 +238,7 @@ def test_more_tokens_cost_more() -> None:
     assert costs == sorted(set(costs))
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.6, 10.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.6, 1.0])
 def test_cost_of_a_partial_step_by_formula(ratio: float) -> None:
     """Less than an untouched step by all of attention, and by the feed-forward of the tokens that are not chosen."""
     entry = PIPELINES["flux"]

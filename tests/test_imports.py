@@ -13,7 +13,7 @@ import spectrum_diffusion
 PACKAGE = Path(__file__).parents[1] / "src" / "spectrum_diffusion"
 
 LAYERS = (
-    ("errors", "_version"),
+    ("errors", "_version", "_interrupts"),
     ("core",),
     ("sites",),
     ("methods",),
@@ -23,12 +23,12 @@ LAYERS = (
         *("discovery", "scheduler_clock", "loading"),
     ),
     ("bench",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 """From the bottom to the top: a module imports its own layer and those before it."""
 PUBLIC = ("schedule", "forecast", "metrics", "prompts", "cost", "evaluate")
 """Public import paths of modules that lie deeper. Nothing in the package uses them."""
-ANNOTATIONS = {("core/run.py", "methods")}
+ANNOTATIONS = {("core/run.py", "methods"), ("core/branches.py", "methods")}
 """For annotations only: a run calls the base class of methods, and knows none of them."""
 
 EXCEPTIONS = {("bench/comparison.py", "cli"), ("bench/sampling.py", "cli")}

@@ -163,7 +163,7 @@ def check_against_the_slow_writing(pipe: Any, name: str, ratio: float, monkeypat
 @pytest.mark.parametrize("ratio", [0.2, RATIO, 1.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_to_the_slow_writing(name: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some tokens in one kind of block, in all blocks, and all tokens of fused blocks with the attention of the full step."""
+    """Some tokens in one kind of block, in all blocks, and all tokens of fused blocks, against a slow writing."""
     entry = PIPELINES[name]
     pipe = entry.build()
     ours = check_against_the_slow_writing(pipe, name, ratio, monkeypatch)

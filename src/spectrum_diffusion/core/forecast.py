@@ -192,6 +192,17 @@ def _summed_differences(steps: list[float], factors: list[float], start: float) 
     return np.sum([d * factors[i] / math.factorial(i) for i, d in enumerate(differences)], axis=0)  # (K,)
 
 
+@_cached
+def interpolation_weights(evaluated: Iterable[float], target: float) -> Weights:
+    """Weights of the polynomial through all evaluated features (Lagrange's form), for a target among them.
+
+    Returns:
+        float64, shape (K,); they sum to one.
+    """
+    steps = np.asarray(evaluated, dtype=np.float64)
+    return taylor_weights(steps, target, len(steps) - 1)
+
+
 def reuse_weights(evaluated: Iterable[float], target: float) -> Weights:
     """Weights that repeat the last evaluated feature (FORA; Taylor of order 0), shape (K,)."""
     return taylor_weights(evaluated, target, 0)

@@ -60,6 +60,64 @@ def uniform(total: int, interval: int = 2, warmup: int = 5) -> list[int]:
     return adaptive(total, interval, warmup, slope=0.0)
 
 
+def nodes(total: int, count: int) -> list[int]:
+    """``count`` evaluated steps, closer together at both ends, with the first and the last step among them.
+
+    Half-way between Chebyshev-Lobatto nodes and even ones, rounded and made distinct:
+    ``s_j = (T−1)·½(½(1 − cos(πj/(K−1))) + j/(K−1))``. Chebyshev nodes are those at which a polynomial is best
+    interpolated; for few evaluations they put too many of them at the ends.
+
+    Args:
+        total: number of steps T of the sampler, ≥ 1.
+        count: number of evaluations K, 1 … T.
+
+    Raises:
+        InvalidOptionError: a value outside its range.
+
+    >>> nodes(50, 14)
+    [0, 2, 5, 9, 13, 17, 22, 27, 32, 36, 40, 44, 47, 49]
+    """
+    total = check_integer("total", total, least=1)
+    count = check_integer("count", count, least=1, most=total)
+    if count == 1:
+        return [0]
+    shares = [j / (count - 1) for j in range(count)]
+    steps = [round((total - 1) * ((1 - math.cos(math.pi * share)) / 2 + share) / 2) for share in shares]
+    for j in range(count):  # distinct from the ones before, and room for the ones to come
+        steps[j] = min(max(steps[j], steps[j - 1] + 1 if j else 0), total - count + j)
+    return steps
+
+
+def nodes_for_speedup(total: int, speedup: float) -> list[int]:
+    """The :func:`nodes` of ``⌊total/speedup⌋`` evaluations.
+
+    Args:
+        total: number of steps T, ≥ 1.
+        speedup: wanted ratio of steps to evaluations, ≥ 1.
+
+    Raises:
+        InvalidOptionError: ``speedup`` would forecast more than a third of the run from one evaluated step.
+    """
+    value = check_number("speedup", speedup, least=1.0)
+    count, fewest = at_most(total, value), fewest_nodes(total)
+    if count < fewest:
+        raise InvalidOptionError(
+            f"speedup={value:g} leaves {count} of {total} steps to evaluate, and more than a third of the run would be "
+            f"forecast from one of them: pass a speedup within 1 … {_floor(total / fewest):g}"
+        )
+    return nodes(total, count)
+
+
+@lru_cache(maxsize=1024)
+def fewest_nodes(total: int) -> int:
+    """The fewest :func:`nodes` between which never more than a third of the run is forecast."""
+    for count in range(1, total):
+        steps = [*nodes(total, count), total]
+        if all(3 * (after - before - 1) <= total for before, after in pairwise(steps)):
+            return count
+    return total
+
+
 def explicit(total: int, evaluated: Iterable[int]) -> list[int]:
     """Check a schedule written out by the user for a run of ``total`` steps.
 

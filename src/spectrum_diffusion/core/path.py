@@ -85,7 +85,7 @@ class Path:
 
 
 def agreement(steps: Sequence[int], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``α = ⟨r, d⟩/⟨d, d⟩`` within 0 … 1 of the last of three outputs: r is its change, d the change the line foretold.
+    """``α = (r·d)/(d·d)`` within 0 … 1 of the last of three outputs: r is its change, d the change the line foretold.
 
     Returns:
         float32, (B,): 1 where the line was right, 0 where it led nowhere.

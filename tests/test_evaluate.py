@@ -641,7 +641,7 @@ def test_the_command_tells_of_failures_by_its_exit_code(tmp_path: Path) -> None:
     [
         (["--limit", "0", "--prompts", "tiny"], "leaves no prompt"),
         ([], "there is no prompt"),
-        (["panda", "--prompts", "nowhere.txt"], "no list and no file of prompts"),
+        (["panda", "--prompts", "nowhere.txt"], "neither a known list nor a file"),
         (["panda", "--metrics", "beauty"], "'beauty' is unknown"),
         (["panda", "--baseline", "nobody"], "is no row"),
         (["panda", "--methods", "papre"], "did you mean 'paper'"),

@@ -360,7 +360,7 @@ def test_resident_memory_is_for_the_page_and_a_devices_for_print_too(
     evaluate(pipe, ask("psnr"), tmp_path)
     page, table = ((tmp_path / name).read_text("utf-8") for name in ("report.html", "table.md"))
     assert "peak MiB" in page
-    assert "at most, resident in the process:" in page
+    assert "the highest memory use during a call, resident in the process:" in page
     assert "peak MiB" not in table
     # The warm-up, then the first prompt with two calls more than the second, to count operations.
     peaks = iter([3 * 2**20] * 6 + [5 * 2**20] * 90)

@@ -139,9 +139,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"limit": 3}, "teacache has no option 'limit'"),
     ({"nfe": 0}, "nfe=0 is out of range"),
     ({"nfe": 2.5}, "nfe=2.5 is not an integer"),
-    ({"prompts": []}, "give a list of one or more prompts"),
-    ({"prompts": "red apple"}, "give a list of one or more prompts"),
-    ({"seeds": []}, "give a list of one or more prompts, and of seeds"),
+    ({"prompts": []}, "prompts must be a list of one or more"),
+    ({"prompts": "red apple"}, "prompts must be a list of one or more"),
+    ({"seeds": []}, "seeds must be a list of one or more"),
 ]
 
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from .completion import complete_from, complete_methods, complete_model
 from .guard import MistakeError
-from .request import DTYPES, OFFLOADS, MethodSpec, join_options, parse_methods, parse_options
+from .request import (
+    DEFAULT_MODEL,
+    DTYPES,
+    OFFLOADS,
+    MethodSpec,
+    Request,
+    join_options,
+    parse_methods,
+    parse_options,
+    parse_size,
+)
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="Texts to sample; one or more.")]
 PromptFile = Annotated[
@@ -60,6 +74,48 @@ Options = Annotated[
     typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The options of every command that samples: the model, and what it is called with."""
+
+    model: Model = DEFAULT_MODEL
+    steps: Steps = None
+    guidance: Guidance = None
+    size: Size = None
+    frames: Frames = None
+    device: Device = None
+    dtype: Dtype = None
+    offload: Offload = "none"
+
+    def request(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
+        """The request with these options.
+
+        Raises:
+            MistakeError: a value that no pipeline can take.
+        """
+        return Request(prompts=prompts, seeds=seeds, **{**vars(self), "size": parse_size(self.size)})
+
+
+def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :class:`Sampling`, in place of its parameter ``sampling``."""
+    own = inspect.signature(command, eval_str=True)
+    shared = inspect.signature(Sampling, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        sampling = Sampling(**{name: given.pop(name) for name in shared})
+        command(**given, sampling=sampling)
+
+    parameters = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in own.parameters.values()
+        for option in (shared.values() if parameter.name == "sampling" else (parameter,))
+    ]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in parameters}
+    return run
 
 
 def specs_of(methods: str, speedup: float | None, site: str | None, option: list[str] | None) -> tuple[MethodSpec, ...]:

@@ -16,62 +16,40 @@ from ..app import app
 from ..guard import interruptible
 from ..options import (
     AsJson,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
     Methods,
-    Model,
-    Offload,
     Options,
     PromptFile,
     Prompts,
+    Sampling,
     Seed,
     Seeds,
     Site,
-    Size,
     Speedup,
-    Steps,
     specs_of,
+    takes_sampling,
 )
 from ..printing import echo_json, exit_for, progress_bar
-from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_seeds, parse_size, read_prompts
+from ..request import MethodSpec, Request, parse_seeds, read_prompts
 
 
 @app.command()
+@takes_sampling
 def compare(
     prompts: Prompts = None,
     methods: Methods = "fewer-steps,reuse,taylor,paper,spectrum",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")] = ...,  # type: ignore[assignment]
-    model: Model = DEFAULT_MODEL,
+    *,
+    sampling: Sampling,
     speedup: Speedup = None,
     site: Site = None,
-    steps: Steps = None,
     seed: Seed = 0,
     seeds: Seeds = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    frames: Frames = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
     prompt_file: PromptFile = None,
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Sample with the untouched pipeline and with several methods, side by side."""
-    request = Request(
-        prompts=read_prompts(prompts or (), prompt_file, model),
-        seeds=parse_seeds(seeds, seed),
-        model=model,
-        steps=steps,
-        guidance=guidance,
-        size=parse_size(size),
-        frames=frames,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-    )
+    request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), parse_seeds(seeds, seed))
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
     with interruptible("Nothing is kept; the same command starts again, where `spectrum evaluate` would go on."):

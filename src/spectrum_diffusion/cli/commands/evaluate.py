@@ -12,30 +12,25 @@ from ..app import app
 from ..guard import interruptible
 from ..options import (
     AsJson,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
     Methods,
-    Model,
-    Offload,
     Options,
     PromptFile,
     Prompts,
+    Sampling,
     Seed,
     Seeds,
     Site,
-    Size,
     Speedup,
-    Steps,
     names_of,
     specs_of,
+    takes_sampling,
 )
 from ..printing import echo_json, exit_for
-from ..request import DEFAULT_MODEL, Request, parse_seeds, parse_size
+from ..request import parse_seeds
 
 
 @app.command()
+@takes_sampling
 def evaluate(
     prompts: Prompts = None,
     methods: Methods = "fewer-steps,paper,spectrum,taylorseer,fora",
@@ -52,35 +47,18 @@ def evaluate(
         str | None, typer.Option(help="Method that the others are compared with; fewer-steps without.")
     ] = None,
     path: Annotated[bool, typer.Option("--path", help="Also compare the latents after each step.")] = False,
-    model: Model = DEFAULT_MODEL,
+    *,
+    sampling: Sampling,
     speedup: Speedup = None,
     site: Site = None,
-    steps: Steps = None,
     seed: Seed = 0,
     seeds: Seeds = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    frames: Frames = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over many prompts: metrics with intervals, cost, a report. Given again, it goes on."""
-    found = evaluation.find_prompts(prompts or [], source, limit, model)
-    request = Request(
-        prompts=tuple(prompt.text for prompt in found),
-        seeds=parse_seeds(seeds, seed),
-        model=model,
-        steps=steps,
-        guidance=guidance,
-        size=parse_size(size),
-        frames=frames,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-    )
+    found = evaluation.find_prompts(prompts or [], source, limit, sampling.model)
+    request = sampling.request(tuple(prompt.text for prompt in found), parse_seeds(seeds, seed))
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
     asked = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}

@@ -16,30 +16,25 @@ from ..completion import complete_method
 from ..guard import interruptible
 from ..options import (
     AsJson,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
-    Model,
-    Offload,
     Options,
     PromptFile,
     Prompts,
+    Sampling,
     Seed,
     Site,
-    Size,
     Speedup,
-    Steps,
     shared_options,
+    takes_sampling,
 )
 from ..printing import echo_json, progress_bar
-from ..request import DEFAULT_MODEL, MethodSpec, Request, join_options, parse_options, parse_size, read_prompts
+from ..request import MethodSpec, Request, join_options, parse_options, read_prompts
 
 if TYPE_CHECKING:
     from ...bench.sampling import Drawing
 
 
 @app.command()
+@takes_sampling
 def generate(
     prompts: Prompts = None,
     output: Annotated[
@@ -48,7 +43,8 @@ def generate(
             "--output", "-o", help="File to write. {prompt}, {seed} and {index} are filled in; equal names get -0, -1 …"
         ),
     ] = ...,  # type: ignore[assignment]
-    model: Model = DEFAULT_MODEL,
+    *,
+    sampling: Sampling,
     method: Annotated[
         str | None,
         typer.Option(
@@ -58,35 +54,17 @@ def generate(
     plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
     speedup: Speedup = None,
     site: Site = None,
-    steps: Steps = None,
     seed: Seed = 0,
-    guidance: Guidance = None,
-    size: Size = None,
-    frames: Frames = None,
     fps: Annotated[int, typer.Option(min=1, help="Frames per second of a video.")] = mp4.FPS,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
     prompt_file: PromptFile = None,
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate images or videos."""
-    request = Request(
-        prompts=read_prompts(prompts or (), prompt_file, model),
-        seeds=(seed,),
-        model=model,
-        steps=steps,
-        guidance=guidance,
-        size=parse_size(size),
-        frames=frames,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-    )
+    request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), (seed,))
     options = join_options(shared_options(speedup, site), parse_options(option or ()))
     spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
-    spec.check(steps)
+    spec.check(request.steps)
     outputs.check_output(output)
     with interruptible("Finished files are kept; the same command generates all of them again."):
         results = _generate(request, spec, output, fps)

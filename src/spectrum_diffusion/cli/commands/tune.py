@@ -14,25 +14,20 @@ from ..completion import complete_method
 from ..guard import interruptible
 from ..options import (
     AsJson,
-    Device,
-    Dtype,
-    Frames,
-    Guidance,
-    Model,
-    Offload,
     Options,
     PromptFile,
     Prompts,
+    Sampling,
     Seed,
     Seeds,
-    Size,
-    Steps,
+    takes_sampling,
 )
 from ..printing import echo_json, progress_bar
-from ..request import DEFAULT_MODEL, MethodSpec, Request, parse_options, parse_seeds, parse_size, read_prompts
+from ..request import MethodSpec, parse_options, parse_seeds, read_prompts
 
 
 @app.command("tune")
+@takes_sampling
 def tune_method(
     prompts: Prompts = None,
     method: Annotated[
@@ -46,33 +41,16 @@ def tune_method(
         Path, typer.Option("--output", "-o", help="Plan to write; several counts give plan-14.json, plan-10.json.")
     ] = ...,  # type: ignore[assignment]
     nfe: Annotated[str, typer.Option(metavar="N[,N…]", help="Wanted evaluations; several give several plans.")] = "14",
-    model: Model = DEFAULT_MODEL,
-    steps: Steps = None,
+    *,
+    sampling: Sampling,
     seed: Seed = 0,
     seeds: Seeds = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    frames: Frames = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
     prompt_file: PromptFile = None,
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate a method on a model and find its threshold for a wanted number of evaluations."""
-    request = Request(
-        prompts=read_prompts(prompts or (), prompt_file, model),
-        seeds=parse_seeds(seeds, seed),
-        model=model,
-        steps=steps,
-        guidance=guidance,
-        size=parse_size(size),
-        frames=frames,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-    )
+    request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), parse_seeds(seeds, seed))
     counts, spec = tuning.parse_counts(nfe), MethodSpec(method, parse_options(option or ()))
     spec.check(None)
     outputs.check_json(output)

@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-versions lint types docs bench train wheel clean
+.PHONY: help venv demo test test-slow test-versions lint types docs lines bench train wheel clean
 
 help:
 	@echo "make demo           images from 14 of 50 evaluations beside the 50-step ones"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-versions  the core tests with the lowest and the newest supported versions"
 	@echo "make lint           ruff, format and rules; make types: mypy"
 	@echo "make docs           the pages of the methods and the drawings"
+	@echo "make lines          lines of code by part, in docs/design.md"
 	@echo "make bench          cost of a skipped step, and the tables by which the default was chosen"
 	@echo "make train          train the model that ships, from scratch"
 	@echo "make wheel          a wheel under dist/"
@@ -56,6 +57,9 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/method_pages.py
 	$(BIN)/python docs/drawings.py
+
+lines:
+	$(PYTHON) docs/lines.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.skip_cost --write docs/benchmarks.md

@@ -16,6 +16,7 @@ import yaml
 import spectrum_diffusion
 from benchmarks import results
 from spectrum_diffusion import METHODS, make_method
+from spectrum_diffusion.sites import SITES
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +51,39 @@ def test_every_method_has_a_row_in_the_index() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if ":" not in name])
 def test_every_option_is_explained(method_pages: ModuleType, name: str) -> None:
     assert set(METHODS[name].defaults()) <= set(method_pages.descriptions(METHODS[name]))
+
+
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_the_design_names_every_part_and_site() -> None:
+    package = ROOT / "src" / "spectrum_diffusion"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")} - {"metrics"}  # a public import path
+    layers = script("test_imports", "tests").LAYERS
+    for name in {name for layer in layers for name in layer if not name.startswith("_")} | folders:
+        assert re.search(rf"`{name}(/|\.py)?`", DESIGN), name
+    for name in SITES:
+        assert f"| `{name}` |" in DESIGN, name
+
+
+def test_lines_of_code_are_those_with_code() -> None:
+    source = '''"""Two lines
+of docstring."""
+
+X = """one
+two"""  # a comment
+
+
+def f():
+    """What it does."""
+    # why
+    return (
+        1
+    )
+'''
+    lines = script("lines")
+    assert lines.code_lines(source) == 6
+    assert set(re.findall(r"^\| ([\w, ]+) \| [\d,]+ \|", DESIGN, re.MULTILINE)) == set(lines.ORDER)
 
 
 PAGES = sorted(

@@ -41,6 +41,7 @@ LIGHT = [
     "import spectrum_diffusion; dir(spectrum_diffusion)",
     "from spectrum_diffusion import METHODS; assert 'teacache' in list(METHODS)",
     "from spectrum_diffusion import schedule; schedule.for_speedup(50, 5)",
+    "import spectrum_diffusion.interop; assert not [m for m in sys.modules if m.endswith(('_caches', 'cache_dit'))]",
     "from spectrum_diffusion.errors import SpectrumError",
     "from spectrum_diffusion.loading import small_models; small_models()",
     "import spectrum_diffusion.cli",

@@ -104,7 +104,7 @@ def test_a_broken_package_disturbs_no_other_method(tmp_path: Path) -> None:
     done = spectrum("methods", "--json", cwd=tmp_path, path=site)
     assert "spectrum" in names(done)
     assert {"gone", "wrong"}.isdisjoint(names(done))
-    assert "method 'gone' of other-package can't be imported from other:Missing: AttributeError" in done.stderr
+    assert "cannot import method 'gone' of other-package from other:Missing: AttributeError" in done.stderr
     assert "other:dataclass of other-package is not a subclass of spectrum_diffusion.Method" in done.stderr
     done = spectrum("generate", "apple", "--method", "gone", "-o", "a.png", cwd=tmp_path, path=site, code=2)
     assert "Repair the package, or uninstall it" in done.stderr

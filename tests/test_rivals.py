@@ -30,7 +30,7 @@ from spectrum_diffusion import (
     make_method,
 )
 from spectrum_diffusion.cli.app import app
-from spectrum_diffusion.interop.caches import EXTERNAL_CACHES, CacheDit, DiffusersCache
+from spectrum_diffusion.interop import EXTERNAL_CACHES
 
 try:
     import cache_dit
@@ -97,11 +97,11 @@ def classes_stay_as_they_are() -> Iterator[None]:
 def enable_by_hand(pipe: Any, rival: str, **options: Any) -> None:
     """What a user writes without this library."""
     if rival.startswith("cache-dit"):
-        config, *calibrator = (getattr(cache_dit, name) for name in EXTERNAL_CACHES[rival].configs)
+        config, *calibrator = (getattr(cache_dit, name) for name in METHODS[rival].configs)
         calibrators = [calibrator[0]()] if calibrator else [None]
         cache_dit.enable_cache(pipe, cache_config=config(**options), calibrator_config=calibrators[0])
         return
-    config = getattr(diffusers.hooks, EXTERNAL_CACHES[rival].configs[0])
+    config = getattr(diffusers.hooks, METHODS[rival].configs[0])
     if rival in ("diffusers:pab", "diffusers:fastercache"):
         options["current_timestep_callback"] = lambda: pipe.current_timestep
     if "taylor_factors_dtype" in options:
@@ -383,7 +383,11 @@ def test_options_of_another_name(rival: str, options: dict[str, Any], message: s
         ("diffusers:magcache", {}, "`mag_ratios` must be provided for MagCache inference"),
         ("diffusers:seacache", {"threshold": -1}, "`threshold` must be non-negative, got -1"),
         ("diffusers:taylorseer", {"taylor_factors_dtype": "float"}, None),
-        ("diffusers:taylorseer", {"taylor_factors_dtype": "floating"}, "taylor_factors_dtype='floating' is no type"),
+        (
+            "diffusers:taylorseer",
+            {"taylor_factors_dtype": "floating"},
+            "'floating' is not a dtype of torch",
+        ),
     ],
 )
 def test_options_that_the_package_refuses(rival: str, options: dict[str, Any], message: str | None) -> None:
@@ -441,14 +445,14 @@ def test_every_cache_of_diffusers_is_there() -> None:
     source = inspect.getsource(diffusers.CacheMixin.enable_cache)
     offered = set(re.findall(r"isinstance\(config, (\w+)\)", source))
     assert {
-        config for cls in EXTERNAL_CACHES.values() if issubclass(cls, DiffusersCache) for config in cls.configs
+        config for name in EXTERNAL_CACHES if name.startswith("diffusers") for config in METHODS[name].configs
     } == offered
 
 
 @needs_cache_dit
 def test_every_cache_of_cache_dit_is_there() -> None:
     offered = {name for name in dir(cache_dit) if re.fullmatch(r"DB\w+Config|\w+CalibratorConfig", name)}
-    known = {config for cls in EXTERNAL_CACHES.values() if issubclass(cls, CacheDit) for config in cls.configs}
+    known = {config for name in EXTERNAL_CACHES if name.startswith("cache-dit") for config in METHODS[name].configs}
     assert known == offered - {"CalibratorConfig"}
 
 

@@ -24,9 +24,7 @@ def methods() -> list[dict[str, Any]]:
 
 def _package(method: Any) -> str | None:
     """The package of another's cache with its version; None for the methods of this one."""
-    from ..interop import ExternalCache
-
-    if not issubclass(method, ExternalCache):
+    if not method.package:
         return None
     return f"{method.package} {method.version()}" if method.available() else f"{method.package}: not installed"
 

@@ -9,7 +9,8 @@ from ..errors import InvalidOptionError
 from .base import SITES, AnyMethod, Method
 from .registry import Registry, check_class
 
-METHODS = Registry(
+METHODS = Registry()
+METHODS.add(
     {
         "spectrum": "spectrum:Spectrum",
         "paper": "spectrum:Paper",
@@ -25,7 +26,8 @@ METHODS = Registry(
         "magcache": "magcache:MagCache",
         "toca": "toca:ToCa",
         "deepcache": "deepcache:DeepCache",
-    }
+    },
+    package=__name__,
 )
 
 

@@ -126,6 +126,11 @@ class AnyMethod:
         """The installed version of :attr:`package`; "" where there is none."""
         return ""
 
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the method can run here: the installed version of :attr:`package` has this cache."""
+        return True
+
     def check(self) -> None:
         """Raise where the method can't be used here at all, before anything is changed."""
 

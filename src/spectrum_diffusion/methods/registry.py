@@ -1,4 +1,4 @@
-"""The registry of methods: names first, classes when they are needed."""
+"""The registry of methods: lists names at once, and imports a class when it is needed."""
 
 from __future__ import annotations
 
@@ -8,38 +8,37 @@ from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import resolve_name
 
 from ..errors import InvalidOptionError, SpectrumError, warn
 from .base import AnyMethod
 
 GROUP = "spectrum_diffusion.methods"
-"""The group of entry points with which other packages offer methods: ``name = "package.module:Class"``."""
+"""The entry point group through which other packages offer methods: ``name = "package.module:Class"``."""
 BUNDLED = "spectrum_diffusion.interop"
-"""The module of this package that registers methods by itself. A name, because nothing here may depend on it."""
+"""The module of this package that adds methods when imported. A name, because methods may not import it."""
 
 MethodClass = type[AnyMethod]
 
 
 class Registry(MutableMapping[str, MethodClass]):
-    """Methods by name. A class is imported when it is looked up, so that listing names imports no torch.
+    """Methods by name. A class is imported when it is looked up, so that listing the names imports no torch."""
 
-    Args:
-        ours: the methods of this package by name, as ``"module:Class"`` within :mod:`spectrum_diffusion.methods`.
-    """
-
-    def __init__(self, ours: Mapping[str, str]) -> None:
-        self._classes: dict[str, MethodClass | Callable[[], MethodClass]] = {
-            name: partial(_import_ours, place) for name, place in ours.items()
-        }
+    def __init__(self) -> None:
+        self._classes: dict[str, MethodClass | Callable[[], MethodClass]] = {}
         self._is_complete = False
+
+    def add(self, places: Mapping[str, str], package: str) -> None:
+        """Add methods by name, each as ``"module:Class"`` within a package. Nothing is imported yet."""
+        self._classes |= {name: partial(resolve_name, f"{package}.{place}") for name, place in places.items()}
 
     def __getitem__(self, name: str) -> MethodClass:
         if name not in self._classes:
             self._complete()
-        found = self._classes[name]
-        if not isinstance(found, type):
-            self._classes[name] = found = found()
-        return found
+        entry = self._classes[name]
+        if not isinstance(entry, type):
+            self._classes[name] = entry = entry()
+        return entry
 
     def __setitem__(self, name: str, method: MethodClass) -> None:
         self._classes[name] = method
@@ -63,7 +62,7 @@ class Registry(MutableMapping[str, MethodClass]):
         return f"{type(self).__name__}({', '.join(self)})"
 
     def usable(self) -> dict[str, MethodClass]:
-        """Every method that can be imported; a warning names those of other packages that can't."""
+        """Every method that can be imported. A warning names the methods of other packages that cannot."""
         usable = {}
         for name in self:
             try:
@@ -73,42 +72,36 @@ class Registry(MutableMapping[str, MethodClass]):
         return usable
 
     def name_of(self, method: MethodClass) -> str | None:
-        """The name of a class; only classes that are imported already can be the one."""
-        return next((name for name, known in self._classes.items() if known is method), None)
+        """The name of a class, or None if it is not registered."""
+        return next((name for name, entry in self._classes.items() if entry is method), None)
 
     def _complete(self) -> None:
-        """Add the methods of the other packages; a name of ours is not replaced."""
+        """Add the methods of other packages. They never replace a name that exists."""
         if self._is_complete:
             return
-        self._is_complete = True  # at once: the module below lists methods itself
+        self._is_complete = True  # first, because the import below may list the methods
         import_module(BUNDLED)
         for entry in entry_points(group=GROUP):
             self._classes.setdefault(entry.name, partial(_load, entry))
-
-
-def _import_ours(place: str) -> MethodClass:
-    module, _, name = place.partition(":")
-    method: MethodClass = getattr(import_module(f".{module}", __package__), name)
-    return method
 
 
 def _load(entry: EntryPoint) -> MethodClass:
     package = entry.dist.name if entry.dist is not None else "a package"
     try:
         method = entry.load()
-    except Exception as error:  # another package's code fails in any way
+    except Exception as error:  # the code of another package may fail in any way
         raise SpectrumError(
-            f"method {entry.name!r} of {package} can't be imported from {entry.value}: "
-            f"{type(error).__name__}: {error}. Repair the package, or uninstall it"
+            f"cannot import method {entry.name!r} of {package} from {entry.value}: {type(error).__name__}: {error}. "
+            "Repair the package, or uninstall it"
         ) from error
     return check_class(method, f"{entry.value} of {package}")
 
 
 def check_class(method: object, shown: str) -> MethodClass:
-    """``method`` if it is a complete method class.
+    """``method`` if it is a complete method class; ``shown`` names it in the message if not.
 
     Raises:
-        InvalidOptionError: it is something else, or lacks a function that every run needs.
+        InvalidOptionError: it is not a method class, or it lacks a method that every run needs.
     """
     if not (isinstance(method, type) and issubclass(method, AnyMethod)):
         raise InvalidOptionError(
@@ -127,14 +120,14 @@ def check_class(method: object, shown: str) -> MethodClass:
         )
     if undeclared := _not_fields(method):
         raise InvalidOptionError(
-            f"{shown} declares {', '.join(undeclared)}, which can't be set as options: decorate the class with "
+            f"{shown} declares {', '.join(undeclared)}, which cannot be set as options: decorate the class with "
             "@dataclass(frozen=True, kw_only=True)"
         )
     return method
 
 
 def _not_fields(method: MethodClass) -> list[str]:
-    """Annotated attributes that became no options, because the class is not decorated as a dataclass."""
+    """Annotated attributes that are not options, because the class is not decorated as a dataclass."""
     known = {option.name for option in fields(method)}
     own = inspect.get_annotations(method)
     return [name for name, kind in own.items() if name not in known and "ClassVar" not in str(kind)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import SpectrumError
-from ...interop.caches import ExternalCache
 from ...methods import METHODS
 from .identity import call_arguments, code_of, environment, fingerprint, key_of
 from .request import REFERENCE, Case, Request, Row
@@ -108,9 +107,9 @@ def make_plan(pipe: Any, request: Request) -> Plan:
 
 
 def _code(method: str) -> dict[str, str]:
-    """What runs: the method's code, and the version of the package that it is of if not of this one."""
+    """What runs: the method's code, and the version of the package whose cache it is, if any."""
     cls = METHODS[method]
-    return {"code": code_of(cls), "package": cls.version() if issubclass(cls, ExternalCache) else ""}
+    return {"code": code_of(cls), "package": cls.version()}
 
 
 def _counted(settings: dict[str, Any], row: Row | None, case: Case) -> Unit:

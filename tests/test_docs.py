@@ -253,6 +253,11 @@ def test_configuration_of_services_is_valid_yaml(path: Path) -> None:
     assert yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def test_hooks_need_no_repository_beside_this_one() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert {repository["repo"] for repository in hooks["repos"]} == {"local"}
+
+
 def imports() -> list[str]:
     """Every import of this package that a page shows."""
     pages = [ROOT / page for page in PAGES]

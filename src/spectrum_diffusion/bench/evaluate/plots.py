@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 176, 16, 44
 NAMES = WIDTH - RIGHT + 26
 """Where the names begin, right of the plot: beside their points they would cover others."""
-LETTERS = 16
+LETTERS = 18
 """Letters shown of a name; the table and the tooltip of the point show the whole name."""
 COLOURS = 8
 LINE = 15

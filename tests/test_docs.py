@@ -16,6 +16,8 @@ import yaml
 import spectrum_diffusion
 from benchmarks import results
 from spectrum_diffusion import METHODS, make_method
+from spectrum_diffusion.bench.reproduce.claims import LEGEND
+from spectrum_diffusion.bench.reproduce.page import EXPLANATION, OVERVIEW_LEGEND, SWEEP_LEGEND
 from spectrum_diffusion.sites import SITES
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +169,19 @@ def test_a_report_is_split_by_model() -> None:
 
 def test_the_readme_shows_some_rows_of_the_overview() -> None:
     assert results.excerpt(REPORT) == "| about 14 | tiny-flux |\n|---|---|\n| FORA | 37.5 (13.4) |"
+
+
+def test_the_results_read_as_they_are_generated() -> None:
+    """What a page says between its numbers is what the next run writes."""
+    folder = ROOT / "docs" / "results"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    assert EXPLANATION.format(seed="0") in index
+    assert OVERVIEW_LEGEND in index
+    assert LEGEND in (folder / "claims.md").read_text(encoding="utf-8")
+    for path in folder.glob("tiny-*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count(SWEEP_LEGEND) == len(re.findall(r"^## fig(?:5|6|10):", text, re.MULTILINE)) == 3
+        assert all(re.findall(r"^Ours on ([\w-]+), (?:32 images|8 videos) per row\.$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", ["steps", "schedules", "sites"])

@@ -29,6 +29,12 @@ denoiser in whole evaluations, for the first prompt of a row. Faster: seconds pe
 of the row; the rows took turns. Kept: features kept for forecasts. –: the paper's text gives no number, or it is not
 available here. Small models show how methods compare on small models, and nothing about the full-size ones."""
 
+OVERVIEW_LEGEND = """\
+PSNR in dB, with the cost in evaluations in brackets; bold: the best of the rows that cost at most a tenth more than the
+heading says."""
+
+SWEEP_LEGEND = "PSNR in dB ± half of its 95 % interval; bold: the best of a column."
+
 
 def page(results: Sequence[TableResult], figures: dict[tuple[str, str], str], command: str, seconds: float) -> str:
     """The page as Markdown.
@@ -76,8 +82,7 @@ def _overview(ran: Sequence[TableResult]) -> str:
     shown = [result for result in ran if result.name == "methods"]
     if not shown:
         return ""
-    bold = "bold: the best of those that cost at most a tenth more than the target."
-    parts = ["## Every method on every model", "", f"PSNR in dB, with the cost in evaluations in brackets; {bold}"]
+    parts = ["## Every method on every model", "", OVERVIEW_LEGEND]
     cells = {setting.cell: setting.label for setting in shown[0].table.settings if setting.cell}
     for count in dict.fromkeys(column for _, column in cells):
         labels = {row: label for (row, column), label in cells.items() if column == count}
@@ -121,7 +126,7 @@ def _table(result: TableResult, figure: str) -> str:
     if table.path:
         lines += ["", *_path_table(result)]
     elif table.sweep:
-        lines += ["PSNR in dB ± half of its interval; bold: the best of a column.", "", *_sweep_table(result)]
+        lines += [SWEEP_LEGEND, "", *_sweep_table(result)]
     elif not table.images:
         lines += ["", *_quality_table(result)]
     if figure:

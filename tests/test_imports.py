@@ -28,7 +28,7 @@ LAYERS = (
 """From the bottom to the top: a module imports its own layer and those before it."""
 PUBLIC = ("schedule", "forecast", "metrics", "prompts", "cost", "evaluate")
 """Public import paths of modules that lie deeper. Nothing in the package uses them."""
-ANNOTATIONS = {("core/run.py", "methods"), ("core/branches.py", "methods")}
+ANNOTATIONS = {("core/run.py", "methods")}
 """For annotations only: a run calls the base class of methods, and knows none of them."""
 
 EXCEPTIONS = {("bench/comparison.py", "cli"), ("bench/sampling.py", "cli")}

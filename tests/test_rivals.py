@@ -23,6 +23,7 @@ import spectrum_diffusion
 from spectrum_diffusion import (
     METHODS,
     ConflictError,
+    Handle,
     InvalidOptionError,
     SpectrumWarning,
     UnsupportedModelError,
@@ -322,6 +323,16 @@ def test_a_model_without_the_mixin(rival: str, name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"has no enable_cache \(CacheMixin\) in diffusers .*spectrum"):
         spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival])
     assert state_of(pipe) == before
+
+
+def test_a_cache_that_refuses_is_undone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = PIPELINES["sd3"].build()
+    undone: list[Handle] = []
+    detach = Handle._detach
+    monkeypatch.setattr(Handle, "_detach", lambda handle: (undone.append(handle), detach(handle)))
+    with pytest.raises(UnsupportedModelError, match="has no enable_cache"):
+        spectrum_diffusion.enable(pipe, "diffusers:fbc")
+    assert len(undone) == 1
 
 
 @needs_cache_dit

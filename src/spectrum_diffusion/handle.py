@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -163,13 +163,19 @@ class Handle:
         if models.keys() == self._imprints.keys() and all(self._imprints[n].matches(models[n]) for n in models):
             return
         self._uninstall()
-        self._stand(resolve(self.target, self._asked, self._plan))
+        recipe = resolve(self.target, self._asked, self._plan)
+        try:
+            self._stand(recipe)
+        except BaseException:
+            self._uninstall()
+            raise
 
     def _stand(self, recipe: Recipe) -> None:
-        """Stand on the denoisers of a recipe, and let another package put its cache on, if that is the method.
+        """Attach to the denoisers of a recipe, and install the cache of another package, if that is the method.
 
         Raises:
-            UnsupportedModelError: the other package refuses; what it has put on is taken off again.
+            UnsupportedModelError: the other package refuses. It may leave parts of its cache behind, for
+                :meth:`_uninstall`.
         """
         for denoiser in self.denoisers:
             if denoiser not in recipe.denoisers:
@@ -178,11 +184,7 @@ class Handle:
         recipe.attach(self)
         if self.method.observes:
             self._before = Snapshot(self.models)
-            try:
-                self.method.install(self.target, self.models)
-            except BaseException:
-                self._uninstall()
-                raise
+            self.method.install(self.target, self.models)
         self._imprints = recipe.imprints()
 
     def _uninstall(self) -> None:
@@ -287,8 +289,7 @@ def enable_method(
     try:
         handle._stand(recipe)
     except BaseException:
-        handle._detach()
-        disable(pipe_or_model)
+        _undo(handle, pipe_or_model)
         raise
     return handle
 
@@ -304,6 +305,10 @@ def disable(pipe_or_model: Any) -> None:
         return
     if handle._thread is not None:
         raise ConflictError("a generation is under way: disable(…) after it has ended")
+    _undo(handle, pipe_or_model)
+
+
+def _undo(handle: Handle, pipe_or_model: Any) -> None:
     handle._detach()
     if is_pipeline(pipe_or_model):
         pipe_or_model.__class__ = type(pipe_or_model).__dict__["_spectrum_original"]
@@ -314,8 +319,8 @@ def _handle_of(target: Any) -> Handle | None:
         handle = type(target).__dict__.get("_spectrum_handle")
         return handle if handle is not None and handle.target is target else None
     denoiser = Denoiser.on(target)
-    users = denoiser.users if denoiser is not None else ()
-    return next((user for user in users if isinstance(user, Handle) and user.target is target), None)
+    users: Iterable[Handle] = denoiser.users if denoiser is not None else ()
+    return next((user for user in users if user.target is target), None)
 
 
 def _levels(sigmas: Sequence[float] | None, total: int) -> list[float] | None:

@@ -200,7 +200,7 @@ def _with_sampler_steps(
     method: AnyMethod, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The call's keywords with the number of steps that the method wants of the sampler."""
-    if type(method).sampler_steps is AnyMethod.sampler_steps:
+    if not method.sets_steps:
         return kwargs
     bound = inspect.signature(function).bind(*args, **kwargs)
     by_position = "num_inference_steps" in bound.arguments and "num_inference_steps" not in kwargs

@@ -13,7 +13,7 @@ from .discovery import denoisers_of
 from .methods import AnyMethod
 from .plan import Plan
 from .sites import denoisers
-from .sites.denoiser import Denoiser, Place, User
+from .sites.denoiser import Denoiser, Place
 from .sites.imprint import Imprint
 from .solvers import check_solver
 
@@ -39,7 +39,8 @@ class Recipe:
         """The denoisers' modules by name, without those that were dropped."""
         return {name: model for name, (denoiser, _) in self.places.items() if (model := denoiser.model) is not None}
 
-    def attach(self, user: User) -> None:
+    def attach(self, user: Any) -> None:
+        """Attach to the denoisers for ``user`` (a handle)."""
         for denoiser, place in self.places.values():
             denoiser.attach(user, place)
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .calls import Arguments
+from .decider import Decider
 from .history import History
-
-if TYPE_CHECKING:
-    from ..methods.base import Decider
 
 MAX_ALIKE = 8
 """Calls of one name, or without a name, that are told apart within a step; names have no limit."""
@@ -70,9 +68,8 @@ class Branch:
 
     @property
     def nbytes(self) -> int:
-        """Memory held by the features, and by what the method looks at to decide, in bytes."""
-        watched = vars(self.decider).values() if self.decider is not None else ()
-        return self.history.nbytes + sum(value.nbytes for value in watched if isinstance(value, torch.Tensor))
+        """Memory of the features and of what the decider keeps, in bytes."""
+        return self.history.nbytes + (self.decider.nbytes if self.decider is not None else 0)
 
     def _same(self, call: Arguments, name: str) -> bool:
         return name in self.seen and self.seen[name]() is call.tensors.get(name)
@@ -90,19 +87,24 @@ class Branches:
         self.all: list[Branch] = []
 
     def of(self, name: str | None, step: int, call: Arguments) -> tuple[Branch, str]:
-        """The branch of a call, and why it is unclear if it is.
+        """The branch of a call, and the reason if it is unclear.
 
-        The pipeline's name decides, else the arguments that last over the steps, else the sample, else the place of the
-        call in its step. A branch that stops or starts midway shifts the places, so a branch whose conditioning
-        tensors stay the same takes no call with others; a call that fits no branch begins a new one.
+        These tell, in this order: the pipeline's name of the branch, the arguments that last over the steps, the
+        sample, and the place of the call in its step. A branch that stops or starts midway shifts the places, so a
+        branch with lasting arguments takes no call without them. A call that fits no branch starts a new one.
         """
-        sample = _excerpt(call)  # before the model, which may write into it
-        branch, reason = self._find(name, step, call, sample)
+        alike = [branch for branch in self.all if branch.name == name]
+        # The excerpt is taken before the call, because the model may write into the sample. A name that no other call
+        # of the step bears tells the branch by itself.
+        is_named = name is not None and len(alike) == 1 and alike[0].step != step
+        sample = None if is_named else _excerpt(call)
+        branch, reason = self._find(alike, name, step, call, sample)
         branch.sample = sample
         return branch, reason
 
-    def _find(self, name: str | None, step: int, call: Arguments, sample: torch.Tensor | None) -> tuple[Branch, str]:
-        alike = [branch for branch in self.all if branch.name == name]
+    def _find(
+        self, alike: list[Branch], name: str | None, step: int, call: Arguments, sample: torch.Tensor | None
+    ) -> tuple[Branch, str]:
         fitting = [branch for branch in alike if branch.matches(call)]
         if free := [branch for branch in fitting if branch.step != step]:
             most = max(branch.shared(call) for branch in free)

@@ -6,8 +6,8 @@ is skipped: a clock tells it the step, a site evaluates or forecasts the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, str, Action, str], None]
 
 UNKNOWN = "step unknown"
-
-
-class Sited(Protocol):
-    """A denoiser, as a run sees it."""
-
-    name: str
-
-    def site(self, method: Any) -> Site:
-        """The site at which the method reads and replaces features."""
 
 
 class Run:
@@ -62,15 +53,15 @@ class Run:
         self.method, self.clock, self.trace = method, clock, trace
         self.on_step, self.audit = on_step, audit
         self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
-        self._branches: dict[Sited, Branches] = {}
+        self._branches: dict[Hashable, Branches] = {}
         self._step, self._known, self._calls_in_step = -1, -1, 0
         self._named: set[str | None] = set()  # branches that were called at this step, by name
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
 
-    def call(self, denoiser: Sited, call: Arguments) -> Any:
-        """Evaluate or skip one call of the denoiser; its output."""
-        site = denoiser.site(self.method)
+    def call(self, denoiser: Any, call: Arguments) -> Any:
+        """Evaluate or skip one call of a denoiser, a :class:`sites.denoiser.Denoiser`; its output."""
+        site: Site = denoiser.site(self.method)
         step, known = self._locate(call)
         self._axis(step)  # refuses before anything runs
         branch, unclear = self._branches.setdefault(denoiser, Branches(self._new_branch)).of(self.context, step, call)
@@ -276,8 +267,8 @@ class ManualRun:
         """Name the guidance branch of the next calls, e.g. "cond"; unnamed ones are told apart by their order."""
         self._run.context = name
 
-    def call(self, denoiser: Sited, call: Arguments) -> Any:
-        """Answer one call of the denoiser."""
+    def call(self, denoiser: Any, call: Arguments) -> Any:
+        """Answer one call of a denoiser."""
         if self._clock.now is None:
             raise SpectrumError("the denoiser was called before run.step(i): say the step before each call")
         return self._run.call(denoiser, call)

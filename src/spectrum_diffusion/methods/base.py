@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import sites
 from ..core import schedule
 from ..errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from ..core.decider import Decider
     from ..core.forecast import Weights
-    from ..core.history import Feature
     from ..core.summary import Action
 
 SITES = tuple(sites.GENERAL)
@@ -24,19 +23,6 @@ TIMES = ("index", "sigma", "log-snr")
 SOLVERS = ("dpm++", "unipc")
 
 M = TypeVar("M", bound="AnyMethod")
-
-
-class Decider(Protocol):
-    """Decides while a run goes on; one for each guidance branch, made anew for every run."""
-
-    def skips(self, step: int, signal: torch.Tensor, may_skip: bool) -> bool:
-        """Whether the step is skipped, by what its call shows; ``may_skip`` is False where it must be evaluated."""
-
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
-        """What an evaluated step gave: the site's feature, and every tensor that the denoiser computed as output."""
-
-    def reset(self) -> None:
-        """Forget all: the branch begins anew, with other shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +47,8 @@ class AnyMethod:
     """Whether another package's cache does all of it, and the run only watches."""
     package: ClassVar[str] = ""
     """The package whose cache it is; "" is this one."""
+    sets_steps: ClassVar[bool] = False
+    """Whether :meth:`sampler_steps` changes the number of steps."""
     limits: ClassVar[str] = "every denoiser of the table; any other at the output"
     """What the method can be used on, for lists of methods."""
 
@@ -180,11 +168,11 @@ class AnyMethod:
         return self.weights(tuple(axis[step] for step in steps), axis[target], len(axis))
 
     def decider(self, total: int) -> Decider | None:
-        """Who decides for a branch of a run of ``total`` steps while it goes on; None where the schedule says it."""
+        """A new decider for a branch of a run of ``total`` steps; None where a schedule decides."""
         return None
 
     def sampler_steps(self, steps: int) -> int:
-        """How many steps the sampler is to take when ``steps`` are asked for."""
+        """How many steps the sampler takes when ``steps`` are asked for; needs :attr:`sets_steps`."""
         return steps
 
     def options(self) -> dict[str, Any]:

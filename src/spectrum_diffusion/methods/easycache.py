@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from ..core.decider import Decider
 from ..core.history import Feature, joined
 from .adaptive import AdaptiveMethod
 
@@ -39,7 +40,7 @@ class EasyCache(AdaptiveMethod):
         return ExpectedChange(self.threshold)
 
 
-class ExpectedChange:
+class ExpectedChange(Decider):
     """E of one branch, and how fast its output changes with its sample."""
 
     def __init__(self, threshold: float) -> None:
@@ -67,6 +68,9 @@ class ExpectedChange:
         if self.output is not None and self.sample is not None:
             self.rate = float(distance(now, self.output) / distance(signal, self.sample))
         self.sample, self.output = self.previous, now.detach().clone()
+
+    def kept(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.previous, self.sample, self.output)
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

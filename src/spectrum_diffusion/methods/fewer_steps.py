@@ -27,6 +27,7 @@ class FewerSteps(Method):
 
     solver: str | None = None
 
+    sets_steps: ClassVar[bool] = True
     found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "warmup", "slope")
     limits: ClassVar[str] = "every pipeline that takes num_inference_steps; the solvers where its scheduler allows"
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from ..core.decider import Decider
 from ..core.history import Feature
 from ..core.summary import Action
 from .adaptive import AdaptiveMethod, relative_change
@@ -36,7 +37,7 @@ class FirstBlockCache(AdaptiveMethod):
         return ChangeSinceEvaluated(self.threshold)
 
 
-class ChangeSinceEvaluated:
+class ChangeSinceEvaluated(Decider):
     """r′ of one branch."""
 
     def __init__(self, threshold: float) -> None:
@@ -52,3 +53,6 @@ class ChangeSinceEvaluated:
 
     def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
         self.evaluated = signal.detach().clone()
+
+    def kept(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.evaluated,)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from ..core.history import Feature
+from ..core.decider import Decider
 from .adaptive import AdaptiveMethod, fitted
 
 
@@ -56,7 +56,7 @@ class MagCache(AdaptiveMethod):
         return AccumulatedError(nearest(self.ratios, total), self.threshold, self.limit)
 
 
-class AccumulatedError:
+class AccumulatedError(Decider):
     """γ and e of one branch; its decisions depend on the steps alone."""
 
     def __init__(self, ratios: Sequence[float], threshold: float, limit: int) -> None:
@@ -75,9 +75,6 @@ class AccumulatedError:
                 return True
         self.reset()
         return False
-
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
-        pass
 
 
 def nearest(ratios: Sequence[float], total: int) -> list[float]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core.history import Feature
+from ..core.decider import Decider
 from .adaptive import AdaptiveMethod, fitted, relative_change
 
 CAREFUL = 0.25
@@ -52,7 +52,7 @@ class TeaCache(AdaptiveMethod):
         return AccumulatedChange(self.coefficients, CAREFUL if self.threshold is None else self.threshold)
 
 
-class AccumulatedChange:
+class AccumulatedChange(Decider):
     """A of one branch."""
 
     def __init__(self, coefficients: tuple[float, ...], threshold: float) -> None:
@@ -72,5 +72,5 @@ class AccumulatedChange:
         self.accumulated = 0.0
         return False
 
-    def learn(self, signal: torch.Tensor, feature: Feature, output: Feature) -> None:
-        pass
+    def kept(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.previous,)

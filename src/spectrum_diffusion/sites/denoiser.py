@@ -33,14 +33,6 @@ class Place(NamedTuple):
     interceptors: tuple[Interceptor, ...]
 
 
-class User(Protocol):
-    """A handle: it uses the model for a target, a pipeline or the model itself."""
-
-    @property
-    def target(self) -> Any:
-        """The target, or None where it was dropped."""
-
-
 class Session(Protocol):
     """Who answers a denoiser's calls while a generation runs."""
 
@@ -60,7 +52,7 @@ class Denoiser:
         self.name = name
         self.session: Session | None = None
         self._thread: int | None = None
-        self.users: dict[User, Key] = {}
+        self.users: dict[Any, Key] = {}  # by handle
         self._root = Interceptor(model, self, self._around_root)
         self._inside: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
         self._places: dict[Key, Place] = {}
@@ -102,8 +94,8 @@ class Denoiser:
         site = make_site(self.model, *key, interceptor)
         return Place(key, site, tuple(inside.values()))
 
-    def attach(self, user: User, place: Place) -> None:
-        """Stand on the model for ``user`` (a handle), outside of whatever was compiled before."""
+    def attach(self, user: Any, place: Place) -> None:
+        """Attach to the model for ``user`` (a handle), outside of whatever was compiled before."""
         self.users[user] = place.key
         self._places[place.key] = place
         assert self.model is not None
@@ -111,9 +103,9 @@ class Denoiser:
         self._root.attach()
         self._keep_needed()
 
-    def detach(self, user: User) -> None:
-        """Leave the model when the last user has gone; one whose pipeline was dropped is gone too."""
-        self.users = {other: key for other, key in self.users.items() if other is not user and other.target is not None}
+    def detach(self, user: Any) -> None:
+        """Detach from the model when its last user is gone."""
+        self.users.pop(user, None)
         self._keep_needed()
         if not self.users:
             if self.model is not None:

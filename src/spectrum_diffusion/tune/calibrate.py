@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..core.decider import Decider
 from ..core.history import Feature
 from ..core.schedule import check_integer, is_list
 from ..errors import InvalidOptionError, SpectrumError, warn
 from ..handle import Handle, enable_method
 from ..methods import METHODS, AnyMethod, make_method
 from ..methods.adaptive import relative_change
-from ..methods.base import Decider
 from ..plan import Plan, versions
 from ..sites.denoisers import identity
 
@@ -175,7 +175,7 @@ class Observer(AnyMethod):
         raise NotImplementedError
 
 
-class Changes:
+class Changes(Decider):
     """x and y of the adjacent steps of one branch."""
 
     def __init__(self) -> None:
@@ -194,8 +194,11 @@ class Changes:
             self.pairs.append((relative_change(signal, self.signal), relative_change(feature[0], self.output)))
         self.signal, self.output = signal.detach().clone(), feature[0].detach().clone()
 
+    def kept(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.signal, self.output)
 
-class Magnitudes:
+
+class Magnitudes(Decider):
     """γ of the steps of one branch."""
 
     def __init__(self) -> None:
@@ -215,6 +218,9 @@ class Magnitudes:
         if self.norms is not None:
             self.ratios[self.step] = float((norms / self.norms.clamp_min(1e-8)).mean())
         self.norms = norms
+
+    def kept(self) -> tuple[torch.Tensor | None, ...]:
+        return (self.norms,)
 
 
 @dataclass(frozen=True, kw_only=True)

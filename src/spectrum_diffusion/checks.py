@@ -18,6 +18,9 @@ FOREIGN_MARKERS = {
     "enable_teacache": "TeaCache",
 }
 
+PARALLEL_MARKERS = ("_parallel_config", "_is_parallelized")
+"""Attributes of a denoiser that several processes share, by diffusers and by cache-dit."""
+
 
 def refuse_compiled(model: nn.Module, name: str, method: AnyMethod) -> None:
     """Raise where the method would have to look into a compiled graph."""
@@ -40,6 +43,18 @@ def refuse_compiled(model: nn.Module, name: str, method: AnyMethod) -> None:
         raise UnsupportedModelError(
             f"{name} has compiled modules, and what runs inside their graphs can't be watched: use "
             f"{name_of(method)} on the plain model, or without this library"
+        )
+
+
+def refuse_parallel(model: nn.Module, name: str, method: AnyMethod) -> None:
+    """Raise where several processes share the model and each would decide from its own part of the activations."""
+    if not method.decides_from_content:
+        return
+    if any(getattr(denoisers.unwrap(model), marker, None) for marker in PARALLEL_MARKERS):
+        raise UnsupportedModelError(
+            f"{name} is split over several processes (enable_parallelism), and {name_of(method)} decides from the "
+            "activations of each, so that one process would skip while another waits for it: use a method that "
+            "decides by the step alone, such as spectrum, fora or magcache"
         )
 
 

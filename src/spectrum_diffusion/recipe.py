@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .checks import refuse_compiled, refuse_conflicts, refuse_training
+from .checks import refuse_compiled, refuse_conflicts, refuse_parallel, refuse_training
 from .discovery import denoisers_of
 from .methods import AnyMethod
 from .plan import Plan
@@ -69,6 +69,7 @@ def resolve(target: Any, method: AnyMethod, plan: Plan | None, *, cached: Sequen
         denoiser = Denoiser.of(model, name)
         places[name] = (denoiser, denoiser.resolve(method))
         refuse_compiled(model, name, method)
+        refuse_parallel(model, name, method)
         identity = denoisers.identity(model)
         if plan is not None:
             plan.check(identity)

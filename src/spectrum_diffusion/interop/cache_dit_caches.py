@@ -20,6 +20,7 @@ class CacheDit(ExternalCache):
     """A cache that ``cache_dit.enable_cache`` installs. Its log goes to stderr, because stdout belongs to results."""
 
     package = "cache-dit"
+    decides_from_content = True
     module = "cache_dit"
     command = "pip install 'spectrum-diffusion[rivals]', or pip install cache-dit"
 

@@ -53,6 +53,7 @@ class FirstBlockCache(DiffusersCache):
     """First-block cache of diffusers: the change of the first block decides whether the other blocks run."""
 
     configs = ("FirstBlockCacheConfig",)
+    decides_from_content = True
 
 
 class MagCache(DiffusersCache):
@@ -83,6 +84,7 @@ class SeaCache(DiffusersCache):
     """SeaCache of diffusers: the spectral change of the sample decides whether the blocks run."""
 
     configs = ("SeaCacheConfig",)
+    decides_from_content = True
 
 
 class TextKVCache(DiffusersCache):

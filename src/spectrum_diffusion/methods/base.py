@@ -90,6 +90,11 @@ class AnyMethod:
         return True
 
     @property
+    def decides_from_content(self) -> bool:
+        """Whether the content of activations decides what runs, and not the step alone."""
+        return type(self).decider is not AnyMethod.decider
+
+    @property
     def axis(self) -> str:
         """The axis on which weights are computed, one of :data:`TIMES`."""
         return "index"

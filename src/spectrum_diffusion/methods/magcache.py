@@ -37,6 +37,7 @@ class MagCache(AdaptiveMethod):
 
     sites: ClassVar[tuple[str, ...]] = ("residual",)
     limits: ClassVar[str] = "transformers in the table, with calibration"
+    decides_from_content: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

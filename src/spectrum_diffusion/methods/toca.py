@@ -32,6 +32,7 @@ class ToCa(Method):
     sites: ClassVar[tuple[str, ...]] = ("tokens",)
     skip: ClassVar[Action] = "partial"
     in_place: ClassVar[bool] = True
+    decides_from_content: ClassVar[bool] = True
     limits: ClassVar[str] = "denoisers of FLUX, SD3, Wan and HunyuanVideo, with PyTorch's own attention"
 
     def __post_init__(self) -> None:

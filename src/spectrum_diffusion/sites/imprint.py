@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import nn
 
-WATCHED = ("_compiled_call_impl", "forward", "processor", "_is_cached", "_cache_context_manager", "enable_teacache")
-"""Attributes of a module's own that compiling, caching and patching set."""
+WATCHED = (
+    *("_compiled_call_impl", "forward", "processor", "_is_cached", "_cache_context_manager", "enable_teacache"),
+    *("_parallel_config", "_is_parallelized"),
+)
+"""Attributes of a module's own that compiling, caching, patching and parallelism set."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 Ref = Callable[[], Any]

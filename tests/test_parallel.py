@@ -104,9 +104,7 @@ def test_a_method_that_decides_by_the_step_agrees_with_one_process(method: str, 
 
 
 @pytest.mark.parametrize("method", [*ADAPTIVE, "enabled before"])
-def test_a_method_that_decides_from_activations_is_refused(
-    method: str, outcomes: list[dict[str, Any]]
-) -> None:
+def test_a_method_that_decides_from_activations_is_refused(method: str, outcomes: list[dict[str, Any]]) -> None:
     if not available(method):
         pytest.skip(f"{method} is not installed")
     name = "first-block-cache" if method == "enabled before" else method

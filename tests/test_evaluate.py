@@ -557,7 +557,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
 
 def test_a_folder_that_can_not_be_is_a_clear_error(pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="nothing can be written"):
+    with pytest.raises(StoreError, match="can't be written"):
         evaluate(pipe, request(), tmp_path / "file" / "folder")
 
 
@@ -643,7 +643,7 @@ def test_the_command_tells_of_failures_by_its_exit_code(tmp_path: Path) -> None:
         ([], "there is no prompt"),
         (["panda", "--prompts", "nowhere.txt"], "neither a known list nor a file"),
         (["panda", "--metrics", "beauty"], "'beauty' is unknown"),
-        (["panda", "--baseline", "nobody"], "is no row"),
+        (["panda", "--baseline", "nobody"], "is not the label of a row"),
         (["panda", "--methods", "papre"], "did you mean 'paper'"),
     ],
 )

@@ -101,9 +101,9 @@ def test_without_names_clip_score_is_taken_where_its_model_is(clip: str, monkeyp
     without = choose_metrics(replace(ask(), metrics=None))
     assert set(without.every) == {name for name, metric in METRICS.items() if not metric.available()}
     monkeypatch.setattr(clip_module, "_find", lambda model: Path(clip) if model == clip_module.CLIP_MODEL else None)
-    assert "clip_score" in choose_metrics(replace(ask(), metrics=None)).pictures
+    assert "clip_score" in choose_metrics(replace(ask(), metrics=None)).images
     monkeypatch.undo()
-    assert choose_metrics(replace(ask(), metrics=None, clip=clip)).pictures["clip_score"] == ClipScore(clip)
+    assert choose_metrics(replace(ask(), metrics=None, clip=clip)).images["clip_score"] == ClipScore(clip)
 
 
 def test_a_clip_that_can_not_be_had_is_refused_before_the_work(pipe: Any, clip: str, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_clip_that_can_not_be_had_is_refused_before_the_work(pipe: Any, clip: 
         with pytest.raises(InvalidOptionError, match=r"clip_score.*hf download nobody/none"):
             evaluate(pipe, asked, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    with pytest.raises(InvalidOptionError, match="for a metric that is not asked for: add 'clip_score'"):
+    with pytest.raises(InvalidOptionError, match="no effect without the metric 'clip_score'"):
         ask("psnr", clip=clip)
 
 
@@ -257,7 +257,7 @@ def test_a_program_that_fails_is_said_of_its_row_and_loses_nothing(
     assert "out of luck" in row_of(results, "fewer", "image_reward")["problem"]
     assert row_of(results, "fewer", "psnr")["mean"] is not None
     assert row_of(results, "reuse", "image_reward")["mean"] == pytest.approx(1.6)
-    assert "Could not be computed: ImageReward of fewer." in (out / "table.md").read_text()
+    assert "Not computed: ImageReward of fewer." in (out / "table.md").read_text()
     page = (out / "report.html").read_text()
     assert "What failed" in page
     assert "<strong>ImageReward of fewer</strong>" in page
@@ -291,7 +291,7 @@ def test_vbench_judges_a_row_of_videos_as_one(environments: Any, tmp_path: Path)
         assert (found["low"], found["prompts"]) == (None, 2)
         assert "against_baseline" not in found
     assert all("vbench_quality" not in line["metrics"] for line in lines(out))
-    assert "VBench Quality: one value of all pictures of a row" in (out / "table.md").read_text()
+    assert "VBench Quality: one value for all images of a row" in (out / "table.md").read_text()
     assert evaluate(pipe, asked, out).rows == results.rows
     assert len(environments("vbench")) == 3
     for file in out.glob("units/**/*.mp4"):  # as where nothing could write them
@@ -314,9 +314,9 @@ def test_prompts_of_other_dimensions_are_not_judged(environments: Any, tmp_path:
 @unix
 def test_a_program_of_the_other_kind_says_so(pipe: Any, environments: Any, tmp_path: Path) -> None:
     pictures = evaluate(pipe, ask("psnr", "vbench_quality"), tmp_path / "pictures")
-    assert pictures.problems["VBench Quality of reuse"].startswith("VBench Quality judges videos, these are pictures")
+    assert pictures.problems["VBench Quality of reuse"].startswith("VBench Quality judges videos, these are images")
     videos = evaluate(prompted("wan"), ask("psnr", "image_reward"), tmp_path / "videos")
-    assert videos.problems["ImageReward of reference"].startswith("ImageReward judges pictures, these are videos")
+    assert videos.problems["ImageReward of reference"].startswith("ImageReward judges images, these are videos")
     assert row_of(videos, "reuse", "psnr")["mean"] is not None
     assert environments("vbench") == environments("image_reward") == []
 
@@ -327,7 +327,7 @@ def test_without_the_environment_the_command_that_makes_it_is_named(
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "environments"))
     command = rf"python -m spectrum_diffusion\.metrics\.programs {environment}$"
-    with pytest.raises(InvalidOptionError, match=rf"'{name}' can't be had here: .*{command}"):
+    with pytest.raises(InvalidOptionError, match=rf"'{name}' is not available: .*{command}"):
         evaluate(pipe, ask(name), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -1,4 +1,4 @@
-"""Methods beside the untouched pipeline over many prompts: pictures, metrics with intervals, costs, a report.
+"""Compares methods with the untouched pipeline over many prompts: images, metrics with intervals, costs, a report.
 
 >>> from spectrum_diffusion.evaluate import Request, Row, evaluate          # doctest: +SKIP
 >>> request = Request(model="tiny-flux", rows=(Row("paper"),), prompts=prompts)   # doctest: +SKIP
@@ -18,7 +18,7 @@ from . import files
 from .identity import machine
 from .lock import locked
 from .measures import choose_metrics
-from .plan import Plan, make_plan
+from .plan import WorkPlan, make_work_plan
 from .programs import run_programs
 from .request import REFERENCE, Case, Request, Row
 from .results import Results, collect
@@ -27,23 +27,24 @@ from .work import OnUnit, Work
 
 
 def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | None = None) -> Results:
-    """Draw, measure and write results, going on from what the folder already holds.
+    """Generate, measure and write results, continuing from what the folder already contains.
 
-    Whatever determines a result goes into its key, so that a folder may be used again with other methods, prompts,
-    versions or another model: what fits is taken, the rest is made, and results never mix. It may be killed at any
-    moment; the same call goes on.
+    Everything that determines a result is in its key. A folder can therefore be reused with other methods, prompts,
+    versions or models: matching results are kept, missing ones are computed, and results never mix. An evaluation may
+    be killed at any moment; the same call continues it.
 
     Args:
         pipe: a diffusers pipeline, on its device.
         request: what to evaluate.
-        folder: made if need be. It gets ``results.jsonl``, ``results.json``, ``table.md``, ``table.tex``,
+        folder: created if missing. It receives ``results.jsonl``, ``results.json``, ``table.md``, ``table.tex``,
             ``report.html``, ``manifest.json`` and the frames in ``units/``.
-        on_unit: called with the number of units done, that of all, and what is done next.
+        on_unit: called with the number of finished units, the number of all units, and the next task.
 
     Raises:
         ConflictError: another evaluation uses the folder.
-        StoreError: the folder can't be written; what is finished is kept.
-        SpectrumError: an unknown metric. What the untouched pipeline raises goes through.
+        StoreError: the folder can't be written; finished work is kept.
+        MissingPackageError: Jinja2 is not installed.
+        SpectrumError: a metric is unknown. Exceptions of the untouched pipeline are not caught.
     """
     from .report import write_report  # before any work: it needs Jinja2
 
@@ -51,9 +52,9 @@ def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | 
     say = on_unit or (lambda done, total, what: None)
     with locked(folder):
         files.remove_temporaries(folder)
-        store, plan = Store(folder), make_plan(pipe, request)
+        store, plan = Store(folder), make_work_plan(pipe, request)
         manifest = _begin(folder, plan)
-        work = Work(pipe, plan, store, metrics.pictures, say)
+        work = Work(pipe, plan, store, metrics.images, say)
         work.run()
         run_programs(plan, store, metrics.programs, "cuda" if device_of(pipe).type == "cuda" else "cpu", say)
         results = collect(folder, plan, store, metrics)
@@ -64,9 +65,9 @@ def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | 
     return results
 
 
-def _begin(folder: Path, plan: Plan) -> dict[str, Any]:
-    """The manifest: what is evaluated now, and every time that the command was given in this folder."""
-    before = files.read_json(folder / "manifest.json") or {}
+def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
+    """The manifest: what is evaluated, and every run of the command in this folder."""
+    earlier = files.read_json(folder / "manifest.json") or {}
     request = plan.request
     manifest = {
         "model": request.model,
@@ -75,7 +76,7 @@ def _begin(folder: Path, plan: Plan) -> dict[str, Any]:
         "rows": [{"label": row.label, "method": row.method, "options": dict(row.options)} for row in request.rows],
         "prompts": list({case.prompt.text: asdict(case.prompt) for case in plan.cases}.values()),
         "seeds": list(request.seeds),
-        "runs": [*before.get("runs", []), {"begun": _now(), "command": request.command, **machine()}],
+        "runs": [*earlier.get("runs", []), {"begun": _now(), "command": request.command, **machine()}],
     }
     files.write_json(folder / "manifest.json", manifest)
     return manifest

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all: written under a temporary name, then renamed.
+"""Atomic files: written under a temporary name, then renamed.
 
-Frames are kept without loss, since metrics are computed from what is kept: a picture as PNG, a video as a zip of PNGs.
+Frames are kept losslessly, because metrics are computed from the kept files: an image as PNG, a video as a zip of PNGs.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of every member of a zip: the same frames give the same bytes."""
+"""Timestamp of every member of a zip, so that the same frames give the same bytes."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
-"""Names of files that were being written; whoever wrote them is gone when another has the folder's lock."""
+"""Names of unfinished files. Their writer is gone once another process holds the folder's lock."""
 
 
 class StoreError(SpectrumError):
-    """Results can't be written or read: a full or read-only disk, mostly."""
+    """Results can't be written or read, mostly because the disk is full or read-only."""
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; what is written there takes the place of ``path`` at the end, on the disk.
+    """A temporary path beside ``path``, which replaces ``path`` at the end.
 
     Raises:
-        StoreError: the file can't be written; ``path`` is as it was.
+        StoreError: the file can't be written; ``path`` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is no file, or what is in it is no whole JSON object."""
+    """The object in a file; None if the file is missing or is not a complete JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # missing, cut off, or not text
@@ -72,27 +72,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def encode(frames: list[Image]) -> tuple[str, bytes]:
-    """Suffix and bytes of the lossless file of a picture (one frame) or a video."""
-    pictures = [_png(frame) for frame in frames]
-    if len(pictures) == 1:
-        return ".png", pictures[0]
+    """Suffix and bytes of the lossless file of an image (one frame) or a video."""
+    images = [_png(frame) for frame in frames]
+    if len(images) == 1:
+        return ".png", images[0]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for index, picture in enumerate(pictures):
-            archive.writestr(zipfile.ZipInfo(f"{index:04}.png", EPOCH), picture)
+        for index, image in enumerate(images):
+            archive.writestr(zipfile.ZipInfo(f"{index:04}.png", EPOCH), image)
     return ".zip", buffer.getvalue()
 
 
 def decode(data: bytes, suffix: str) -> list[Image]:
-    """The frames of what :func:`encode` made."""
+    """The frames of a file that :func:`encode` wrote."""
     from PIL import Image
 
     if suffix == ".png":
-        pictures = [data]
+        images = [data]
     else:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            pictures = [archive.read(name) for name in sorted(archive.namelist())]
-    return [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+            images = [archive.read(name) for name in sorted(archive.namelist())]
+    return [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
 
 
 def digest(data: bytes) -> str:
@@ -100,7 +100,7 @@ def digest(data: bytes) -> str:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed evaluation was writing."""
+    """Remove the unfinished files of a killed evaluation."""
     for path in folder.rglob(".*"):
         if TEMPORARY.fullmatch(path.name):
             atomic.remove(path)
@@ -113,8 +113,8 @@ def _png(frame: Image) -> bytes:
 
 
 def _reason(path: Path, error: OSError) -> str:
-    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
+    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
     return (
-        f"{path} can't be written ({error.strerror or error}): {advice} and give the same command again; "
-        "what is finished is kept"
+        f"{path} can't be written ({error.strerror or error}): {advice} and run the same command again; "
+        "finished work is kept"
     )

@@ -1,6 +1,6 @@
-"""What determines a result: the pipeline's weights and settings, versions, the machine, the code of the method.
+"""What determines a result: the pipeline's weights and settings, versions, the machine, and the code of the method.
 
-All of it goes into the key of a result, so that results of two models, versions or machines in one folder never mix.
+All of it is part of the key of a result, so that results of two models, versions or machines never mix in a folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 SET_LATER = ("b1", "b2", "s1", "s2", "scaling", "_active_adapter", "_disable_adapters", "use_tiling", "use_slicing")
 """Attributes of modules: of FreeU, of peft's adapters, of autoencoders."""
 SAMPLES = 64
-"""Values looked at in each parameter: other weights differ in some of them."""
+"""Values sampled from each parameter: other weights differ in some of them."""
 
 
 def key_of(**parts: Any) -> str:
@@ -38,38 +38,37 @@ def key_of(**parts: Any) -> str:
 
 
 def fingerprint(pipe: Any) -> str:
-    """A digest of a pipeline's parts: classes, configurations, and values sampled from every parameter and buffer.
+    """A digest of a pipeline: classes, configurations, and values sampled from every parameter and buffer.
 
-    And of what was done to them: offload, compilation, adapters' scales, FreeU, tiling, the backend of attention.
-
-    Weights that are not in memory (sequential offload keeps them on the meta device) count by name, shape and dtype.
+    It includes offload, compilation, adapters' scales, FreeU, tiling and the attention backend. Weights that are not in
+    memory (sequential offload keeps them on the meta device) count by name, shape and dtype.
     """
-    whole = hashlib.sha256(type(pipe).__name__.encode())
+    digest = hashlib.sha256(type(pipe).__name__.encode())
     for name, part in sorted(pipe.components.items()):
-        whole.update(f"{name}:{type(part).__name__}:{_config(part)}".encode())
+        digest.update(f"{name}:{type(part).__name__}:{_config(part)}".encode())
         if isinstance(part, nn.Module):
             for key, tensor in part.state_dict().items():
-                whole.update(f"{key}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-                whole.update(_sampled(tensor))
+                digest.update(f"{key}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+                digest.update(_sampled(tensor))
             for key, module in part.named_modules():
                 if changes := _changes(module):
-                    whole.update(f"{key}:{changes}".encode())
-    return whole.hexdigest()
+                    digest.update(f"{key}:{changes}".encode())
+    return digest.hexdigest()
 
 
 def _changes(module: nn.Module) -> dict[str, str]:
-    """What was put on a module after it was made, as far as pictures or times depend on it."""
+    """Changes to a module after its construction that images or times depend on."""
     values = vars(module)
-    found = {name: str(values[name]) for name in SET_LATER if values.get(name)}
+    changes = {name: str(values[name]) for name in SET_LATER if values.get(name)}
     if hook := values.get("_hf_hook"):  # accelerate's
-        found["hook"] = type(hook).__name__
-    if (registry := values.get("_diffusers_hook")) and registry.hooks:  # an empty one comes with the first call
-        found["hooks"] = ",".join(registry.hooks)
+        changes["hook"] = type(hook).__name__
+    if (registry := values.get("_diffusers_hook")) and registry.hooks:  # the first call adds an empty registry
+        changes["hooks"] = ",".join(registry.hooks)
     if backend := getattr(values.get("processor"), "_attention_backend", None):
-        found["attention"] = str(backend)
+        changes["attention"] = str(backend)
     if values.get("_compiled_call_impl") is not None:
-        found["compiled"] = "yes"
-    return found
+        changes["compiled"] = "yes"
+    return changes
 
 
 def _config(part: Any) -> str:
@@ -77,7 +76,7 @@ def _config(part: Any) -> str:
     values = config.to_dict() if config is not None and hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return ""
-    # Names with an underscore say where the part was loaded from, which changes nothing.
+    # Names with an underscore tell where the part was loaded from, which does not affect results.
     kept = {key: value for key, value in values.items() if not str(key).startswith("_")}
     return json.dumps(kept, sort_keys=True, default=str)
 
@@ -86,12 +85,12 @@ def _sampled(tensor: torch.Tensor) -> bytes:
     if tensor.is_meta or not tensor.numel():
         return b""
     flat = tensor.detach().flatten()
-    places = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64)
-    return bytes(flat[places.long().to(flat.device)].double().cpu().numpy().tobytes())
+    indices = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64)
+    return bytes(flat[indices.long().to(flat.device)].double().cpu().numpy().tobytes())
 
 
 def call_arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with the pipeline's own defaults, as far as they are plain values."""
+    """The arguments of a call, with the pipeline's own defaults that are plain values."""
     parameters = inspect.signature(type(pipe).__call__).parameters.values()
     plain = (str, int, float, bool)
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, plain)}
@@ -99,13 +98,13 @@ def call_arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment(pipe: Any) -> dict[str, Any]:
-    """Versions and the machine, as far as results and times depend on them."""
+    """Versions and hardware that results and times depend on."""
     device = device_of(pipe)
-    found: dict[str, Any] = {name: metadata.version(name) for name in LIBRARIES}
-    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts: dict[str, Any] = {name: metadata.version(name) for name in LIBRARIES}
+    facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":
-        found |= {"processor": _processor(), "threads": torch.get_num_threads()}
-    return found
+        facts |= {"processor": _processor(), "threads": torch.get_num_threads()}
+    return facts
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""One evaluation at a time in a folder.
+"""Allows one evaluation at a time in a folder.
 
-The lock is the system's (``flock``), so that it goes with the process, however that ends, and nothing is left to clear
-up. Another machine's lock may not be seen through a network's file system, so the holder also says who it is in the
-file, and touches it every few seconds.
+The operating system's lock (``flock``) disappears with its process, so a killed process leaves nothing to clean up. A
+network file system may not show the locks of other machines. The holder therefore also writes its name into the file
+and touches the file every few seconds.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from .files import StoreError
 
 try:
     import fcntl
-except ImportError:  # Windows: the signs of life alone
+except ImportError:  # Windows has only the heartbeat
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 DEAD = 60.0
-"""A holder on another machine that gave no sign for so long is gone."""
+"""A holder on another machine without a heartbeat for so many seconds is gone."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be.
+    """Lock the folder, which is created if missing.
 
     Raises:
-        ConflictError: another evaluation holds it.
-        StoreError: the folder can't be made or written.
+        ConflictError: another evaluation uses it.
+        StoreError: the folder can't be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"nothing can be written in {folder} ({error.strerror}): choose another folder") from error
+        raise StoreError(f"{folder} can't be written ({error.strerror}): choose another folder") from error
     with file:
         _take(file, folder)
         stop = threading.Event()
@@ -55,12 +55,12 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             stop.set()
             beat.join()
-            file.truncate(0)  # the file stays: removing it would let two hold locks on two files of one name
+            file.truncate(0)  # the file stays: after its removal two processes could lock two files of the same name
 
 
 def _take(file: IO[str], folder: Path) -> None:
-    holder = _read(file)
-    if not _free(file, holder):
+    holder = _read_holder(file)
+    if not _is_free(file, holder):
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         raise ConflictError(
             f"{folder} is in use by another evaluation ({who}): wait until it is done, or choose another folder"
@@ -70,18 +70,18 @@ def _take(file: IO[str], folder: Path) -> None:
     file.flush()
 
 
-def _free(file: IO[str], holder: dict[str, Any]) -> bool:
+def _is_free(file: IO[str], holder: dict[str, Any]) -> bool:
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
         if holder.get("host") in (None, socket.gethostname()):
-            return True  # the system knows: whoever wrote this is gone
+            return True  # on this machine, flock alone decides
     return not holder or time.time() - os.fstat(file.fileno()).st_mtime > DEAD
 
 
-def _read(file: IO[str]) -> dict[str, Any]:
+def _read_holder(file: IO[str]) -> dict[str, Any]:
     file.seek(0)
     try:
         value = json.loads(file.read())

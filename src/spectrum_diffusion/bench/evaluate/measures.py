@@ -1,4 +1,4 @@
-"""Metrics of kept frames against the kept reference or the prompt, each computed once."""
+"""Metrics of kept frames compared with the kept reference or the prompt, each computed once."""
 
 from __future__ import annotations
 
@@ -23,85 +23,85 @@ class Metrics:
     """The metrics of an evaluation, by name.
 
     Attributes:
-        pictures: computed here, of each picture when it is drawn.
-        programs: run over the files of a row when all is drawn.
+        images: computed in this process, for each image after its generation.
+        programs: run over the files of a row after all generations.
     """
 
-    pictures: dict[str, PictureJudge]
+    images: dict[str, PictureJudge]
     programs: dict[str, Program]
 
     @property
     def every(self) -> dict[str, Judge]:
-        return {**self.pictures, **self.programs}
+        return {**self.images, **self.programs}
 
 
 def judges(clip: str | None = None) -> dict[str, Judge]:
-    """Every metric by name, whether it can be had here or not; with the CLIP model of ``clip_score``."""
-    return {**_of_pictures(clip), **PROGRAMS}
+    """Every metric by name, available or not; with the CLIP model of ``clip_score``."""
+    return {**_image_metrics(clip), **PROGRAMS}
 
 
-def _of_pictures(clip: str | None) -> dict[str, PictureJudge]:
+def _image_metrics(clip: str | None) -> dict[str, PictureJudge]:
     return {**METRICS, CLIP_SCORE: ClipScore(clip or CLIP_MODEL)}
 
 
 def choose_metrics(request: Request) -> Metrics:
-    """The metrics that a request names; without names, all that can be had here and need no program.
+    """The metrics that a request names; by default, all that are available and need no program.
 
     Raises:
-        InvalidOptionError: an unknown name, or one that can't be had here.
+        InvalidOptionError: a metric is unknown or not available.
     """
-    pictures = _of_pictures(request.clip)
-    asked = request.metrics
-    if asked is None:
-        given = (CLIP_SCORE,) if request.clip else ()  # then it must be had
-        asked = tuple(name for name, judge in pictures.items() if name in given or not judge.available())
-    check_metrics(asked, request.clip)
+    images = _image_metrics(request.clip)
+    names = request.metrics
+    if names is None:
+        required = (CLIP_SCORE,) if request.clip else ()
+        names = tuple(name for name, judge in images.items() if name in required or not judge.available())
+    check_metrics(names, request.clip)
     return Metrics(
-        {name: pictures[name] for name in asked if name in pictures},
-        {name: PROGRAMS[name] for name in asked if name in PROGRAMS},
+        {name: images[name] for name in names if name in images},
+        {name: PROGRAMS[name] for name in names if name in PROGRAMS},
     )
 
 
 def check_metrics(names: Iterable[str], clip: str | None = None) -> None:
-    """Raise :class:`InvalidOptionError` for an unknown metric, or one that can't be had here."""
+    """Raise :class:`InvalidOptionError` if a metric is unknown or not available."""
     known = judges(clip)
     for name in names:
         if name not in known:
             near = did_you_mean(name, known)
             raise InvalidOptionError(f"metric {name!r} is unknown{near}: choose among {', '.join(known)}")
         if problem := known[name].available():
-            raise InvalidOptionError(f"metric {name!r} can't be had here: {problem}")
+            raise InvalidOptionError(f"metric {name!r} is not available: {problem}")
 
 
 def measure(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> dict[str, str]:
-    """Compute what is missing of a finished unit's metrics, and keep it.
+    """Compute and keep the missing metrics of a finished unit.
 
     Returns:
-        By name, why a metric can't be had after all: its model can't be loaded. That is not kept.
+        Metric name → why its model could not be loaded. This is not kept.
     """
-    found = store.metrics(unit)
+    kept = store.metrics(unit)
     keys = keys_of(metrics, unit, reference)
-    missing = [name for name, key in keys.items() if found.get(name, {}).get("key") != key]
-    record, whole = store.record(unit), store.record(reference)
-    if not missing or record is None or whole is None:
+    missing = [name for name, key in keys.items() if kept.get(name, {}).get("key") != key]
+    record, reference_record = store.record(unit), store.record(reference)
+    if not missing or record is None or reference_record is None:
         return {}
     frames = store.frames(unit, record)
-    held = {"reference": store.frames(reference, whole), "prompt": unit.case.prompt.text}
+    against = {"reference": store.frames(reference, reference_record), "prompt": unit.case.prompt.text}
     problems = {}
     for name in missing:
         try:
-            found[name] = {"key": keys[name], **_judged(metrics[name], frames, held[metrics[name].against])}
+            kept[name] = {"key": keys[name], **_judged(metrics[name], frames, against[metrics[name].against])}
         except MissingPackageError as error:
             problems[name] = str(error)
-    store.save_metrics(unit, found)
+    store.save_metrics(unit, kept)
     return problems
 
 
 def read_metrics(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, Judge]) -> dict[str, dict[str, Any]]:
-    """The metrics of a unit that are up to date: ``value``, ``infinite`` or the ``problem``."""
-    found = store.metrics(unit)
+    """The up-to-date metrics of a unit: ``value``, ``infinite`` or the ``problem``."""
+    kept = store.metrics(unit)
     keys = keys_of(metrics, unit, reference)
-    return {name: found[name] for name, key in keys.items() if found.get(name, {}).get("key") == key}
+    return {name: kept[name] for name, key in keys.items() if kept.get(name, {}).get("key") == key}
 
 
 def keys_of(metrics: Mapping[str, Judge], unit: Unit, reference: Unit) -> dict[str, str]:
@@ -111,7 +111,7 @@ def keys_of(metrics: Mapping[str, Judge], unit: Unit, reference: Unit) -> dict[s
 
 
 def applies(judge: Judge, label: str) -> bool:
-    """Whether a row has that metric: the reference is not compared with itself."""
+    """Whether a row has the metric: the reference is not compared with itself."""
     return label != REFERENCE or judge.against != "reference"
 
 
@@ -122,10 +122,10 @@ def code_key(judge: Judge) -> dict[str, str]:
 
 
 def _judged(judge: PictureJudge, frames: Frames, against: Any) -> dict[str, Any]:
-    """JSON-ready: an infinite value is null, and marked."""
+    """The value, ready for JSON: an infinite value is null and marked."""
     try:
         value = float(judge.judge(frames, against))
-    except InvalidOptionError as error:  # too small for it, or of another shape
+    except InvalidOptionError as error:  # the frames are too small, or their shapes differ
         return {"value": None, "problem": str(error)}
     if math.isfinite(value):
         return {"value": value}
@@ -133,6 +133,5 @@ def _judged(judge: PictureJudge, frames: Frames, against: Any) -> dict[str, Any]
 
 
 def _key(judge: Judge, unit: Unit, reference: Unit) -> str:
-    """The prompt is in the unit's own key."""
-    held = reference.key if judge.against == "reference" else ""
-    return key_of(unit=unit.key, reference=held, **code_key(judge))
+    reference_key = reference.key if judge.against == "reference" else ""  # the prompt is part of the unit's key
+    return key_of(unit=unit.key, reference=reference_key, **code_key(judge))

@@ -1,4 +1,4 @@
-"""The plan of work: which units there are, and under which key each is kept."""
+"""Plans the work: which units there are, and the key of each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .request import REFERENCE, Case, Request, Row
 from .sampling import probe
 
 FORMAT = 4
-"""Raised when what is measured of a unit changes: older results are then made anew."""
+"""Incremented when the measurements or keys of a unit change: older results are then computed again."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One call to be made: a case with a row's method, or with the untouched pipeline where ``row`` is None.
+    """One call of the pipeline: a case with a row's method, or with the untouched pipeline if ``row`` is None.
 
     Attributes:
         key: SHA-256 of everything that determines the result.
-        name: path within the folder, without suffix; it ends with the beginning of the key. Rows that differ by no more
-            than their label share their units.
+        name: path within the folder without its suffix; it ends with the start of the key. Rows that differ only in
+            their labels share units.
     """
 
     row: Row | None
@@ -41,16 +41,16 @@ class Unit:
 
 
 @dataclass
-class Plan:
+class WorkPlan:
     """All units of a request on a pipeline.
 
     Attributes:
-        references: by case, in the order of the cases.
-        units: by row's label, then by case; a row that the pipeline can't have has none.
-        flops: by row's label and the reference's, the unit whose operations are counted.
-        options: by row's label, the method's options as they are on this pipeline.
-        failures: by row's label, why it can't be had.
-        problems: by row's label and metric's name, why it could not be computed.
+        references: a unit per case, in the order of the cases.
+        units: label → a unit per case; a row that the pipeline does not support has none.
+        flops: label → the unit whose operations are counted.
+        options: label → the method's options on this pipeline.
+        failures: label → why the row failed.
+        problems: (label, metric) → why the metric could not be computed.
     """
 
     request: Request
@@ -73,17 +73,17 @@ class Plan:
 
     @property
     def distinct(self) -> dict[str, Unit]:
-        """Everything that is to be done, by name: rows may share units."""
+        """All work by name: rows may share units."""
         return {unit.name: unit for unit in (*self.every, *self.flops.values())}
 
     @property
     def by_label(self) -> dict[str, list[Unit]]:
-        """The units of every row that the pipeline can have, the reference first."""
+        """The units of every supported row, the reference first."""
         return {REFERENCE: self.references, **self.units}
 
 
-def make_plan(pipe: Any, request: Request) -> Plan:
-    """What is to be done for a request. Nothing is sampled; each method is enabled once to see whether it can be."""
+def make_work_plan(pipe: Any, request: Request) -> WorkPlan:
+    """The work of a request. It enables each method once to find out whether the pipeline supports it."""
     settings = {
         "format": FORMAT,
         "pipeline": fingerprint(pipe),
@@ -92,7 +92,7 @@ def make_plan(pipe: Any, request: Request) -> Plan:
         "path": request.path,
     }
     cases = request.cases
-    plan = Plan(request, settings, [_unit(settings, None, case) for case in cases])
+    plan = WorkPlan(request, settings, [_unit(settings, None, case) for case in cases])
     plan.flops[REFERENCE] = _counted(settings, None, cases[0])
     for row in request.rows:
         try:
@@ -100,14 +100,14 @@ def make_plan(pipe: Any, request: Request) -> Plan:
         except SpectrumError as error:
             plan.failures[row.label] = str(error)
             continue
-        made = {**settings, "method": row.method, "options": options, **_code(row.method)}
-        plan.units[row.label] = [_unit(made, row, case) for case in cases]
-        plan.flops[row.label] = _counted(made, row, cases[0])
+        own = {**settings, "method": row.method, "options": options, **_code(row.method)}
+        plan.units[row.label] = [_unit(own, row, case) for case in cases]
+        plan.flops[row.label] = _counted(own, row, cases[0])
     return plan
 
 
 def _code(method: str) -> dict[str, str]:
-    """What runs: the method's code, and the version of the package whose cache it is, if any."""
+    """The method's code, and the version of its package if it belongs to another one."""
     cls = METHODS[method]
     return {"code": code_of(cls), "package": cls.version()}
 
@@ -124,5 +124,5 @@ def _unit(settings: dict[str, Any], row: Row | None, case: Case, folder: str = "
 
 
 def slug(text: str) -> str:
-    """What people recognise in a list of files, in any file system."""
+    """A readable file name for any file system."""
     return re.sub(r"[^A-Za-z0-9.=]+", "-", text).strip("-.")[:48] or "x"

@@ -1,7 +1,7 @@
-"""Metrics that other programs compute: row by row, when all is drawn, over the files that were kept.
+"""Metrics that other programs compute, row by row, over the kept files, after all generations.
 
-A program that has a value of each file is asked about new files alone; one that judges them as a whole, about all of
-them again when there is another.
+A program with a value per file only runs over new files. A program with one value for all files runs over all of them
+again when a file is added.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ..metrics.programs import Entry, Program, ProgramResult, write_manifest
 from . import files
 from .identity import key_of
 from .measures import code_key, keys_of
-from .plan import Plan, Unit, slug
+from .plan import Unit, WorkPlan, slug
 from .store import Store
 from .work import OnUnit
 
 SCORE = "score.json"
 
 
-def run_programs(plan: Plan, store: Store, programs: dict[str, Program], device: str, on_unit: OnUnit) -> None:
-    """Run each program over each row that has something new; what fails is noted in the plan's problems.
+def run_programs(plan: WorkPlan, store: Store, programs: dict[str, Program], device: str, on_unit: OnUnit) -> None:
+    """Run each program over each row with new files; failures are noted in the plan's problems.
 
     Raises:
         StoreError: the folder can't be written.
     """
     if programs and torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what the pipeline no longer uses is the programs'
+        torch.cuda.empty_cache()  # leaves the memory to the programs
     total = len(plan.distinct)
     for program in programs.values():
         for label, units in plan.by_label.items():
@@ -41,12 +41,12 @@ def run_programs(plan: Plan, store: Store, programs: dict[str, Program], device:
                 _run(program, judged(program, units, store), store, device)
             except files.StoreError:
                 raise
-            except (SpectrumError, OSError) as error:  # OSError: it can't even be started
+            except (SpectrumError, OSError) as error:  # OSError: the program can't be started
                 plan.problems[label, program.name] = str(error)
 
 
 def judged(program: Program, units: list[Unit], store: Store) -> list[Unit]:
-    """The finished units that a program has something to say of."""
+    """The finished units that a program can judge."""
     return [
         unit
         for unit in units
@@ -55,9 +55,9 @@ def judged(program: Program, units: list[Unit], store: Store) -> list[Unit]:
 
 
 def read_score(program: Program, units: list[Unit], store: Store) -> dict[str, Any]:
-    """What a program said of units as a whole, ``value`` and ``parts``; empty where it was not asked."""
-    found = files.read_json(_folder(program, units, store) / SCORE) if units else None
-    return found if found and found.get("key") == _key(program, units) else {}
+    """The ``value`` and ``parts`` of a program for all units together; empty if it did not run."""
+    score = files.read_json(_folder(program, units, store) / SCORE) if units else None
+    return score if score and score.get("key") == _key(program, units) else {}
 
 
 def _run(program: Program, units: list[Unit], store: Store, device: str) -> None:
@@ -76,7 +76,7 @@ def _run(program: Program, units: list[Unit], store: Store, device: str) -> None
 
 
 def _new(program: Program, units: list[Unit], store: Store) -> list[Unit]:
-    """The units that it must be asked about."""
+    """The units over which it must run."""
     if program.whole:
         return [] if read_score(program, units, store) else units
     return [unit for unit in units if store.metrics(unit).get(program.name, {}).get("key") != _unit_key(program, unit)]
@@ -97,19 +97,19 @@ def _file(program: Program, unit: Unit, store: Store, folder: Path) -> str:
     """The path of a unit's file from the folder of the manifest.
 
     Raises:
-        InvalidOptionError: the pipeline makes the other kind.
-        MissingPackageError: nothing here can write a video.
+        InvalidOptionError: the pipeline generates images and the program judges videos, or the reverse.
+        MissingPackageError: no installed package can write a video.
     """
     record = store.record(unit)
     assert record is not None  # it is finished
     path = store.playable(unit, record, program.suffix)
     if path is not None:
         return Path(os.path.relpath(path, folder)).as_posix()
-    takes, makes = ("pictures", "videos") if program.suffix == ".png" else ("videos", "pictures")
+    takes, makes = ("images", "videos") if program.suffix == ".png" else ("videos", "images")
     if (record["frames"] > 1) != (takes == "videos"):
         raise InvalidOptionError(f"{program.title} judges {takes}, these are {makes}: leave it out")
     raise MissingPackageError(
-        f"{program.title} judges .mp4 files, which nothing here can write: pip install 'spectrum-diffusion[video]'"
+        f"{program.title} judges .mp4 files, which need imageio-ffmpeg: pip install 'spectrum-diffusion[video]'"
     )
 
 
@@ -118,7 +118,7 @@ def _folder(program: Program, units: list[Unit], store: Store) -> Path:
 
 
 def _key(program: Program, units: list[Unit]) -> str:
-    """Of units as a whole: their files, and how each is to be judged."""
+    """The key of all units together: their files, and the category of each."""
     listed = [(unit.key, program.category(unit.case.prompt.category)) for unit in units]
     return key_of(units=listed, **code_key(program))
 

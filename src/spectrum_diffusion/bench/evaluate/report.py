@@ -19,7 +19,7 @@ from .request import REFERENCE
 from .results import Results
 from .statistics import ENOUGH
 from .store import Store
-from .tables import Column, columns, digits_of, known_metrics, memory_kind, metric_text, whole_titles
+from .tables import TableColumn, columns, digits_of, known_metrics, memory_kind, metric_text, whole_titles
 
 try:
     import jinja2
@@ -112,7 +112,7 @@ def _note(row: dict[str, Any]) -> str:
     return ", ".join(note for note in notes if note)
 
 
-def _cell(results: Results, row: dict[str, Any], column: Column) -> Cell:
+def _cell(results: Results, row: dict[str, Any], column: TableColumn) -> Cell:
     value = column.value(row)
     stored: float | str = "" if value is None else value
     metric = row["metrics"].get(column.name) if column.name else None

@@ -1,4 +1,4 @@
-"""What is to be evaluated: rows (methods with options) over cases (prompts and seeds)."""
+"""What to evaluate: rows (methods with options) over cases (prompts and seeds)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """What is drawn: one prompt with one seed."""
+    """One prompt with one seed."""
 
     prompt: Prompt
     seed: int
@@ -45,20 +45,20 @@ class Request:
     """What to evaluate, whatever the pipeline.
 
     Attributes:
-        model: name of the pipeline, for the reader; what it is made of is looked up in the pipeline itself.
-        rows: the methods; the untouched pipeline is no row, it is drawn for all of them.
-        prompts: texts with their categories; a text that comes twice counts once.
-        seeds: each prompt is drawn with each of them.
-        call: arguments of the pipeline's call beside prompt and seed, JSON-ready.
-        metrics: names in ``METRICS``, ``clip_score``, and names in ``PROGRAMS``. None for every one of ``METRICS`` that
-            can be had here, and ``clip_score`` where there is a model for it.
-        clip: the folder of a CLIP model, or its id on the Hub; None for that of ``ClipScore``.
-        baseline: label of the row that the others are compared with; None for the first fewer-steps row, if any.
-        path: also keep the latents along the way and compare them step by step.
-        command: what was typed, for the manifest.
+        model: name of the pipeline, for the reader. Keys use the pipeline itself.
+        rows: the methods. The untouched pipeline always runs and is not a row.
+        prompts: texts with their categories; duplicate texts count once.
+        seeds: each prompt runs with each seed.
+        call: arguments of the pipeline's call other than prompt and seed, JSON-ready.
+        metrics: names in ``METRICS``, ``clip_score``, and names in ``PROGRAMS``. Default: every available metric of
+            ``METRICS``, and ``clip_score`` if its model is available.
+        clip: the folder of a CLIP model, or its id on the Hub; default: that of ``ClipScore``.
+        baseline: label of the row that the others are compared with; default: the first fewer-steps row, if any.
+        path: also keep the latents and compare them step by step.
+        command: the command line, for the manifest.
 
     Raises:
-        InvalidOptionError: nothing to evaluate, or a name that is not known.
+        InvalidOptionError: there is nothing to evaluate, or a name is unknown.
     """
 
     model: str
@@ -76,17 +76,23 @@ class Request:
         labels = [row.label for row in self.rows]
         for name, values in (("rows", self.rows), ("prompts", self.prompts), ("seeds", self.seeds)):
             if not values:
-                raise InvalidOptionError(f"there are no {name} to evaluate: give one or more")
+                raise InvalidOptionError(f"{name} is empty, so there is nothing to evaluate: give one or more")
         if len(set(labels)) < len(labels) or REFERENCE in labels:
-            raise InvalidOptionError(f"rows {labels}: give each another label, and none {REFERENCE!r}")
+            raise InvalidOptionError(
+                f"rows have the labels {labels}: give each its own label, other than {REFERENCE!r}"
+            )
         if self.baseline is not None and self.baseline not in labels:
-            raise InvalidOptionError(f"baseline={self.baseline!r} is no row: choose one of {', '.join(labels)}")
+            raise InvalidOptionError(
+                f"baseline={self.baseline!r} is not the label of a row: choose one of {', '.join(labels)}"
+            )
         if self.clip is not None and self.metrics is not None and CLIP_SCORE not in self.metrics:
-            raise InvalidOptionError(f"clip={self.clip!r} is for a metric that is not asked for: add {CLIP_SCORE!r}")
+            raise InvalidOptionError(
+                f"clip={self.clip!r} has no effect without the metric {CLIP_SCORE!r}: add it to metrics"
+            )
 
     @property
     def cases(self) -> list[Case]:
-        texts = {prompt.text: prompt for prompt in reversed(self.prompts)}  # of two, the first one's category
+        texts = {prompt.text: prompt for prompt in reversed(self.prompts)}  # of duplicates, the first category wins
         prompts = list(dict.fromkeys(prompt.text for prompt in self.prompts))
         return [Case(texts[text], seed) for text in prompts for seed in dict.fromkeys(self.seeds)]
 

@@ -1,4 +1,4 @@
-"""From the records of a plan to its results: a line a unit, and a row a method."""
+"""Collects the records of a plan into results: a line for each unit, and a row for each method."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from typing import Any
 from ...core.summary import Flops
 from ..metrics import Judge
 from .measures import Metrics, applies, read_metrics
-from .plan import Plan, Unit
+from .plan import Unit, WorkPlan
 from .programs import judged, read_score
 from .request import REFERENCE
 from .statistics import by_prompt, difference, estimate, median, quartiles, verdict
 from .store import Store
 
 Values = Mapping[tuple[str, int], float | None]
+FACTS = ("title", "unit", "higher_is_better", "source", "whole")
+"""What the results say about a metric."""
 
 
 @dataclass
 class Results:
-    """What an evaluation gave.
+    """The results of an evaluation.
 
     Attributes:
-        folder: where it lies.
-        units: a dict for each finished unit, the references first; the lines of ``results.jsonl``.
-        rows: a dict for each method, in the order asked for, the reference first; see ``results.json``.
-        metrics: by name, title, unit, direction and source of each metric, and whether it is of a whole row only.
+        folder: contains all files.
+        units: a dict for each finished unit, the references first: the lines of ``results.jsonl``.
+        rows: a dict for each method in the requested order, the reference first; see ``results.json``.
+        metrics: name → title, unit, direction and source of a metric, and whether it only has a value for a whole row.
         baseline: label of the row that the others are compared with, or None.
         failures: label → reason.
-        computed: calls of the pipeline that were made this time.
-        settings: what goes into every key: model, call, environment.
-        problems: which metric could not be computed of which row → reason; pictures too small for one are no problem.
-        uncounted: whose operations could not be counted → reason; compiled code, mostly.
+        computed: calls of the pipeline in this run.
+        settings: the part of every key that all units share: model, call, environment.
+        problems: metric and row → why it could not be computed; images that are too small are not a problem.
+        uncounted: row → why its operations could not be counted, mostly because its code is compiled.
     """
 
     folder: Path
@@ -65,30 +67,31 @@ class Results:
         }
 
 
-def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results:
-    """Read back what is finished of a plan."""
+def collect(folder: Path, plan: WorkPlan, store: Store, metrics: Metrics) -> Results:
+    """Read the finished part of a plan."""
     units = _read_units(plan, store, metrics.every)
     baseline = plan.request.find_baseline()
-    of = {label: [unit for unit in units if unit["row"] == label] for label in (REFERENCE, *_labels(plan))}
+    labels = (REFERENCE, *(row.label for row in plan.request.rows))
+    by_label = {label: [unit for unit in units if unit["row"] == label] for label in labels}
+    references, baselines = by_label[REFERENCE], by_label.get(baseline or "", [])
     judges = metrics.every
-    rows = [_row(label, found, of[REFERENCE], of.get(baseline or "", []), judges) for label, found in of.items()]
+    rows = [_row(label, own, references, baselines, judges) for label, own in by_label.items()]
     counted = {label: record for label, unit in plan.flops.items() if (record := store.record(unit))}
     for row in rows:
         row |= _of_method(row["label"], plan, counted, baseline)
         _add_scores(row, plan, store, metrics)
-        for name, found in row["metrics"].items():
-            found["problem"] = plan.problems.get((row["label"], name), found["problem"])
-    shown = {name: _shown(judge) for name, judge in judges.items()}
+        for name, metric in row["metrics"].items():
+            metric["problem"] = plan.problems.get((row["label"], name), metric["problem"])
+    described = {name: {fact: getattr(judge, fact) for fact in FACTS} for name, judge in judges.items()}
     problems = {f"{judges[name].title} of {label}": reason for (label, name), reason in plan.problems.items()}
-    failures = dict(plan.failures)
     return Results(
         folder,
         plan.request.model,
         units,
         rows,
-        shown,
+        described,
         baseline,
-        failures,
+        dict(plan.failures),
         plan.settings,
         problems=problems,
         uncounted=_uncounted(counted),
@@ -96,32 +99,21 @@ def collect(folder: Path, plan: Plan, store: Store, metrics: Metrics) -> Results
 
 
 def _uncounted(counted: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Why operations could not be counted; one reason where it is that of all rows."""
+    """Why operations could not be counted; a single reason if it applies to all rows."""
     problems = {label: record["problem"] for label, record in counted.items() if record["problem"]}
     if REFERENCE in problems:
         return {"operations": problems[REFERENCE]}
     return {f"operations of {label}": problem for label, problem in problems.items()}
 
 
-def _shown(judge: Judge) -> dict[str, Any]:
-    """What a reader must know of a metric."""
-    names = ("title", "unit", "higher_is_better", "source", "whole")
-    return {name: getattr(judge, name) for name in names}
-
-
-def _labels(plan: Plan) -> list[str]:
-    return [row.label for row in plan.request.rows]
-
-
-def _read_units(plan: Plan, store: Store, metrics: dict[str, Judge]) -> list[dict[str, Any]]:
+def _read_units(plan: WorkPlan, store: Store, metrics: dict[str, Judge]) -> list[dict[str, Any]]:
     references = {unit.case: unit for unit in plan.references}
-    found = []
+    lines = []
     for unit in plan.every:
-        if (record := store.record(unit)) is None:
-            continue
-        measured = read_metrics(store, unit, references[unit.case], metrics)
-        found.append(_line(unit, record, measured, store))
-    return found
+        if record := store.record(unit):
+            measured = read_metrics(store, unit, references[unit.case], metrics)
+            lines.append(_line(unit, record, measured, store))
+    return lines
 
 
 def _line(unit: Unit, record: dict[str, Any], measured: dict[str, Any], store: Store) -> dict[str, Any]:
@@ -140,12 +132,12 @@ def _line(unit: Unit, record: dict[str, Any], measured: dict[str, Any], store: S
     }
 
 
-def _of_method(label: str, plan: Plan, counted: dict[str, dict[str, Any]], baseline: str | None) -> dict[str, Any]:
-    """What is known of a row beside its units."""
-    asked = next((row for row in plan.request.rows if row.label == label), None)
+def _of_method(label: str, plan: WorkPlan, counted: dict[str, dict[str, Any]], baseline: str | None) -> dict[str, Any]:
+    """Facts about a row that do not come from its units."""
+    requested = next((row for row in plan.request.rows if row.label == label), None)
     return {
-        "method": asked.method if asked else None,
-        "options": plan.options.get(label, dict(asked.options) if asked else {}),
+        "method": requested.method if requested else None,
+        "options": plan.options.get(label, dict(requested.options) if requested else {}),
         "flops": _flops(label, counted),
         "is_baseline": label == baseline,
         "error": plan.failures.get(label),
@@ -153,15 +145,15 @@ def _of_method(label: str, plan: Plan, counted: dict[str, dict[str, Any]], basel
 
 
 def _flops(label: str, counted: dict[str, dict[str, Any]]) -> dict[str, float] | None:
-    """What was counted of a row, in whole evaluations of the untouched pipeline: a method's own may have more to do."""
+    """The operations of a row, in whole evaluations of the untouched pipeline, which may be cheaper than a method's."""
     row, whole = (counted[name]["flops"] if name in counted else None for name in (label, REFERENCE))
     if not row or not whole:
         return None
     return Flops(total=int(row["total"]), evaluation=int(whole["evaluation"])).to_dict()
 
 
-def _add_scores(row: dict[str, Any], plan: Plan, store: Store, metrics: Metrics) -> None:
-    """What programs said of a row as a whole: a mean without interval."""
+def _add_scores(row: dict[str, Any], plan: WorkPlan, store: Store, metrics: Metrics) -> None:
+    """Add the values of programs for a whole row: a mean without an interval."""
     for name, program in metrics.programs.items():
         units = judged(program, plan.by_label.get(row["label"], []), store) if program.whole else []
         if score := read_score(program, units, store):
@@ -176,7 +168,7 @@ def _row(
     baseline: list[dict[str, Any]],
     metrics: dict[str, Judge],
 ) -> dict[str, Any]:
-    """Means over a row's units; its own baseline is no difference."""
+    """Means over a row's units. The baseline is not compared with itself."""
     nfe, seconds = [unit["nfe"] for unit in units], [unit["seconds"] for unit in units]
     loops = [unit["loop_seconds"] for unit in units if unit["loop_seconds"] is not None]
     history = [unit["history_bytes"] for unit in units if unit["history_bytes"] is not None]  # None of other packages'
@@ -200,21 +192,21 @@ def _row(
 
 
 def _metric(name: str, judge: Judge, units: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and interval; infinite values (PSNR of identical pictures) are counted apart, in no method's favour."""
+    """Mean and interval. Infinite values (PSNR of identical images) are counted apart, which favours no method."""
     values = _values(units, name)
-    found: dict[str, Any] = {
+    metric: dict[str, Any] = {
         **estimate(list(by_prompt(values).values())).to_dict(),
         "infinite": sum(name in unit["infinite"] for unit in units),
         "problem": next((unit["problems"][name] for unit in units if name in unit["problems"]), None),
     }
     if baseline and units and not judge.whole:
         gap = difference(values, _values(baseline, name))
-        found["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, judge.higher_is_better)}
-    return found
+        metric["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, judge.higher_is_better)}
+    return metric
 
 
 def _memory(units: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Peaks of the calls; None where the system doesn't say."""
+    """Peaks of the calls; None if the system does not report them."""
     peaks = [unit["memory"]["bytes"] for unit in units if unit["memory"]["bytes"]]
     return {"median": median(peaks), "most": max(peaks), "kind": units[0]["memory"]["kind"]} if peaks else None
 
@@ -226,7 +218,7 @@ def _values(units: list[dict[str, Any]], name: str) -> Values:
 def _median_ratio(
     references: list[dict[str, Any]], units: list[dict[str, Any]], name: str, *, together: bool = False
 ) -> float | None:
-    """How many times less of something than the reference, case by case; ``together``: where both are of one run."""
+    """Median ratio of the reference to a row, case by case; with ``together`` only pairs that ran in the same run."""
     whole = {(unit["prompt"], unit["seed"]): unit for unit in references}
     pairs = [(whole.get((unit["prompt"], unit["seed"])), unit) for unit in units]
     return median(
@@ -239,7 +231,7 @@ def _median_ratio(
 
 
 def _mean_path(units: list[dict[str, Any]]) -> list[float] | None:
-    """The latents' error after each step, over the units that have it."""
+    """The mean error of the latents after each step."""
     paths = [unit["path_rmse"] for unit in units if unit.get("path_rmse")]
     if not paths or len({len(path) for path in paths}) > 1:
         return None

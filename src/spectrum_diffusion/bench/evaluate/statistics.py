@@ -1,9 +1,9 @@
 """Means and differences with 95 % intervals, by a bootstrap over prompts.
 
-Prompts are resampled, each with all of its seeds: pictures of one prompt are alike, and taking them for independent
-would make intervals too narrow. A difference of two methods is taken prompt by prompt (paired), so that hard prompts,
-hard for both, don't widen it. Percentile intervals are too narrow for few prompts; they are widened as in Hesterberg,
-What Teachers Should Know About the Bootstrap, 2015 ("expanded percentile").
+Prompts are resampled, each with all of its seeds: images of one prompt are similar, and treating them as independent
+would make intervals too narrow. Differences of two methods are paired by prompt, so that prompts that are hard for both
+do not widen the interval. Percentile intervals are too narrow for few prompts; they are widened as in Hesterberg, What
+Teachers Should Know About the Bootstrap, 2015 ("expanded percentile").
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 RESAMPLES = 10_000
 LEVEL = 0.95
 ENOUGH = 6
-"""Fewest prompts for a verdict: even if all of five differ in one direction, chance does that in 1 of 16."""
+"""Fewest prompts for a verdict: five differences have the same sign by chance in 1 of 16 cases."""
 CHUNK = 2_000_000
-"""Indices drawn at once."""
+"""Number of indices drawn at once, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Estimate:
     """A mean over prompts.
 
     Attributes:
-        mean: None without a value.
-        low, high: 95 % interval; None with fewer than two prompts.
-        prompts: how many have a value.
+        mean: None without values.
+        low, high: 95 % interval; None for fewer than two prompts.
+        prompts: how many prompts have a value.
     """
 
     mean: float | None
@@ -44,22 +44,22 @@ class Estimate:
 
 
 def by_prompt(values: Mapping[tuple[str, int], float | None]) -> dict[str, float]:
-    """Mean over the seeds of each prompt; values that are None are left out.
+    """Mean over the seeds of each prompt, ignoring None.
 
     Args:
-        values: by prompt and seed.
+        values: (prompt, seed) → value.
     """
     grouped: dict[str, list[float]] = {}
     for (prompt, _), value in values.items():
         if value is not None:
             grouped.setdefault(prompt, []).append(value)
-    return {prompt: statistics.fmean(found) for prompt, found in grouped.items()}
+    return {prompt: statistics.fmean(of_prompt) for prompt, of_prompt in grouped.items()}
 
 
 def difference(
     values: Mapping[tuple[str, int], float | None], baseline: Mapping[tuple[str, int], float | None]
 ) -> Estimate:
-    """The paired difference to a baseline, over the cases that both have."""
+    """The paired difference to a baseline over their common cases."""
     pairs = {
         case: value - other
         for case, value in values.items()
@@ -69,7 +69,7 @@ def difference(
 
 
 def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean of values, one a prompt, with its interval. The same values give the same interval."""
+    """The mean of one value per prompt, with its interval. The same values always give the same interval."""
     sample = np.asarray(values, dtype=np.float64)  # (n,)
     if not len(sample):
         return Estimate(None, None, None, 0)
@@ -92,7 +92,7 @@ def resampled_means(sample: np.ndarray[Any, Any], resamples: int, seed: int) -> 
 
 
 def expanded_tail(count: int) -> float:
-    """The quantile of the means that ends the interval of ``count`` values: 0.025 for very many, less for few."""
+    """The quantile that bounds the interval of ``count`` values: 0.025 for very many, less for few."""
     normal = statistics.NormalDist()
     quantile = _student(normal.inv_cdf((1 + LEVEL) / 2), count - 1)
     return normal.cdf(-math.sqrt(count / (count - 1)) * quantile)

@@ -1,10 +1,10 @@
-"""The folder of an evaluation: what is finished is kept under its key, and read back only if it is whole.
+"""The folder of an evaluation. Finished work is kept under its key, and read only if it is complete.
 
-units/METHOD/PROMPT-sSEED-KEY.png       frames without loss (.zip of PNGs for a video), written first
+units/METHOD/PROMPT-sSEED-KEY.png       lossless frames (.zip of PNGs for a video), written first
 units/METHOD/PROMPT-sSEED-KEY.json      the record, which makes the unit finished
-units/METHOD/PROMPT-sSEED-KEY.metrics   metrics, each under a key of its own
-flops/METHOD/…json                      operations counted once a setting
-programs/METRIC/METHOD-KEY/             what another program was given, wrote and said; score.json if of a whole row
+units/METHOD/PROMPT-sSEED-KEY.metrics   metrics, each with its own key
+flops/METHOD/…json                      operations, counted once per setting
+programs/METRIC/METHOD-KEY/             input, output and log of another program; score.json for a whole row
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """Reads and writes the units of a folder that this process holds the lock of."""
+    """Reads and writes the units of a folder. The process must hold its lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def record(self, unit: Unit) -> dict[str, Any] | None:
-        """The record of a finished unit; None where it is missing, of another key, cut off, or its files are."""
+        """The record of a finished unit; None if it or one of its files is missing, truncated or of another key."""
         record = files.read_json(self._path(unit, ".json"))
         if record is None or record.get("key") != unit.key:
             return None
-        whole = all(self._whole(name, checksum) for name, checksum in record.get("files", {}).items())
-        return record if whole else None
+        intact = all(self._is_intact(name, checksum) for name, checksum in record.get("files", {}).items())
+        return record if intact else None
 
     def save(self, unit: Unit, sample: Sample, measured: dict[str, Any]) -> None:
-        """Keep a sample: its files, then its record.
+        """Write a sample: its files, then its record.
 
         Raises:
             StoreError: it can't be written.
         """
         suffix, data = files.encode(sample.frames)
-        made = {self._path(unit, suffix): data}
+        contents = {self._path(unit, suffix): data}
         if sample.latents is not None and unit.row is None:
-            made[self._path(unit, ".npy")] = _npy(sample.latents)
-        for path, content in made.items():
+            contents[self._path(unit, ".npy")] = _npy(sample.latents)
+        for path, content in contents.items():
             files.write_bytes(path, content)
         if suffix == ".zip":
             self._save_video(unit, sample.frames)
@@ -58,7 +58,7 @@ class Store:
             "prompt": unit.case.prompt.text,
             "seed": unit.case.seed,
             "frames": len(sample.frames),
-            "files": {self._name(path): files.digest(content) for path, content in made.items()},
+            "files": {self._name(path): files.digest(content) for path, content in contents.items()},
             **measured,
         }
         self.save_record(unit, record)
@@ -75,12 +75,12 @@ class Store:
         return files.decode((self.folder / name).read_bytes(), Path(name).suffix)
 
     def playable(self, unit: Unit, record: dict[str, Any], suffix: str) -> Path | None:
-        """The file of a unit's picture (.png) or video (.mp4) for other programs; None where it has none such."""
+        """The file of a unit's image (.png) or video (.mp4) for other programs, or None."""
         if suffix == ".png":
             name = self._file(record, suffix)
             return self.folder / name if name else None
         path = self._path(unit, suffix)
-        if not path.is_file() and self._file(record, ".zip"):  # drawn where nothing could write it
+        if not path.is_file() and self._file(record, ".zip"):  # generated when no package could write it
             self._save_video(unit, self.frames(unit, record))
         return path if path.is_file() else None
 
@@ -89,26 +89,26 @@ class Store:
         return self._file(record, ".png", ".zip")
 
     def latents(self, record: dict[str, Any]) -> np.ndarray[Any, Any] | None:
-        """What was kept of a reference's path, (T, …)."""
+        """The latents of a reference after each step, (T, …)."""
         name = self._file(record, ".npy")
         return np.load(self.folder / name) if name else None
 
     def metrics(self, unit: Unit) -> dict[str, Any]:
-        """Metrics of a unit by name, whatever their key."""
-        found = files.read_json(self._path(unit, ".metrics")) or {}
-        return {name: value for name, value in found.items() if isinstance(value, dict)}
+        """Metrics of a unit by name, including outdated ones."""
+        metrics = files.read_json(self._path(unit, ".metrics")) or {}
+        return {name: value for name, value in metrics.items() if isinstance(value, dict)}
 
     def save_metrics(self, unit: Unit, metrics: dict[str, Any]) -> None:
         files.write_json(self._path(unit, ".metrics"), metrics, indent=None)
 
     def _save_video(self, unit: Unit, frames: list[Image]) -> None:
-        """An mp4 to look at beside the lossless frames, where it can be written."""
+        """Write an mp4 for viewing beside the lossless frames, if a package can."""
         if mp4.can_write():
             with files.written(self._path(unit, ".mp4")) as temporary:
                 mp4.write(temporary, frames)
 
     def _path(self, unit: Unit, suffix: str) -> Path:
-        # Not with_suffix: prompts have dots.
+        # with_suffix would cut the name at a dot of the prompt.
         return self.folder / f"{unit.name}{suffix}"
 
     def _name(self, path: Path) -> str:
@@ -117,7 +117,7 @@ class Store:
     def _file(self, record: dict[str, Any], *suffixes: str) -> str:
         return next((name for name in record["files"] if name.endswith(suffixes)), "")
 
-    def _whole(self, name: str, checksum: str) -> bool:
+    def _is_intact(self, name: str, checksum: str) -> bool:
         try:
             return files.digest((self.folder / name).read_bytes()) == checksum
         except OSError:

@@ -1,4 +1,4 @@
-"""The rows as a table: the page, Markdown and LaTeX from one list of columns."""
+"""The columns of the results table, shared by the report, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..cost import ALLOCATED
 from .results import Results
 
 MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
-"""How a verdict is written beside a value."""
+"""Marks for a verdict beside a value."""
 
 BRIEF = 3
-"""Metrics that fit a terminal of 80 columns."""
+"""Number of metrics that fit a terminal of 80 columns."""
 
 PEAK = "peak MiB"
 
@@ -37,10 +37,12 @@ _LATEX = {
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column: its title, and of a row its text and the number that it is sorted by; the metric's name, if one.
+class TableColumn:
+    """A column: its title, and for each row its text and the number that it is sorted by.
 
-    ``small`` is what the page, which has room, says below the text.
+    Attributes:
+        name: of the metric, if the column shows one.
+        small: what the report shows below the text.
     """
 
     title: str
@@ -50,55 +52,57 @@ class Column:
     small: Callable[[dict[str, Any]], str] = lambda row: ""
 
 
-def columns(results: Results) -> list[Column]:
+def columns(results: Results) -> list[TableColumn]:
     """Cost first, then each metric with its interval and verdict."""
     cost = [
-        Column("NFE", _nfe, lambda row: _of(row, "nfe", "mean")),
-        Column("fewer", lambda row: number(row["fewer_evaluations"], ".2f", "×"), lambda row: row["fewer_evaluations"]),
-        Column("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
-        Column("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"], small=_quartiles),
-        Column("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
-        Column("history MiB", lambda row: number(_history(row), ".3g"), _history),
-        Column(PEAK, _peak, lambda row: mebibytes(_of(row, "memory", "median"))),
+        TableColumn("NFE", _nfe, lambda row: _of(row, "nfe", "mean")),
+        TableColumn(
+            "fewer", lambda row: number(row["fewer_evaluations"], ".2f", "×"), lambda row: row["fewer_evaluations"]
+        ),
+        TableColumn("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
+        TableColumn("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"], small=_quartiles),
+        TableColumn("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
+        TableColumn("history MiB", lambda row: number(_history(row), ".3g"), _history),
+        TableColumn(PEAK, _peak, lambda row: mebibytes(_of(row, "memory", "median"))),
     ]
     return cost + [_metric_column(results, name) for name in known_metrics(results)]
 
 
 def _quartiles(row: dict[str, Any]) -> str:
-    found = row["seconds_quartiles"]
-    return f"{found[0]:.3g} … {found[1]:.3g}" if found else ""
+    quartiles = row["seconds_quartiles"]
+    return f"{quartiles[0]:.3g} … {quartiles[1]:.3g}" if quartiles else ""
 
 
-def printed_columns(results: Results) -> list[Column]:
-    """The columns for print. What a whole process had resident is left to the page, which has room to say what it is.
+def printed_columns(results: Results) -> list[TableColumn]:
+    """The columns for print. They leave out the resident memory of the process, which needs an explanation.
 
-    In it weights, libraries and what the allocator kept from earlier calls outweigh what methods differ by.
+    Weights, libraries and memory kept from earlier calls outweigh the differences between methods.
     """
-    kept = columns(results)
-    return kept if memory_kind(results) == ALLOCATED else [column for column in kept if column.title != PEAK]
+    every = columns(results)
+    return every if memory_kind(results) == ALLOCATED else [column for column in every if column.title != PEAK]
 
 
 def memory_kind(results: Results) -> str:
-    """What the peak is of; empty where the system doesn't say."""
+    """What the memory peak measures; empty if the system does not report it."""
     return next((row["memory"]["kind"] for row in results.rows if row["memory"]), "")
 
 
-def brief_columns(results: Results) -> list[Column]:
-    """The columns without intervals and what can be derived, for a terminal."""
+def brief_columns(results: Results) -> list[TableColumn]:
+    """The most important columns, without intervals, for a terminal."""
     wanted = ("NFE", "s/call", "faster")
     cost = [column for column in columns(results) if column.title in wanted]
     return cost + [_metric_column(results, name, brief=True) for name in known_metrics(results)[:BRIEF]]
 
 
 def flops(row: dict[str, Any]) -> float | None:
-    """Floating-point operations of a row's first case in whole evaluations; the reference's are its steps."""
+    """Floating-point operations of a row's first case, in whole evaluations; those of the reference are its steps."""
     if row["method"] is None and row["nfe"]:
         return float(row["nfe"]["mean"])
     return _of(row, "flops", "evaluations")
 
 
 def markdown(results: Results) -> str:
-    """A table for a README, with what its marks mean."""
+    """A table for a README, with its legend."""
     shown = printed_columns(results)
     titles = ["method", *(column.title for column in shown)]
     lines = [line(titles), line(["---", *(["---:"] * len(shown))])]
@@ -108,7 +112,7 @@ def markdown(results: Results) -> str:
 
 
 def latex(results: Results) -> str:
-    """A tabular with booktabs' rules."""
+    """A tabular with the rules of booktabs."""
     shown = printed_columns(results)
     titles = " & ".join(escape_latex(title) for title in ("method", *(column.title for column in shown)))
     body = [
@@ -120,7 +124,7 @@ def latex(results: Results) -> str:
 
 
 def legend(results: Results, *, intervals: bool = True) -> str:
-    """What the numbers and marks of the table are, in a few sentences."""
+    """Explains the numbers and marks of the table."""
     counted = results.to_dict()
     size = f"{counted_name(counted['prompts'], 'prompt')} × {counted_name(len(counted['seeds']), 'seed')}"
     brackets = "; square brackets are 95 % intervals by a bootstrap over prompts" if intervals else ""
@@ -130,18 +134,18 @@ def legend(results: Results, *, intervals: bool = True) -> str:
             f"Against {results.baseline}, paired: + better, − worse, ≈ no difference seen, ? too few prompts to tell."
         )
     if (kind := memory_kind(results)) == ALLOCATED:
-        parts.append(f"Peak MiB: of a call, {kind}; median (highest).")
+        parts.append(f"Peak MiB: per call, {kind}; median (highest).")
     if whole := whole_titles(results):
-        parts.append(f"{whole}: one value of all pictures of a row, without interval.")
+        parts.append(f"{whole}: one value for all images of a row, without an interval.")
     if failed := [row["label"] for row in results.rows if row["error"]]:
-        parts.append(f"Failed, wholly or in part: {', '.join(failed)}.")
+        parts.append(f"Failed completely or partly: {', '.join(failed)}.")
     if missing := results.problems | results.uncounted:
-        parts.append(f"Could not be computed: {', '.join(missing)}.")
+        parts.append(f"Not computed: {', '.join(missing)}.")
     return " ".join(parts)
 
 
 def whole_titles(results: Results) -> str:
-    """The metrics that have no value of a single picture."""
+    """Titles of the metrics that have one value for a whole row."""
     return ", ".join(
         results.metrics[name]["title"] for name in known_metrics(results) if results.metrics[name]["whole"]
     )
@@ -155,32 +159,32 @@ def number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def metric_text(found: dict[str, Any], digits: int, *, intervals: bool = True) -> str:
+def metric_text(metric: dict[str, Any], digits: int, *, intervals: bool = True) -> str:
     """Mean, interval and verdict of a metric."""
-    if found["mean"] is None:
-        return "identical" if found["infinite"] else "–"
-    text = f"{found['mean']:.{digits}f}"
-    if intervals and found["low"] is not None:
-        text += f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
-    if gap := found.get("against_baseline"):
+    if metric["mean"] is None:
+        return "identical" if metric["infinite"] else "–"
+    text = f"{metric['mean']:.{digits}f}"
+    if intervals and metric["low"] is not None:
+        text += f" [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+    if gap := metric.get("against_baseline"):
         text += f" {MARKS[gap['verdict']]}"
     return text
 
 
 def digits_of(results: Results, name: str) -> int:
-    """Decimals worth showing of a metric: fewer where its values are tens, as in dB."""
+    """Decimals of a metric: fewer if its values are tens, as in dB."""
     means = (_of(row["metrics"], name, "mean") for row in results.rows)
     return 2 if any(mean is not None and abs(mean) >= 10 for mean in means) else 4
 
 
-def _metric_column(results: Results, name: str, *, brief: bool = False) -> Column:
+def _metric_column(results: Results, name: str, *, brief: bool = False) -> TableColumn:
     digits = digits_of(results, name) - brief
 
     def text(row: dict[str, Any]) -> str:
-        found = row["metrics"].get(name)
-        return metric_text(found, digits, intervals=not brief) if found else "–"
+        metric = row["metrics"].get(name)
+        return metric_text(metric, digits, intervals=not brief) if metric else "–"
 
-    return Column(metric_title(results.metrics[name]), text, lambda row: _of(row["metrics"], name, "mean"), name)
+    return TableColumn(metric_title(results.metrics[name]), text, lambda row: _of(row["metrics"], name, "mean"), name)
 
 
 def metric_title(metric: dict[str, Any]) -> str:
@@ -190,13 +194,13 @@ def metric_title(metric: dict[str, Any]) -> str:
 
 
 def known_metrics(results: Results) -> list[str]:
-    """The metrics that any row has: pictures may be too small for one."""
+    """The metrics that at least one row has: images may be too small for some."""
     return [name for name in results.metrics if any(_has(row, name) for row in results.rows)]
 
 
 def _has(row: dict[str, Any], name: str) -> bool:
-    found = row["metrics"].get(name)
-    return found is not None and (found["mean"] is not None or found["infinite"] > 0)
+    metric = row["metrics"].get(name)
+    return metric is not None and (metric["mean"] is not None or metric["infinite"] > 0)
 
 
 def _nfe(row: dict[str, Any]) -> str:
@@ -213,7 +217,7 @@ def _history(row: dict[str, Any]) -> float | None:
 
 
 def _peak(row: dict[str, Any]) -> str:
-    """The median, and the most where that is another."""
+    """The median, and the maximum if it differs."""
     if not row["memory"]:
         return "–"
     median, most = (f"{row['memory'][name] / 2**20:.0f}" for name in ("median", "most"))
@@ -221,7 +225,7 @@ def _peak(row: dict[str, Any]) -> str:
 
 
 def mebibytes(count: float | None) -> float | None:
-    """Of bytes."""
+    """From bytes to MiB."""
     return None if count is None else count / 2**20
 
 

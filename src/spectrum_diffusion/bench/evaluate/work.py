@@ -1,4 +1,4 @@
-"""The work: draw what is missing, case by case, so that a machine that gets slower does so for all methods alike."""
+"""Generates what is missing, case by case, so that a slow phase of the machine affects all methods alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...errors import SpectrumError
 from ..metrics import PictureJudge
 from . import files
 from .measures import measure
-from .plan import Plan, Unit
+from .plan import Unit, WorkPlan
 from .request import Row
 from .sampling import Sample, path_rmse, sample
 from .store import Store
@@ -23,25 +23,25 @@ log = logging.getLogger(__name__)
 
 WARM_UP_STEPS = 2
 WHOLE = Row("fewer-steps", {"speedup": 1})
-"""The untouched run, watched, so that its operations are counted."""
+"""The reference as a method, which counts its operations."""
 
 OnUnit = Callable[[int, int, str], None]
-"""Called with the number of units done, that of all, and what is done next."""
+"""Called with the number of finished units, the number of all units, and the next task."""
 
 
 class Work:
-    """Draws and measures the units of a plan that the store lacks.
+    """Generates and measures the units of a plan that the store lacks.
 
-    A row that fails is left out from there on, with its reason, and tried again by the next evaluation; the
-    reference's failure is everybody's. Rows that share units share their failures.
+    A row that fails is left out from then on, and its reason is noted; the next evaluation tries it again. A failure of
+    the reference ends the evaluation. Rows that share units share their failures.
 
     Attributes:
-        run_id: marks what is timed together: times of different runs don't compare.
-        computed: calls made of the pipeline, the warm-up left out.
+        run_id: marks what was timed together: times of different runs are not comparable.
+        computed: calls of the pipeline, without the warm-up.
     """
 
     def __init__(
-        self, pipe: Any, plan: Plan, store: Store, metrics: Mapping[str, PictureJudge], on_unit: OnUnit
+        self, pipe: Any, plan: WorkPlan, store: Store, metrics: Mapping[str, PictureJudge], on_unit: OnUnit
     ) -> None:
         self.pipe, self.plan, self.store, self.metrics = pipe, plan, store, metrics
         self._on_unit = on_unit
@@ -51,7 +51,7 @@ class Work:
         self._done, self._total = len(self._finished), len(plan.distinct)
 
     def run(self) -> None:
-        """Do all of it.
+        """Do all the work.
 
         Raises:
             StoreError: the folder can't be written.
@@ -60,22 +60,22 @@ class Work:
         if self._done < self._total:
             self._warm_up()
         for index, reference in enumerate(self.plan.references):
-            self._draw(reference)
+            self._generate(reference)
             for units in self.plan.by_label.values():
                 self._try(units[index], reference)
 
     def _try(self, unit: Unit, reference: Unit) -> None:
-        if unit.name in self._failed:  # of a row that differs by its label
+        if unit.name in self._failed:  # in a row with another label
             self.plan.failures.setdefault(unit.label, self._failed[unit.name])
         if unit.label in self.plan.failures:
             return
         try:
             if unit.row:
-                self._draw(unit, reference)
+                self._generate(unit, reference)
             self._measure(unit, reference)
         except files.StoreError:
             raise
-        except Exception as error:  # of the pipeline, of any library: the others go on
+        except Exception as error:  # of the pipeline or any library: the other rows continue
             log.debug("%s failed", unit.label, exc_info=error)
             self._failed[unit.name] = f"{unit.case.prompt.text!r}, seed {unit.case.seed}: {reason_of(error)}"
             self.plan.failures[unit.label] = self._failed[unit.name]
@@ -88,11 +88,11 @@ class Work:
         for name, problem in measure(self.store, unit, reference, metrics).items():
             problems[label, name] = problem
 
-    def _draw(self, unit: Unit, reference: Unit | None = None) -> None:
+    def _generate(self, unit: Unit, reference: Unit | None = None) -> None:
         counted = self.plan.flops[unit.label]
-        problem = self._count(counted) if unit.case == counted.case else ""  # untimed, and so the row's warm-up
+        problem = self._count(counted) if unit.case == counted.case else ""  # not timed: this is also the row's warm-up
         self._ensure(unit, reference)
-        if problem:  # the call works, only it can't be counted
+        if problem:  # the call works, but its operations can't be counted
             self._save_count(counted, None, problem)
 
     def _ensure(self, unit: Unit, reference: Unit | None = None) -> None:
@@ -101,21 +101,21 @@ class Work:
         self._on_unit(self._done, self._total, f"{unit.label}: {unit.case.prompt.text}")
         request = self.plan.request
         self.computed += 1
-        drawn = sample(self.pipe, unit.case, request.call, unit.row, path=request.path)
-        self.store.save(unit, drawn, {"run": self.run_id, **_measured(drawn), **self._path(drawn, reference)})
+        result = sample(self.pipe, unit.case, request.call, unit.row, path=request.path)
+        self.store.save(unit, result, {"run": self.run_id, **_measured(result), **self._path(result, reference)})
         self._finish(unit)
 
     def _count(self, unit: Unit) -> str:
-        """Count the operations of a row's first case; else the reason, which is no failure of the row."""
+        """Count the operations of a row's first case. Returns why that failed, which is not a failure of the row."""
         if unit.name in self._finished:
             return ""
         self._on_unit(self._done, self._total, f"{unit.label}: counting operations")
         try:
             self.computed += 1
             summary = sample(self.pipe, unit.case, self.plan.request.call, unit.row or WHOLE, flops=True).summary
-        except torch.OutOfMemoryError:  # for another evaluation, when there is more of it
+        except torch.OutOfMemoryError:  # the next evaluation may have more memory
             return ""
-        except Exception as error:  # compiled code, mostly
+        except Exception as error:  # mostly because the code is compiled
             return reason_of(error)
         self._save_count(unit, summary.flops.to_dict() if summary and summary.flops else None, "")
         return ""
@@ -124,9 +124,9 @@ class Work:
         self.store.save_record(unit, {"method": unit.method, "flops": flops, "problem": problem})
         self._finish(unit)
 
-    def _path(self, drawn: Sample, reference: Unit | None) -> dict[str, Any]:
-        record = self.store.record(reference) if reference and drawn.latents is not None else None
-        return {"path_rmse": path_rmse(drawn.latents, self.store.latents(record))} if record else {}
+    def _path(self, sample: Sample, reference: Unit | None) -> dict[str, Any]:
+        record = self.store.record(reference) if reference and sample.latents is not None else None
+        return {"path_rmse": path_rmse(sample.latents, self.store.latents(record))} if record else {}
 
     def _finish(self, unit: Unit) -> None:
         self._finished.add(unit.name)
@@ -134,26 +134,26 @@ class Work:
         self._on_unit(self._done, self._total, "")
 
     def _warm_up(self) -> None:
-        """Draw something first: the first call of a process pays for what the others find ready."""
+        """Generate once before timing: the first call of a process is slower than all others."""
         steps = self.plan.settings["call"].get("num_inference_steps")
         short = {"num_inference_steps": min(steps, WARM_UP_STEPS)} if isinstance(steps, int) else {}
         sample(self.pipe, self.plan.cases[0], {**self.plan.request.call, **short}, None)
 
 
-def _measured(drawn: Sample) -> dict[str, Any]:
-    summary = drawn.summary.to_dict() if drawn.summary else {}
+def _measured(sample: Sample) -> dict[str, Any]:
+    summary = sample.summary.to_dict() if sample.summary else {}
     return {
-        "steps": drawn.steps,
-        "nfe": drawn.nfe,
-        "evaluated": drawn.evaluated,
-        "decisions": drawn.decisions,
+        "steps": sample.steps,
+        "nfe": sample.nfe,
+        "evaluated": sample.evaluated,
+        "decisions": sample.decisions,
         "fallbacks": summary.get("fallbacks", {}),
         "branches": summary.get("branches", {}),
         "history_bytes": summary.get("history_bytes", 0),
-        "seconds": drawn.spent.seconds,
-        "loop_seconds": drawn.spent.loop,
-        "memory": asdict(drawn.spent.memory),
-        "size": list(drawn.frames[0].size),
+        "seconds": sample.spent.seconds,
+        "loop_seconds": sample.spent.loop,
+        "memory": asdict(sample.spent.memory),
+        "size": list(sample.frames[0].size),
     }
 
 

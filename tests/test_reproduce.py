@@ -179,13 +179,14 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     arguments = ["reproduce", "table5", "--pairs", "2", "-o", str(tmp_path)]
     command = [sys.executable, "-c", "from spectrum_diffusion.cli import main; main()", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        while not list(tmp_path.glob("flux/units/paper/*.json")):
+        while not list(tmp_path.glob("flux/units/paper/[!.]*.json")):
             assert child.poll() is None
             time.sleep(0.05)
         child.kill()
     spent = json.loads((tmp_path / "clock.json").read_text(encoding="utf-8"))["seconds"]
     assert spent > 0
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("flux/[uf]*/**/*.json")}
+    finished = tmp_path.glob("flux/[uf]*/**/[!.]*.json")  # names of temporary files begin with a dot
+    written = {path: path.stat().st_mtime_ns for path in finished}
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -16,10 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BOUNDED = ("torch", "diffusers", "transformers")
-TOOLS = ("pytest>=8", "hypothesis>=6.100", "accelerate>=1.0")
-CORE = ("schedule", "forecast", "history", "run", "axis", "own_loop", "aborts", "hooks")
-DESELECTED = {"lowest": "not QwenImage"}
-"""The tests' configurations of these denoisers have arguments that the lowest diffusers does not know."""
+TOOLS = ("pytest>=8", "hypothesis>=6.100", "accelerate>=1.0", "ftfy>=6", "scipy>=1.11")
+"""What the tests need. ftfy and scipy are for pipelines and schedulers of older diffusers."""
+CORE = ("schedule", "forecast", "history", "run", "axis", "own_loop", "aborts", "hooks", "methods", "loops", "changes")
+DESELECTED = {"lowest": "not QwenImage and not compile"}
+"""Configurations of QwenImage have arguments that the lowest diffusers lacks, and the lowest PyTorch fails to compile
+the attention of the lowest diffusers (docs/compatibility.md)."""
 
 
 def lowest(requirements: str) -> list[str]:

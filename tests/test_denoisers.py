@@ -365,9 +365,9 @@ def test_compiled_model_is_looked_into() -> None:
         ({"blocks": "layers"}, "has blocks but no tail"),
         ({"tail": "heads.*"}, "has tail but no blocks"),
         ({}, "no blocks and no reason"),
-        ({"blocks": "layers.*.0", "tail": "norm"}, "'layers.*.0', which names no module"),
-        ({"blocks": ("layers", ""), "tail": "norm"}, "'', which names no module"),
-        ({"blocks": [nn.Linear(1, 1)], "tail": "norm"}, "give attribute names, not modules"),
+        ({"blocks": "layers.*.0", "tail": "norm"}, "'layers.*.0', which is not a path to a module"),
+        ({"blocks": ("layers", ""), "tail": "norm"}, "'', which is not a path to a module"),
+        ({"blocks": [nn.Linear(1, 1)], "tail": "norm"}, "pass attribute names, not modules"),
         ({"blocks": 3, "tail": "norm"}, "has 3 in its blocks"),
         ({"blocks": "layers", "tail": None}, "has None in its tail"),
     ],
@@ -382,7 +382,7 @@ def test_rows_that_cannot_be(row: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("cls", [Toy(), "not a name", None, ""])
 def test_neither_class_nor_name(cls: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="give the denoiser's class or its name"):
+    with pytest.raises(UnsupportedModelError, match="pass the denoiser's class or its name"):
         register_denoiser(cls, blocks="layers", tail="norm")
 
 
@@ -393,8 +393,8 @@ def test_neither_class_nor_name(cls: Any) -> None:
         ("layers", "inner.norms", "has no module 'inner.norms'"),
         ("scale", "inner.norm", "has no module 'scale'"),
         ("layers", "heads", 'is a container: write "heads.*"'),
-        ("middle", "inner.norm", "no module under the blocks of its row"),
-        ("layers", "middle", "no module under the tail of its row"),
+        ("middle", "inner.norm", "no module at the blocks of its row"),
+        ("layers", "middle", "no module at the tail of its row"),
     ],
 )
 def test_rows_that_do_not_fit(blocks: str, tail: str, message: str) -> None:

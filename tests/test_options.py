@@ -175,7 +175,7 @@ WRONG_WEIGHTS = {
 @pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
 def test_wrong_weights_are_told_at_their_first_use(wrong: str) -> None:
     gives, message = WRONG_WEIGHTS[wrong]
-    with pytest.raises(InvalidOptionError, match=f"weights of method 'mine' gave .*{message}"):
+    with pytest.raises(InvalidOptionError, match=f"weights of method 'mine' returned .*{message}"):
         sample(variant(gives))
 
 

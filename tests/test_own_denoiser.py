@@ -212,10 +212,10 @@ def test_deep_site_of_a_unet_with_names_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("roles", "message"),
     [
-        ({"preliminary": ("reader", "stages")}, "preliminary blocks only"),
+        ({"preliminary": ("reader", "stages")}, "has only preliminary blocks"),
         ({"preliminary": "refiner"}, "has refiner in preliminary, but not in its blocks"),
-        ({"modules": (nn.Linear(1, 1),)}, "give attribute names, not modules"),
-        ({"modules": "look at"}, "'look at', which names no module"),
+        ({"modules": (nn.Linear(1, 1),)}, "pass attribute names, not modules"),
+        ({"modules": "look at"}, "'look at', which is not a path to a module"),
         ({"embeder": "clock"}, r"embeder='clock', which is not a field of a row \(did you mean 'embedder'\?\)"),
     ],
 )

@@ -320,7 +320,7 @@ def test_batch_is_two_single_runs() -> None:
 @pytest.mark.parametrize("name", ["sdxl", "qwen-image", "cogvideox"])
 def test_other_models_are_refused_by_name(name: str) -> None:
     pipe = PIPELINES[name].build()
-    with pytest.raises(UnsupportedModelError, match=r"toca can't run on .*Flux.*fora"):
+    with pytest.raises(UnsupportedModelError, match=r"toca cannot run on .*Flux.*fora"):
         spectrum_diffusion.enable(pipe, "toca")
 
 

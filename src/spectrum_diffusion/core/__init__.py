@@ -1,1 +1,1 @@
-"""Schedule, forecast, history and run: knows no model and no diffusers."""
+"""Schedules, forecasts, histories and runs. Knows neither models nor diffusers."""

@@ -14,18 +14,32 @@ from .decider import Decider
 from .history import History
 
 MAX_ALIKE = 8
-"""Calls of one name, or without a name, that are told apart within a step; names have no limit."""
+"""How many calls of one name, or without a name, are told apart within a step. The number of names has no limit."""
 
 TOO_MANY = f"more than {MAX_ALIKE} calls in a step that run.branch(name) does not tell apart"
 UNCLEAR = "windows in a new order that run.branch(name) does not tell apart"
 
 EXCERPT = 4096
-"""Elements of a sample that are compared."""
+"""How many elements of a sample are compared, at least."""
 
 
 @dataclass
 class Branch:
-    """One guidance branch of one denoiser: its history and how its calls are told from those of others."""
+    """One guidance branch of one denoiser: its history, and what tells its calls from those of other branches.
+
+    Attributes:
+        label: its name in summaries.
+        history: the features of its evaluated steps.
+        shapes: shapes of the tensors of its last call, by argument.
+        name: the name that the pipeline gives it, if any.
+        decider: decides at run time, for adaptive methods.
+        structure: what the site needs to know of the last evaluated call.
+        step: step of its last call.
+        restarted: why its history started anew, if it did.
+        seen: the tensors of its last call, by argument.
+        lasting: arguments that were the same tensor at two steps in a row.
+        sample: elements of the sample of its last call, (N,).
+    """
 
     label: str
     history: History
@@ -40,28 +54,28 @@ class Branch:
     sample: torch.Tensor | None = None
 
     def matches(self, call: Arguments) -> bool:
-        """Whether every argument that lasted over the branch's steps (its conditioning) is this call's too."""
+        """Whether the call has every argument that lasts over the branch's steps, which is its conditioning."""
         return self.shapes == call.shapes and all(self._same(call, name) for name in self.lasting)
 
     def shared(self, call: Arguments) -> int:
-        """How many of the call's tensors are those of the branch's last call."""
+        """How many tensors the call shares with the branch's last call."""
         return sum(self._same(call, name) for name in call.tensors)
 
     def observe(self, call: Arguments, step: int) -> None:
-        """Remember the call: arguments that are the same tensor at two steps in a row last."""
+        """Remember a call of the branch. An argument lasts if it is the same tensor at two steps in a row."""
         if self.seen:
             self.lasting = {name for name in call.tensors if self._same(call, name)}
         self.seen = {name: weakref.ref(tensor) for name, tensor in call.tensors.items()}
         self.shapes, self.step = call.shapes, step
 
     def restart(self, reason: str) -> Branch:
-        """Begin the history anew; ``reason`` explains the fallbacks until it suffices again."""
+        """Start the history anew; ``reason`` explains the fallbacks until it suffices again."""
         self.release()
         self.restarted = reason
         return self
 
     def release(self) -> None:
-        """Let go of every feature, and of what the decider keeps."""
+        """Free every feature, and what the decider keeps."""
         self.history.clear()
         if self.decider is not None:
             self.decider.reset()
@@ -79,7 +93,7 @@ class Branches:
     """The branches of one denoiser in a run.
 
     Args:
-        create: makes a branch with a label, for a call, with a name if the pipeline gives one.
+        create: returns a new branch, from its label, its first call and the pipeline's name for it, if any.
     """
 
     def __init__(self, create: Callable[[str, Arguments, str | None], Branch]) -> None:
@@ -119,8 +133,8 @@ class Branches:
         return self._new(name, call, reason), reason
 
     def _new(self, name: str | None, call: Arguments, unclear: str) -> Branch:
-        again = sum(branch.name == name for branch in self.all)  # called twice under one name in a step
-        label = str(len(self.all)) if name is None else f"{name}.{again}" if again else name
+        namesakes = sum(branch.name == name for branch in self.all)
+        label = str(len(self.all)) if name is None else f"{name}.{namesakes}" if namesakes else name
         branch = self._create(label, call, name)
         if not unclear:
             self.all.append(branch)
@@ -128,14 +142,14 @@ class Branches:
 
 
 def _closest(free: list[Branch], called: list[Branch], sample: torch.Tensor | None) -> Branch | None:
-    """The branch whose last sample the call's goes on from; None if it goes on from none of them.
+    """The branch whose last sample is nearest to the call's; None if no branch has a similar one.
 
-    Branches that guide one sample are given the same one, and their order tells them apart.
+    Branches that guide the same sample are told apart by the order of their calls.
 
     Args:
         free: branches that the call may belong to, in order.
-        called: those that have had their call in this step.
-        sample: what the call is given.
+        called: branches that have had their call in this step.
+        sample: elements of the call's sample, (N,).
     """
     others = [branch.sample for branch in (*free, *called)]
     if len(others) == 1 or sample is None or any(other is None for other in others):
@@ -150,7 +164,7 @@ def _closest(free: list[Branch], called: list[Branch], sample: torch.Tensor | No
 
 
 def _excerpt(call: Arguments) -> torch.Tensor | None:
-    """Elements of the call's sample in float32, (N,); None if they are too few to compare."""
+    """Evenly spaced elements of the call's sample in float32, (N,); None if it has too few to compare."""
     sample = next((tensor for tensor in call.tensors.values() if tensor.is_floating_point()), None)
     if sample is None or sample.numel() < 16:
         return None

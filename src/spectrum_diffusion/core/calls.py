@@ -1,4 +1,4 @@
-"""A module's call as it was made."""
+"""A call of a module, with its arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ Proceed = Callable[..., Any]
 
 @dataclass
 class Arguments:
-    """A denoiser's call as it was made: what to proceed with and its tensors by name."""
+    """A call of a module that was intercepted.
+
+    Attributes:
+        proceed: calls the module as it would have been called.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        module: the module.
+    """
 
     proceed: Proceed
     args: tuple[Any, ...]
@@ -26,16 +33,16 @@ class Arguments:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors among the arguments, and in lists of them, by name or place."""
+        """The tensors among the arguments, and in lists and tuples among them, by name or place."""
         named = [(str(i), value) for i, value in enumerate(self.args)] + list(self.kwargs.items())
-        found = {}
+        tensors = {}
         for name, value in named:
             items = value if isinstance(value, (list, tuple)) else (value,)
-            found.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
-        return found
+            tensors.update({f"{name}.{i}": t for i, t in enumerate(items) if isinstance(t, torch.Tensor)})
+        return tensors
 
     def named(self, name: str) -> Any:
-        """The argument of that name, by keyword or by its place in the forward's signature; None if not given."""
+        """The argument of a name, passed by keyword or by position in the forward's signature; None if absent."""
         if name in self.kwargs:
             return self.kwargs[name]
         names = list(inspect.signature(self.module.forward).parameters) if self.args else []
@@ -44,13 +51,13 @@ class Arguments:
 
     @cached_property
     def leaves(self) -> list[Any]:
-        """Every value among the arguments, nested ones too."""
+        """Every value among the arguments, including nested values."""
         leaves: list[Any] = pytree.tree_leaves((self.args, dict(self.kwargs)))
         return leaves
 
     @property
     def samples(self) -> list[torch.Tensor]:
-        """The noisy sample that a denoiser's call is given, (B, …), or the list of them that some models take."""
+        """The noisy samples, each (B, …). Most denoisers take one, some take a list of them."""
         named = (self.named(name) for name in ("hidden_states", "sample", "x"))
         given = next((value for value in named if value is not None), None)
         if given is None:
@@ -58,9 +65,9 @@ class Arguments:
         return list(given) if isinstance(given, (list, tuple)) else [given]
 
     def handed_on(self, output: Any) -> dict[int, int]:
-        """The tensors of an output that the call was given and hands on: id → place in :attr:`leaves`.
+        """The tensors of an output that are arguments of the call: id → place in :attr:`leaves`.
 
-        A cache of keys and values is one. The sample isn't, because a model may write its result into it.
+        A key-value cache is an example. The sample does not count, because a model may write its result into it.
         """
         returned = {id(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)}
         places = {id(leaf): place for place, leaf in enumerate(self.leaves) if id(leaf) in returned}
@@ -68,7 +75,7 @@ class Arguments:
         return {key: place for key, place in places.items() if key not in samples}
 
     def computed(self, output: Any) -> tuple[torch.Tensor, ...]:
-        """The floating tensors of an output that the call computed, without those that it hands on."""
+        """The floating tensors of an output that the call computed, without those that are its arguments."""
         handed_on = self.handed_on(output)
         leaves = pytree.tree_leaves(output)
         return tuple(leaf for leaf in leaves if is_floating(leaf) and id(leaf) not in handed_on)
@@ -83,7 +90,7 @@ class Arguments:
         return next(iter(self.tensors.values()))
 
     def copied(self) -> Arguments:
-        """The same call with containers and tensors of its own, for models that consume or overwrite what they get."""
+        """The call with copies of its tensors and containers, for models that consume or overwrite their arguments."""
         return replace(self, args=_copied(self.args), kwargs=_copied(dict(self.kwargs)))
 
     def proceed_with(self, value: torch.Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Which step a call belongs to, and the time of each step."""
+"""Clocks, which tell the step of a call, and the time axis of a forecast."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ from .calls import Arguments
 
 
 class Clock(Protocol):
-    """Tells the step of a call within the run."""
+    """Tells the step of each call in a sampling loop."""
 
     @property
     def total(self) -> int:
-        """Number of steps T of the run."""
+        """Number of steps T of the loop."""
 
     def locate(self, call: Arguments) -> int | None:
-        """The step of this call, 0 … T−1, or None where it can't be known."""
+        """The step of a call, 0 … T−1, or None if it is unknown."""
 
     def sigmas(self) -> Sequence[float]:
-        """Noise level σ of each step, (T,); raises :class:`InvalidOptionError` where it can't be known."""
+        """Noise level σ of each step, (T,).
+
+        Raises:
+            InvalidOptionError: the noise levels are unknown.
+        """
 
 
 @dataclass
 class ManualClock:
-    """The clock of a sampling loop that tells its steps itself (:meth:`ManualRun.step`)."""
+    """The clock of the user's own sampling loop, which announces each step (:meth:`ManualRun.step`).
+
+    Attributes:
+        total: number of steps T.
+        now: the current step.
+        levels: noise level of each step, (T,).
+    """
 
     total: int
     now: int | None = None
@@ -39,16 +49,19 @@ class ManualClock:
 
     def sigmas(self) -> Sequence[float]:
         if self.levels is None:
-            raise InvalidOptionError("this time axis needs the noise levels: give handle.run(total_steps, sigmas=…)")
+            raise InvalidOptionError(
+                'the time axes "sigma" and "log-snr" need noise levels, and this run has none: pass '
+                "handle.run(total_steps, sigmas=…)"
+            )
         return self.levels
 
 
 CLIPPED = 1e-3
-"""σ of flow matching is kept this far from 0 and 1, where the log-SNR is infinite."""
+"""Smallest distance of a flow-matching σ from 0 and 1, where the log-SNR is infinite."""
 
 
 def time_axis(kind: str, sigmas: Sequence[float]) -> tuple[float, ...]:
-    """The time of each step by its noise level, scaled to run from 0 to T−1 as the steps do.
+    """The time of each step by its noise level, scaled to run from 0 to T−1 like the steps.
 
     Args:
         kind: "sigma", or "log-snr": ``2 ln((1−σ)/σ)`` of flow matching (σ ≤ 1), else ``−2 ln σ``.
@@ -67,7 +80,8 @@ def time_axis(kind: str, sigmas: Sequence[float]) -> tuple[float, ...]:
         values = [-2 * math.log(max(float(sigma), 1e-10)) for sigma in sigmas]
     if any(after <= before for before, after in pairwise(values)):
         raise InvalidOptionError(
-            f'time={kind!r} needs noise levels that fall at every step, and those of this scheduler do not: use "index"'
+            f"time={kind!r} needs noise levels that fall at every step, but those of this scheduler do not: "
+            'use time="index"'
         )
     span = (values[-1] - values[0]) or 1.0
     return tuple((len(values) - 1) * (value - values[0]) / span for value in values)

@@ -1,4 +1,4 @@
-"""Floating-point operations of whatever runs, two for a multiplication with its addition."""
+"""Counting floating-point operations; a multiplication and its addition count as two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _attention(query: Shape, key: Shape, value: Shape, *args: Any, out_shape: An
 def counting() -> FlopCounterMode:
     """A context that counts the FLOP of matrix products, convolutions and attention: ``.get_total_flops()``.
 
-    PyTorch's counter knows no formula for the attention kernel of the CPU and would count it as nothing.
+    PyTorch's counter has no formula for the CPU's attention kernel and would count it as zero.
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return FlopCounterMode(display=False, custom_mapping={kernel: _attention})

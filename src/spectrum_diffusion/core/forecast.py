@@ -1,11 +1,11 @@
-"""Forecasters as weights: pure maths on step numbers, with no tensor of a model in sight.
+"""Forecasters as weights: pure maths on step numbers.
 
-Every linear forecaster is a weighted sum of the K evaluated features, ``ĥ(τ*) = Σ w_k h_k``, with weights that depend
-only on which steps were evaluated and on the target. They are K float64 numbers, computed on the CPU in microseconds
-and cached by their arguments; all F channels of a feature share them. Time is ``τ(i) = 2i/T − 1`` (Spectrum, § 3.2).
+Every linear forecaster is a weighted sum of the K evaluated features, ``ĥ(τ*) = Σ w_k h_k``. Its weights depend only on
+the evaluated steps and the target step. They are K float64 numbers, computed on the CPU in microseconds and cached by
+their arguments; all F channels of a feature share them. Time is ``τ(i) = 2i/T − 1`` (Spectrum, § 3.2).
 
-Steps are integers, or times in units of steps where the axis is another (sigma, log-SNR).
-The arrays returned are shared by the cache and therefore read-only.
+Steps are integers. On other time axes (sigma, log-SNR) they are times in units of steps. The returned arrays are
+read-only, because the cache shares them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Weights])
 
 
 def _cached(function: F) -> F:
-    """Cache by the arguments; steps may be any sequence of numbers, the array comes back read-only."""
+    """Cache a weight function by its arguments. Steps may be any iterable of numbers; the array is read-only."""
 
     @lru_cache(maxsize=4096, typed=True)
     def compute(evaluated: tuple[float, ...], *args: object, **kwargs: object) -> Weights:
@@ -42,28 +42,28 @@ def _cached(function: F) -> F:
 
 
 def check_weights(weights: object, *, count: int, method: str) -> Weights:
-    """The weights that a method gave for ``count`` evaluated steps, float64, (K,).
+    """The weights that a method returned for ``count`` evaluated steps, float64, (K,).
 
     Raises:
         InvalidOptionError: they are not ``count`` finite numbers.
     """
     try:
         array = np.asarray(weights, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:  # of several lengths, not numbers, or on an accelerator
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, not numbers, or on an accelerator
         raise InvalidOptionError(
-            f"weights of method {method!r} gave {weights!r}, which is not a list of numbers ({error}): return a NumPy "
-            f"array or a list of {count} floats, one for each evaluated step"
+            f"weights of method {method!r} returned {weights!r}, which is not a list of numbers ({error}): return a "
+            f"NumPy array or a list of {count} floats, one for each evaluated step"
         ) from error
     if array.shape != (count,) or not np.isfinite(array).all():
         raise InvalidOptionError(
-            f"weights of method {method!r} gave {array.tolist()} of shape {array.shape} for {count} evaluated steps: "
-            f"return {count} finite numbers, one for each"
+            f"weights of method {method!r} returned {array.tolist()} of shape {array.shape} for {count} evaluated "
+            f"steps: return {count} finite numbers, one for each step"
         )
     return array
 
 
 def tau(step: float | NDArray[np.number], total: int) -> NDArray[np.float64]:
-    """Normalised time ``2i/T − 1`` of step(s) ``i``; at T = 50 it is ``(i − 25)/25``."""
+    """Normalised time ``2i/T − 1`` of a step i or of several."""
     return 2.0 * np.asarray(step, dtype=np.float64) / total - 1.0
 
 
@@ -89,15 +89,15 @@ def chebyshev_weights(
 ) -> Weights:
     """Weights of the Chebyshev ridge forecast, ``w = φ(τ*)(ΦᵀΦ + λI)⁻¹Φᵀ`` (Spectrum, § 3.2).
 
-    Equal to fitting ``C = (ΦᵀΦ + λI)⁻¹ΦᵀH`` to the features H and reading ``φ(τ*)C``. λ acts on all M+1
-    coefficients, T_0 included, so the weights need not sum to one.
+    They equal fitting ``C = (ΦᵀΦ + λI)⁻¹ΦᵀH`` to the features H and evaluating ``φ(τ*)C``. λ acts on all M+1
+    coefficients including T_0, so the weights need not sum to one.
 
     Args:
-        evaluated: the K evaluated steps, distinct, rising.
+        evaluated: the K evaluated steps, increasing.
         target: the step to forecast.
         total: number of steps T of the run, which scales time.
         degree: highest Chebyshev degree M ≥ 0.
-        ridge: λ ≥ 0; 0 gives the least-squares fit of smallest norm.
+        ridge: λ ≥ 0; 0 gives the least-squares fit of minimum norm.
 
     Returns:
         float64, shape (K,).
@@ -110,7 +110,7 @@ def chebyshev_weights(
     check_number("ridge", ridge, least=0.0)
     Phi = chebyshev_basis(tau(np.asarray(evaluated), total), degree)  # (K, M+1)
     phi = chebyshev_basis(tau(np.asarray([target]), total), degree)[0]  # (M+1,)
-    # The singular values carry the ridge without squaring the condition of Φ, and cover λ = 0 with K < M+1.
+    # Singular values apply the ridge without squaring the condition number of Φ, and cover λ = 0 with K < M+1.
     U, sigma, Vt = np.linalg.svd(Phi, full_matrices=False)  # (K, r), (r,), (r, M+1)
     kept = sigma > sigma[0] * np.finfo(np.float64).eps * max(Phi.shape)
     gain = np.where(kept, sigma, 0.0) / np.where(kept, sigma**2 + ridge, 1.0)  # (r,)
@@ -121,12 +121,17 @@ def chebyshev_weights(
 def taylor_weights(evaluated: Iterable[float], target: float, order: int = 1) -> Weights:
     """Weights of the order-``order`` extrapolation from the last steps, by exact divided differences.
 
-    Newton's form on uneven steps: the polynomial through the last ``order + 1`` evaluated features, read at
-    ``target``. Order 0 is reuse of the last feature, order 1 the line through the last two. With fewer than
-    ``order + 1`` points the order is lowered to K − 1.
+    Newton's form on uneven steps: the polynomial through the last ``order + 1`` evaluated features, evaluated at
+    ``target``. Order 0 reuses the last feature, order 1 is the line through the last two. With fewer than
+    ``order + 1`` features the order is K − 1.
+
+    Args:
+        evaluated: the K evaluated steps, increasing.
+        target: the step to forecast.
+        order: degree of the polynomial, ≥ 0.
 
     Returns:
-        float64, shape (K,); zero but for the last ``order + 1``.
+        float64, shape (K,); zero except for the last ``order + 1``.
 
     Raises:
         InvalidOptionError: no steps, repeated steps, or a negative order.
@@ -146,14 +151,14 @@ def taylorseer_weights(evaluated: Iterable[float], target: float, order: int = 1
     """Weights of TaylorSeer's forecast with its recursive differences (Liu et al., 2025, eq. 5-6; public code).
 
     At an evaluated step s with predecessor s⁻: ``D_0 = h``, ``D_(i+1) = (D_i − D_i⁻)/(s − s⁻)`` for ``i < order``
-    where ``D_i⁻`` exists and ``s ≥ start``; forecast ``Σ D_i kⁱ/i!`` at ``k = target − s``. On uneven steps the
-    higher differences are not the divided ones of :func:`taylor_weights`.
+    where ``D_i⁻`` exists and ``s ≥ start``; the forecast is ``Σ D_i kⁱ/i!`` with ``k = target − s``. On uneven steps
+    the higher differences are not the divided differences of :func:`taylor_weights`.
 
     Args:
-        evaluated: the K evaluated steps, rising.
+        evaluated: the K evaluated steps, increasing.
         target: the step to forecast.
         order: highest difference used, ≥ 0.
-        start: first step at which differences are made (its public code: first_enhance − 1).
+        start: first step at which differences are computed (first_enhance − 1 in the public code).
 
     Returns:
         float64, shape (K,).
@@ -169,8 +174,8 @@ def hermite_weights(
 ) -> Weights:
     """Weights of HiCache: :func:`taylorseer_weights` with ``kⁱ`` replaced by ``σⁱ H_i(σk)`` (Feng et al., 2025).
 
-    ``H_i`` are the physicists' Hermite polynomials, ``H_0 = 1``, ``H_1 = 2x``, ``H_(i+1) = 2x H_i − 2i H_(i−1)``;
-    ``contraction`` is σ. Arguments else as :func:`taylorseer_weights`.
+    ``H_i`` are the physicists' Hermite polynomials, ``H_0 = 1``, ``H_1 = 2x``, ``H_(i+1) = 2x H_i − 2i H_(i−1)``.
+    ``contraction`` is σ, 0 … 1. The other arguments are those of :func:`taylorseer_weights`.
     """
     x = check_number("contraction", contraction, least=0.0, most=1.0) * float(target - list(evaluated)[-1])
     hermite = [1.0, 2.0 * x]
@@ -194,7 +199,7 @@ def _summed_differences(steps: list[float], factors: list[float], start: float) 
 
 @_cached
 def interpolation_weights(evaluated: Iterable[float], target: float) -> Weights:
-    """Weights of the polynomial through all evaluated features (Lagrange's form), for a target among them.
+    """Weights of the polynomial through all evaluated features (Lagrange's form), at a step between them.
 
     Returns:
         float64, shape (K,); they sum to one.
@@ -212,9 +217,10 @@ def reuse_weights(evaluated: Iterable[float], target: float) -> Weights:
 def blend_weights(
     evaluated: Iterable[float], target: float, total: int, degree: int = 4, ridge: float = 0.1, blend: float = 0.5
 ) -> Weights:
-    """``blend``·Chebyshev + (1 − ``blend``)·line through the last two features (advice of Spectrum's public code).
+    """``blend``·Chebyshev + (1 − ``blend``)·line through the last two features (as Spectrum's public code suggests).
 
-    ``blend=1`` is the paper's forecast, 0 the line. Arguments else as :func:`chebyshev_weights`.
+    ``blend`` is within 0 … 1: 1 is the paper's forecast, 0 the line. The other arguments are those of
+    :func:`chebyshev_weights`.
     """
     check_number("blend", blend, least=0.0, most=1.0)
     spectral = chebyshev_weights(evaluated, target, total, degree, ridge)

@@ -9,17 +9,17 @@ import torch
 from .forecast import Weights
 
 Feature = tuple[torch.Tensor, ...]
-"""What is forecast: the input of each tail, or each floating tensor of a denoiser's output; mostly one tensor."""
+"""The tensors that are forecast, usually one: the inputs of the tails, or the floating tensors of an output."""
 
 CPU_CHUNK = 1 << 18
-"""Elements summed at a time on a CPU: an accumulator of 1 MiB stays in the cache while K features stream by."""
+"""Elements summed at a time on a CPU: an accumulator of 1 MiB stays in the processor's cache."""
 
 
 class History:
-    """Features of the evaluated steps, oldest first; with a ``window`` only the latest are kept.
+    """Features of the evaluated steps, oldest first.
 
     Args:
-        window: how many features the forecaster can use; None keeps all (at most the schedule's NFE).
+        window: how many of the latest features are kept; None keeps all, at most one for each evaluation.
     """
 
     def __init__(self, window: int | None = None) -> None:
@@ -38,7 +38,7 @@ class History:
     def append(self, step: int, feature: Feature) -> None:
         """Keep a copy of the feature of an evaluated step.
 
-        A copy, since the model may go on to write into the tensor, and CUDA graphs reuse their output buffers.
+        A copy, because the model may write into the tensor later, and CUDA graphs reuse their output buffers.
         """
         self.steps.append(step)
         self.features.append(tuple(tensor.detach().clone() for tensor in feature))
@@ -46,33 +46,37 @@ class History:
             del self.steps[0], self.features[0]
 
     def fits(self, feature: Feature) -> bool:
-        """Whether the feature has the shapes of those kept already."""
+        """Whether the feature has the shapes of the kept ones."""
         return not self.features or [t.shape for t in feature] == [t.shape for t in self.features[-1]]
 
     def forecast(self, weights: Weights) -> Iterator[torch.Tensor]:
-        """``Σ w_k h_k`` for each tensor of the feature in turn, in its dtype; ``weights`` has one a kept step."""
+        """``Σ w_k h_k`` for each tensor of the feature in turn, in its dtype.
+
+        Args:
+            weights: a weight for each kept step, (K,).
+        """
         for tensors in zip(*self.features, strict=True):  # one tensor of all K features
             yield weighted_sum(weights, tensors)
 
     def clear(self) -> None:
-        """Let go of the features, at the end of a run."""
+        """Free the features, at the end of a run."""
         self.steps.clear()
         self.features.clear()
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One tensor as it is, several as one vector, (N,)."""
+    """A single tensor unchanged; several tensors as one vector, (N,)."""
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def weighted_sum(weights: Iterable[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``Σ w_k x_k`` of K tensors of one shape, accumulated in float32 (float64 for float64) whatever their dtype.
+    """``Σ w_k x_k`` of K tensors of one shape, accumulated in float32, or in float64 for float64 tensors.
 
-    One accumulator, no temporary of K features: on a CPU chunk by chunk, so that each feature is read once.
+    It needs one accumulator and never stacks the K tensors. A CPU sums chunk by chunk and reads each tensor once.
 
     Returns:
-        A tensor of the shape, memory order, dtype and device of the first one: with another order of its channels the
-        kernels that follow may sum in another order, and no longer agree bit for bit.
+        A tensor with the shape, memory order, dtype and device of the first one. With another memory order, later
+        kernels could sum in another order and no longer agree bit for bit.
     """
     like = tensors[0]
     order = sorted(range(like.dim()), key=like.stride, reverse=True)  # outermost in memory first

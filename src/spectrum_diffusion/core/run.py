@@ -1,7 +1,7 @@
-"""One sampling loop: which step, which branch, evaluate or forecast, and the trace of it.
+"""One sampling loop: finds step and branch of each call, evaluates or forecasts it, and records it in the trace.
 
-A run is made anew for every generation and dropped at its end or failure. It knows neither diffusers nor how a model
-is skipped: a clock tells it the step, a site evaluates or forecasts the call.
+Every generation creates a new run and drops it when it ends or fails. A run knows neither diffusers nor how a model is
+skipped: a clock tells the step, and a site evaluates or skips the call.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ UNKNOWN = "step unknown"
 
 
 class Run:
-    """One sampling loop under a method: decides for each call of a denoiser, and keeps its features.
+    """One sampling loop under a method: evaluates or skips each call of a denoiser, and keeps its features.
 
     Args:
         method: schedule, forecaster and site.
-        clock: where the step of a call is read.
-        trace: where the calls are noted.
+        clock: tells the step of a call.
+        trace: records the calls.
         on_step: called after each denoiser call with (step, branch, action, reason).
-        audit: evaluate every step, but sample as if the method had skipped, and note the forecasts' errors.
+        audit: evaluate skipped steps too, for the errors of the forecasts, but sample with the forecasts.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Run:
     ) -> None:
         self.method, self.clock, self.trace = method, clock, trace
         self.on_step, self.audit = on_step, audit
-        self.context: str | None = None  # name of the guidance branch, where the pipeline tells it
+        self.context: str | None = None  # name of the guidance branch, if the pipeline tells it
         self._branches: dict[Hashable, Branches] = {}
         self._step, self._known, self._calls_in_step = -1, -1, 0
-        self._named: set[str | None] = set()  # branches that were called at this step, by name
+        self._named: set[str | None] = set()  # names of the branches that were called at this step
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
 
@@ -86,7 +86,7 @@ class Run:
         return output
 
     def close(self) -> None:
-        """Let go of every feature, even where a traceback still holds the run; the trace stays."""
+        """Free every feature, even if a traceback still holds the run. The trace stays."""
         for branch in self._every_branch:
             branch.release()
         self._branches.clear()
@@ -97,7 +97,7 @@ class Run:
         if step is None:
             step = self._count(self._step)
         else:
-            if step < self._known:  # the same timesteps once more: another loop
+            if step < self._known:  # the same timesteps again: another loop
                 self._begin_again()
             self._known = step
         if step != self._step:
@@ -108,9 +108,9 @@ class Run:
         return step, known
 
     def _count(self, step: int) -> int:
-        """The step of a call that the clock can't tell: the next one, unless it is another named branch of this one."""
-        another = self.context is not None and self._named and self.context not in self._named
-        return step if another else step + 1
+        """The step of a call that the clock cannot tell: the next one, unless another branch of this step is named."""
+        is_other_branch = self.context is not None and self._named and self.context not in self._named
+        return step if is_other_branch else step + 1
 
     def _begin_again(self) -> None:
         self.close()
@@ -127,7 +127,7 @@ class Run:
         return [branch for branches in self._branches.values() for branch in branches.all]
 
     def _plan(self, branch: Branch, step: int, obstacle: str) -> tuple[Action, str]:
-        """What to do, before the call; an adaptive method may still evaluate."""
+        """The action and its reason, before the call. An adaptive method may still evaluate."""
         if obstacle:
             return "fallback", obstacle
         if self.method.evaluates(step, self.clock.total):
@@ -144,16 +144,16 @@ class Run:
         return output
 
     def _watch(self, site: Site, call: Arguments, record: Call) -> Any:
-        """Let another package's cache have its way, and see how much of the denoiser it let run.
+        """Call the denoiser under another package's cache, and record how much of it ran.
 
-        A call is whole if as much ran as in any earlier one of its shapes: the first of a loop is never cached.
+        A call is whole if no earlier call of its shapes ran more. The first call of a loop is never cached.
         """
         try:
             output, _, work = site.evaluate(call)
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             raise UnsupportedModelError(
-                f"the denoiser failed under {self.trace.method}: {type(error).__name__}: {error}. If it runs without, "
-                "the two don't go together: use another method, such as spectrum"
+                f"the denoiser failed under {self.trace.method}: {type(error).__name__}: {error}. If it runs without "
+                "this cache, the two are incompatible: use another method, such as spectrum"
             ) from error
         kind = (site, frozenset(call.shapes.items()))
         whole = self._whole[kind] = max(work, self._whole.get(kind, 0))
@@ -176,29 +176,29 @@ class Run:
         return output
 
     def _decide(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
-        """Let the method decide by what it sees in the call; each branch by itself."""
+        """Let the branch's decider evaluate or skip the call, from the signal of the site."""
         decider, may_skip = branch.decider, record.action == self.method.skip
         assert decider is not None
-        seen: list[torch.Tensor] = []
+        signals: list[torch.Tensor] = []
         forecast: list[Iterable[torch.Tensor]] = []
 
-        def judge(signal: torch.Tensor) -> Iterable[torch.Tensor] | None:
-            seen.append(signal)
+        def choose(signal: torch.Tensor) -> Iterable[torch.Tensor] | None:
+            signals.append(signal)
             if not decider.skips(record.step, signal, may_skip):
                 return None
             forecast.append(self._forecast(branch, record))
             return forecast[0]
 
         intact = call.copied() if self.audit and may_skip else call
-        output, feature, branch.structure = site.decide(call, judge, branch.structure)
+        output, feature, branch.structure = site.decide(call, choose, branch.structure)
         if feature is None:
             self._audit(site, intact, forecast[0], record)
             return output
         if may_skip:
             record.action = "evaluated"
         self._keep(branch, site, feature, record)
-        if seen:
-            decider.learn(seen[0], feature, call.computed(output))
+        if signals:
+            decider.learn(signals[0], feature, call.computed(output))
         return output
 
     def _forecast(self, branch: Branch, record: Call) -> Iterable[torch.Tensor]:
@@ -214,7 +214,7 @@ class Run:
         return tuple(forecast) if self.audit else forecast
 
     def _audit(self, site: Site, call: Arguments, feature: Iterable[torch.Tensor], record: Call) -> None:
-        """With ``audit``, evaluate the skipped step beside the forecast and note how far that was off."""
+        """With ``audit``, evaluate the skipped step too and record the relative error of the forecast."""
         if self.audit:
             record.error = relative_error(tuple(feature), site.evaluate(call)[1])
 
@@ -224,7 +224,7 @@ class Run:
             return self._times
         kind = self.method.axis
         times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
-        if step > 0:  # at step 0 some schedulers can't tell yet where the loop begins
+        if step > 0:  # at step 0 some schedulers do not know yet where the loop begins
             self._times = times
         return times
 
@@ -234,7 +234,7 @@ class Run:
         held = sum(branch.nbytes for branch in self._every_branch)
         self.trace.history_bytes = max(self.trace.history_bytes, held)
         if record.step >= self.clock.total - 1:
-            # Before the decoder runs, which may need the memory; a branch or expert that stopped has no call now.
+            # Now, because the decoder may need the memory. A branch or expert that stopped gets no further call.
             for other in self._every_branch:
                 if other is branch or other.step < record.step - 1:
                     other.release()
@@ -243,7 +243,7 @@ class Run:
 
 
 class ManualRun:
-    """A run of the user's own sampling loop over a bare denoiser, from :meth:`Handle.run`.
+    """The run of the user's own sampling loop over a bare denoiser, from :meth:`Handle.run`.
 
     >>> with handle.run(total_steps=50) as run:      # doctest: +SKIP
     ...     for i, t in enumerate(timesteps):
@@ -255,27 +255,27 @@ class ManualRun:
         self._run, self._clock = run, clock
 
     def step(self, index: int) -> None:
-        """Say that the next calls of the denoiser belong to step ``index`` (0 … total_steps−1, never back)."""
+        """Announce that the next calls of the denoiser belong to step ``index``: 0 … total_steps−1, never lower."""
         index = check_integer("step", index, least=0, most=self._clock.total - 1)
         if self._clock.now is not None and index < self._clock.now:
             raise InvalidOptionError(
-                f"step({index}) goes back from step {self._clock.now}: begin a new handle.run(...) for another image"
+                f"step({index}) goes back from step {self._clock.now}: start a new handle.run(...) for another image"
             )
         self._clock.now = index
 
     def branch(self, name: str) -> None:
-        """Name the guidance branch of the next calls, e.g. "cond"; unnamed ones are told apart by their order."""
+        """Name the guidance branch of the next calls, e.g. "cond". Unnamed branches are told apart by their calls."""
         self._run.context = name
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Answer one call of a denoiser."""
         if self._clock.now is None:
-            raise SpectrumError("the denoiser was called before run.step(i): say the step before each call")
+            raise SpectrumError("the denoiser was called before run.step(i): announce the step before each call")
         return self._run.call(denoiser, call)
 
 
 def relative_error(forecast: Feature, true: Feature) -> float:
-    """``‖ĥ − h‖₂ / ‖h‖₂`` over all floating tensors of a feature, in float32; counts that a site keeps are no error."""
+    """``‖ĥ − h‖₂ / ‖h‖₂`` over all floating tensors of a feature, in float32. Integer tensors do not count."""
     pairs = [(f.float(), t.float()) for f, t in zip(forecast, true, strict=True) if t.is_floating_point()]
     difference = sum(torch.sum((f - t) ** 2) for f, t in pairs)
     norm = sum(torch.sum(t**2) for _, t in pairs)

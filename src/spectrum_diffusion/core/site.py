@@ -1,4 +1,4 @@
-"""A site: where in a denoiser a feature is read and replaced, as a run sees it."""
+"""Base class of sites: where in a denoiser a feature is read and replaced."""
 
 from __future__ import annotations
 
@@ -12,41 +12,45 @@ from ..errors import SpectrumError
 from .calls import Arguments
 from .history import Feature
 
-Judge = Callable[[torch.Tensor], Iterable[torch.Tensor] | None]
-"""Asked with the signal of a call: the forecast feature to skip with, or None to evaluate."""
+Choose = Callable[[torch.Tensor], Iterable[torch.Tensor] | None]
+"""From the signal of a call to the forecast feature of a skipped step, or to None for an evaluated step."""
 
 
 class Site:
-    """Base class of all sites. ``structure`` is what a skipped call needs to know of the last evaluated one."""
+    """Base class of sites. ``structure`` is what a skipped call needs to know of the last evaluated call."""
 
     name: ClassVar[str]
     keeps: ClassVar[str]
     """What the feature is, for lists of methods."""
     inside_blocks: ClassVar[bool] = False
-    """Whether the site answers for modules inside blocks, which a compiled block would never call."""
+    """Whether the site intercepts modules inside blocks, which a compiled block does not call."""
     skips_root: ClassVar[bool] = False
-    """Whether nothing of the denoiser runs on a skipped step. Such a site needs no row and no open graph."""
+    """Whether a skipped step runs nothing of the denoiser. Such a site works without a row and on compiled models."""
 
     def __init__(self, model: nn.Module, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Any]) -> None:
-        """Find the site on a model.
+        """Find the site in a model.
 
         Args:
             model: the denoiser.
-            options: what the method tells the site, see ``AnyMethod.site_options``.
-            interceptor: gives the interceptor of a module.
+            options: the method's options that the site needs, see ``AnyMethod.site_options``.
+            interceptor: returns the interceptor of a module.
 
         Raises:
             UnsupportedModelError: the model has no such site.
         """
 
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
-        """Run the whole denoiser: its output, the feature (empty if it was not reached) and the structure."""
+        """Run the whole denoiser.
+
+        Returns:
+            The output, the feature (empty if the site was not reached), and the structure.
+        """
         raise NotImplementedError
 
     def forecast(self, call: Arguments, feature: Iterable[torch.Tensor], structure: Any) -> Any:
-        """Skip the denoiser up to the site and continue from the forecast feature; the output."""
+        """Skip the denoiser up to the site and continue from the forecast feature; returns the output."""
         raise NotImplementedError
 
-    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
-        """Evaluate or skip, as the judge says; as :meth:`evaluate`, but a skipped call has the feature None."""
+    def decide(self, call: Arguments, choose: Choose, structure: Any) -> tuple[Any, Feature | None, Any]:
+        """Evaluate or skip, as ``choose`` says. Returns what :meth:`evaluate` does; the feature is None if skipped."""
         raise SpectrumError(f"site={self.name!r} gives no signal to decide by: use a method with a fixed schedule")

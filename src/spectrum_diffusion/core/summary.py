@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,9 +22,16 @@ Action = Literal["evaluated", "forecast", "partial", "fallback"]
 class Call:
     """One call of a denoiser within a run.
 
-    ``action``: the whole denoiser ran as planned ("evaluated") or since no forecast could be made ("fallback", with
-    the ``reason``), its blocks were skipped ("forecast"), or a part of them ran ("partial"). ``first``: the first call
-    of its step. ``error``: relative L2 error of the forecast, with ``audit=True``. ``flops``: with ``flops=True``.
+    Attributes:
+        step: the step.
+        branch: label of the guidance branch.
+        action: the whole denoiser ran as planned ("evaluated") or because no forecast was possible ("fallback"), its
+            blocks were skipped ("forecast"), or a part of them ran ("partial").
+        reason: why a fallback was one.
+        first: whether it is the first call of its step.
+        error: relative L2 error of the forecast, with ``audit=True``.
+        flops: FLOP of the call, with ``flops=True``.
+        milliseconds: returns the duration of the call, with ``timing=True``.
     """
 
     step: int
@@ -38,15 +45,17 @@ class Call:
 
     @property
     def ran(self) -> bool:
-        """Whether the whole denoiser ran; a fallback is among the evaluated."""
+        """Whether the whole denoiser ran, as planned or as a fallback."""
         return self.action in ("evaluated", "fallback")
 
 
 @dataclass
 class Trace:
-    """The calls of one run in order, and what the run cost beside them.
+    """The calls of one sampling loop in order, and what else a summary needs to know of it.
 
-    ``stage`` names the first denoiser of the loop, ``total`` is the number of steps that the clock tells.
+    Attributes:
+        stage: name of the first denoiser of the loop.
+        total: number of steps that the clock tells.
     """
 
     method: str
@@ -64,9 +73,9 @@ class Trace:
 
     @contextmanager
     def timed(self) -> Iterator[Callable[[], float] | None]:
-        """Time a block; yields a function to ask for its milliseconds afterwards, or None without ``timing``.
+        """Time a block. Yields a function that returns its milliseconds afterwards, or None without ``timing``.
 
-        On CUDA two events are recorded and read only when asked for, so that timing adds no synchronisation.
+        On CUDA it records two events, which are read later, so that timing adds no synchronization.
         """
         if not self.timing:
             yield None
@@ -98,7 +107,7 @@ def _elapsed(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
 
 @dataclass(frozen=True)
 class BranchSummary:
-    """Counts of one guidance branch: ``evaluated + forecast + partial`` = its steps; fallbacks are evaluated."""
+    """Counts of one guidance branch: ``evaluated + forecast + partial`` = its steps. Evaluated includes fallbacks."""
 
     evaluated: int
     forecast: int
@@ -109,14 +118,17 @@ class BranchSummary:
     def steps(self) -> int:
         return self.evaluated + self.forecast + self.partial
 
+    def to_dict(self) -> dict[str, int]:
+        return {**asdict(self), "steps": self.steps}
+
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOP of a generation's denoiser calls, two for a multiplication with its addition.
+    """FLOP of a generation's denoiser calls; a multiplication and its addition count as two.
 
     Attributes:
         total: of all calls.
-        evaluation: of one whole evaluation, at all branches.
+        evaluation: of one whole evaluation of all branches.
     """
 
     total: int
@@ -124,7 +136,7 @@ class Flops:
 
     @property
     def evaluations(self) -> float:
-        """The total in whole evaluations: what NFE would be if it counted the parts that ran."""
+        """The total in units of whole evaluations: the NFE if it counted partial evaluations too."""
         return self.total / self.evaluation if self.evaluation else 0.0
 
     def to_dict(self) -> dict[str, float]:
@@ -139,25 +151,26 @@ class Summary:
     """What the last generation did.
 
     Attributes:
-        steps: steps at which a denoiser was called. Where the step is unknown, a call that can't be another branch of
-            the step before counts as the next step.
+        steps: steps at which a denoiser was called. If the step is unknown, a call counts as the next step, unless it
+            is another named branch of the same step.
         evaluated: the steps whose first call ran the whole denoiser, fallbacks included.
         nfe: ``len(evaluated)``.
         speedup: ``steps / nfe``, counted in evaluations of the first branch, not in time.
         branches: counts by guidance branch ("0", "1", … in order of the calls, or the pipeline's own name).
-        fallbacks: step → reason, for steps whose first call was evaluated since it could not be forecast; those of
-            other branches are in ``branches``.
-        calls: denoiser calls over all branches, whatever was done.
-        history_bytes: memory of the kept features at its peak; not known (0) of another package's cache.
-        milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser (all loops of
-            the call, where there are several); None without ``timing=True``.
+        fallbacks: step → reason, for steps whose first call was evaluated because no forecast was possible;
+            ``branches`` counts those of the other branches.
+        calls: denoiser calls over all branches, evaluated or not.
+        history_bytes: peak memory of the kept features; 0 for the cache of another package, whose memory is unknown.
+        milliseconds: time spent "evaluating", "forecasting" and "outside" the denoiser, over all loops of the call;
+            None without ``timing=True``.
         errors: step → relative error of the forecast; empty without ``audit=True``.
-        flops: what the denoiser's calls cost; None without ``flops=True``.
-        loops: sampling loops in the generation (1 but for pipelines that sample in sections); the last is described.
-        stage: name of the denoiser that begins the sampling loop.
-        stages: a summary for each stage of a pipeline that samples in several (prior and decoder), in their order; this
-            summary then describes the last one. Empty for a single stage.
-        package: name and version of the package whose cache it was; None for the methods of this library.
+        flops: FLOP of the denoiser's calls; None without ``flops=True``.
+        loops: sampling loops in the generation, more than 1 if a pipeline samples in sections. The summary describes
+            the last loop.
+        stage: name of the denoiser that starts the sampling loop.
+        stages: for pipelines with several stages (prior and decoder), a summary of each, in order; the other
+            attributes then describe the last stage. Empty for a single stage.
+        package: name and version of the package whose cache ran; None for the methods of this library.
     """
 
     method: str
@@ -188,7 +201,7 @@ class Summary:
 
     @property
     def evaluated_calls(self) -> int:
-        """Calls over all branches that ran the whole denoiser."""
+        """Calls that ran the whole denoiser, over all branches."""
         return sum(branch.evaluated for branch in self.branches.values())
 
     @property
@@ -197,7 +210,7 @@ class Summary:
         return self.calls / self.evaluated_calls if self.evaluated_calls else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON-ready values; step numbers that are keys become strings in JSON."""
+        """The summary as JSON-ready values. Steps that are keys become strings."""
         return {
             "method": self.method,
             "site": self.site,
@@ -208,7 +221,7 @@ class Summary:
             "calls": self.calls,
             "evaluated_calls": self.evaluated_calls,
             "call_speedup": self.call_speedup,
-            "branches": {name: _branch_dict(branch) for name, branch in self.branches.items()},
+            "branches": {name: branch.to_dict() for name, branch in self.branches.items()},
             "fallbacks": {str(step): reason for step, reason in self.fallbacks.items()},
             "history_bytes": None if self.package else self.history_bytes,
             "milliseconds": self.milliseconds,
@@ -224,7 +237,7 @@ class Summary:
         if self.stages:
             texts = [f"{stage.stage}: {stage}" for stage in self.stages]
             if outside := (self.milliseconds or {}).get("outside"):
-                texts.append(f"outside of the denoisers {outside:.0f} ms")
+                texts.append(f"outside the denoisers {outside:.0f} ms")
             return "\n".join(texts)
         lines = [
             f"{self.method} at {self.site}: {self.steps} steps, {self.nfe} evaluated, {self.speedup:.2f}x fewer",
@@ -248,16 +261,6 @@ class Summary:
             worst = max(self.errors, key=lambda step: self.errors[step])
             lines.append(f"  forecast   relative error up to {self.errors[worst]:.3g}, at step {worst}")
         return "\n".join(lines)
-
-
-def _branch_dict(branch: BranchSummary) -> dict[str, int]:
-    return {
-        "evaluated": branch.evaluated,
-        "forecast": branch.forecast,
-        "partial": branch.partial,
-        "fallback": branch.fallback,
-        "steps": branch.steps,
-    }
 
 
 def _ranges(steps: list[int]) -> str:
@@ -300,7 +303,7 @@ def summarize_stages(traces: Sequence[Trace]) -> Summary:
     """The summary of the last stage, with those of all stages where there are several."""
     if len(traces) == 1:
         return summarize(traces[0])
-    stages = [summarize(replace(trace, wall_seconds=None)) for trace in traces]  # what is outside belongs to all
+    stages = [summarize(replace(trace, wall_seconds=None)) for trace in traces]  # no stage owns the time outside
     last, wall = stages[-1], traces[-1].wall_seconds
     spent = last.milliseconds
     if spent is not None and wall is not None:
@@ -321,10 +324,10 @@ def _flops(trace: Trace) -> Flops | None:
 def _by_branch(calls: list[Call]) -> dict[str, BranchSummary]:
     counts: dict[str, dict[str, int]] = {}
     for call in calls:
-        of = counts.setdefault(call.branch, {"evaluated": 0, "forecast": 0, "partial": 0, "fallback": 0})
-        of["fallback"] += call.action == "fallback"
-        of["evaluated" if call.ran else call.action] += 1
-    return {name: BranchSummary(**of) for name, of in counts.items()}
+        count = counts.setdefault(call.branch, {"evaluated": 0, "forecast": 0, "partial": 0, "fallback": 0})
+        count["fallback"] += call.action == "fallback"
+        count["evaluated" if call.ran else call.action] += 1
+    return {name: BranchSummary(**count) for name, count in counts.items()}
 
 
 def _milliseconds(trace: Trace) -> dict[str, float] | None:

@@ -1,4 +1,4 @@
-"""What messages and tables share in words."""
+"""Wording shared by messages and tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """`` (did you mean 'spectrum'?)``; empty where nothing known is near."""
+    """`` (did you mean 'spectrum'?)``, or "" if nothing known is similar."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -1,4 +1,4 @@
-"""What another package's cache leaves behind on a model, and its removal."""
+"""Removal of what other packages' caches leave behind on a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 from ..sites import denoisers
 
-LEAVINGS = {
+LEFTOVERS = {
     *("forward", "_diffusers_hook", "_cache_config"),
     *("_is_patched", "_orig_forward", "_original_forward", "_is_cached", "_context_manager", "_context_names"),
 }
-"""What diffusers' caches and cache-dit may leave on a module when they are taken off."""
+"""Attributes that the caches of diffusers and cache-dit may leave on a module when they are removed."""
 
 
 class Snapshot:
-    """What modules held of the attributes that other packages' caches write, to put back what they leave behind.
+    """The attributes of modules before another package's cache is installed, to restore them afterwards.
 
     Args:
-        models: the roots; every module inside is covered.
+        models: the roots; the snapshot covers every module inside.
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
@@ -29,14 +29,14 @@ class Snapshot:
         self._order: weakref.WeakKeyDictionary[nn.Module, list[str]] = weakref.WeakKeyDictionary()
         for model in models:
             for module in denoisers.unwrap(model).modules():
-                self._before[module] = {name: module.__dict__[name] for name in LEAVINGS if name in module.__dict__}
+                self._before[module] = {name: module.__dict__[name] for name in LEFTOVERS if name in module.__dict__}
                 self._order[module] = list(module._modules)
 
     def restore(self) -> None:
-        """Delete or put back what the package left; what anybody else has put there since stays."""
+        """Restore or delete what the package left. What anyone else attached since then stays."""
         for module, before in self._before.items():
-            for name in LEAVINGS & module.__dict__.keys():
-                if not _is_leaving(module, name):
+            for name in LEFTOVERS & module.__dict__.keys():
+                if not _is_leftover(module, name):
                     continue
                 if name in before:
                     module.__dict__[name] = before[name]
@@ -44,12 +44,12 @@ class Snapshot:
                     del module.__dict__[name]
         for module, order in self._order.items():
             children = module._modules
-            # cache-dit puts other blocks in their place for each call, and thereby moves them to the end.
+            # cache-dit exchanges the blocks during each call, which moves them to the end.
             for name in sorted(children, key=[*order, *children].index):
                 children[name] = children.pop(name)
 
 
-def _is_leaving(module: nn.Module, name: str) -> bool:
+def _is_leftover(module: nn.Module, name: str) -> bool:
     value = module.__dict__[name]
     if name == "_diffusers_hook":
         return not value.hooks

@@ -1,4 +1,4 @@
-"""Where in a denoiser features are read and replaced. The only code that touches a model's modules.
+"""Sites: where in a denoiser features are read and replaced. No other code touches a model's modules.
 
 A new site is one file with a subclass of :class:`Site`, and one line here.
 """
@@ -6,7 +6,7 @@ A new site is one file with a subclass of :class:`Site`, and one line here.
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOptionError
@@ -24,7 +24,7 @@ GENERAL = {
     "output": "output:Output",
     "module": "module:Modules",
 }
-"""Sites at which every general forecaster works: name → file and class."""
+"""Sites at which every general forecaster works: name → module and class."""
 
 SITES = GENERAL | {
     "residual": "residual:Residual",
@@ -35,7 +35,7 @@ SITES = GENERAL | {
     "output_residual": "output_residual:OutputResidual",
     "observed": "observed:Observed",
 }
-"""All sites: name → file and class. Classes are imported on first use, because torch takes seconds."""
+"""All sites: name → module and class. Classes are imported on first use, because importing torch takes seconds."""
 
 
 @cache
@@ -47,21 +47,20 @@ def site_class(name: str) -> type[Site]:
     """
     if name not in SITES:
         raise InvalidOptionError(f"site={name!r} is unknown: choose one of {', '.join(SITES)}")
-    file, _, cls = SITES[name].partition(":")
-    found: type[Site] = getattr(import_module(f".{file}", __name__), cls)
-    return found
+    site: type[Site] = resolve_name(f"{__name__}.{SITES[name]}")
+    return site
 
 
 def make_site(
     model: nn.Module, name: str, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Interceptor]
 ) -> Site:
-    """The site called ``name`` on a model.
+    """The site called ``name``, in a model.
 
     Args:
         model: the denoiser.
         name: a name of :data:`SITES`.
-        options: what the site needs to know beside the model, see ``AnyMethod.site_options``.
-        interceptor: gives the interceptor of a module.
+        options: the method's options that the site needs, see ``AnyMethod.site_options``.
+        interceptor: returns the interceptor of a module.
 
     Raises:
         UnsupportedModelError: the model has no such site.

@@ -1,12 +1,12 @@
-"""Base of the sites inside the denoiser, which are made of its modules by role.
+"""Base class of the sites inside a denoiser, which consist of its modules by role.
 
-During a call a *pass* answers the calls of these modules; the model's own forward goes on around them, uncopied.
+During a call of the denoiser a *pass* answers the calls of these modules. The model's own forward runs around them.
 
-- ``block``: on a skipped step it answers with a stand-in of its recorded output's structure, shapes and dtypes.
-- ``module``: its output is (a part of) the feature; on a skipped step it answers with the forecast.
-- ``tail``: its input is the feature; on a skipped step it is given the forecast.
-- ``first``: the first block of the main stack, at which some methods look before they decide.
-- ``embedder``: makes the time embedding, at which they look where the model modulates by nothing else (Wan).
+- ``block``: a skipped step returns a stand-in with the structure, shapes and dtypes of its recorded output.
+- ``module``: its output belongs to the feature; a skipped step returns the forecast.
+- ``tail``: its input is the feature; a skipped step calls it with the forecast.
+- ``first``: the first block of the main stack, which gives the signal of adaptive methods.
+- ``embedder``: computes the time embedding, which is the signal of models without modulated norms (Wan).
 - ``layer``: a layer with weights, whose work is counted.
 """
 
@@ -32,10 +32,10 @@ Roles = dict[str, list[nn.Module]]
 
 
 class BlockSite(Site):
-    """A site of modules by role; embeddings, modulation and projections run as always. A site writes :meth:`roles`."""
+    """A site of modules by role. All other modules run as always. A subclass defines :meth:`roles`."""
 
     base: Base | None = None
-    """Where the feature is a residual: from which tokens it is taken."""
+    """The image tokens that are subtracted, if the feature is a residual."""
 
     def __init__(
         self, model: nn.Module, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Interceptor]
@@ -61,11 +61,11 @@ class BlockSite(Site):
             return call.proceed(*call.args, **call.kwargs)
 
     @contextmanager
-    def passing(self, through: P) -> Iterator[P]:
-        """Let a pass answer the modules' calls, each by the method named after its role."""
-        with answering([(place, partial(_answer, through, role)) for role, place in self._places]):
-            yield through
+    def passing(self, pass_: P) -> Iterator[P]:
+        """Let a pass answer the calls of the modules, each with its method named after the role."""
+        with answering([(place, partial(_answer, pass_, role)) for role, place in self._places]):
+            yield pass_
 
 
-def _answer(through: Any, role: str, call: Arguments) -> Any:
-    return getattr(through, role)(call)
+def _answer(pass_: Any, role: str, call: Arguments) -> Any:
+    return getattr(pass_, role)(call)

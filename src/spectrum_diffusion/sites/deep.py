@@ -1,4 +1,4 @@
-"""The site of DeepCache: the deep part of a U-Net, inside of one of its skip connections."""
+"""The site of DeepCache: the deep part of a U-Net, inside one of its skip connections."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ class Deep(BlockSite):
 
 
 def deep_modules(model: nn.Module, branch: int) -> tuple[nn.Module, list[nn.Module]]:
-    """What lies inside of skip connection ``branch`` of a U-Net (DeepCache): the last to run, and all before it.
+    """The modules inside skip connection ``branch`` of a U-Net (DeepCache): the last to run, and all others.
 
     Raises:
-        UnsupportedModelError: no U-Net of down, mid and up blocks made of layers, or ``branch`` is too deep.
+        UnsupportedModelError: the model is not a U-Net of down, mid and up blocks, or ``branch`` is too deep.
     """
     row, unet = row_for(model), unwrap(model)
     names = row.unet if row is not None else UNetRoles()
     downs, ups = (list(getattr(unet, name, None) or ()) for name in (names.down, names.up))
     if not downs or not ups or not all(hasattr(block, names.layers[0]) for block in (*downs, *ups)):
         raise UnsupportedModelError(
-            f"deepcache can't run on {type(unet).__name__}, which is no U-Net of blocks with {names.layers[0]}, such "
-            "as UNet2DConditionModel: use spectrum, taylor or reuse, which work with any denoiser, or name the parts "
-            "of your U-Net with register_denoiser(…, unet=UNetRoles(…))"
+            f"deepcache cannot run on {type(unet).__name__}, which is not a U-Net of blocks with {names.layers[0]}, "
+            "such as UNet2DConditionModel: use spectrum, taylor or reuse, which work with any denoiser, or name the "
+            "parts of your U-Net with register_denoiser(…, unet=UNetRoles(…))"
         )
     connections = [(b, layer) for b, block in enumerate(downs) for layer in range(len(_layers(block, names)))]
     if branch >= len(connections):
         raise UnsupportedModelError(
-            f"branch={branch} is too deep: this {type(unet).__name__} has skip connections 0 … {len(connections) - 1}"
+            f"branch={branch} is too deep, because {type(unet).__name__} has {len(connections)} skip connections: pass "
+            f"branch=0 … {len(connections) - 1}"
         )
     depth, layer = connections[branch]
     inner_down = [*chain(*_layers(downs[depth], names)[layer:]), *downs[depth + 1 :]] if layer else downs[depth:]
@@ -56,7 +57,7 @@ def deep_modules(model: nn.Module, branch: int) -> tuple[nn.Module, list[nn.Modu
 
 
 def _layers(block: nn.Module, names: UNetRoles) -> list[list[nn.Module]]:
-    """A U-Net block's layers: a convolution with the attention that follows it; last what changes the resolution."""
+    """Layers of a U-Net block: each a convolution and its attention; last, the change of resolution."""
     count = len(getattr(block, names.layers[0]))
     lists = [parts for name in names.layers if isinstance(parts := getattr(block, name, None), nn.ModuleList)]
     layers = [[parts[i] for parts in lists if i < len(parts)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""A denoiser that handles stand on: its interceptors, its sites, and who answers its calls."""
+"""A denoiser that handles are attached to: its interceptors, its sites, and the session that answers its calls."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..errors import ConflictError, SpectrumError, warn
 from . import make_site
 from .interceptor import Interceptor
 
-_standing: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Denoiser]] = weakref.WeakKeyDictionary()
-"""Who stands on which model. Weak on both sides: a compiled root is held by the call that its interceptor keeps."""
+_attached: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Denoiser]] = weakref.WeakKeyDictionary()
+"""Model → the denoiser attached to it. Both are weak, because the interceptor of a compiled root holds its model."""
 
 
 Key = tuple[Any, ...]
-"""What tells sites of one denoiser apart: the name and the options."""
+"""Name and options of a site, which identify it on a denoiser."""
 
 
 class Place(NamedTuple):
-    """A site as it was resolved on a denoiser, and the interceptors through which it works."""
+    """A site as it was resolved on a denoiser, and its interceptors."""
 
     key: Key
     site: Site
@@ -34,18 +34,18 @@ class Place(NamedTuple):
 
 
 class Session(Protocol):
-    """Who answers a denoiser's calls while a generation runs."""
+    """Answers the calls of a denoiser during a generation."""
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
         """Answer one call of the denoiser."""
 
 
 class Denoiser:
-    """A denoiser's interceptors, shared by every handle that uses the model; at rest, calls pass through.
+    """The interceptors of a denoiser, shared by every handle on the model. Outside a generation, calls pass through.
 
     Args:
         model: the root module that the sampler calls.
-        name: how summaries name it, e.g. "transformer_2".
+        name: its name in summaries and messages, e.g. "transformer_2".
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -60,13 +60,13 @@ class Denoiser:
 
     @classmethod
     def on(cls, model: nn.Module) -> Denoiser | None:
-        """The one that stands on the model already."""
-        reference = _standing.get(model)
+        """The denoiser that is attached to the model, if any."""
+        reference = _attached.get(model)
         return reference() if reference is not None else None
 
     @classmethod
     def of(cls, model: nn.Module, name: str) -> Denoiser:
-        """The one that stands on the model already, or a new one."""
+        """The denoiser that is attached to the model, or a new one."""
         return cls.on(model) or cls(model, name)
 
     @property
@@ -74,11 +74,11 @@ class Denoiser:
         return self._root.module
 
     def site(self, method: Any) -> Site:
-        """The site at which the method reads and replaces features, as it was last resolved."""
+        """The site of a method, as it was last resolved."""
         return self._places[method.site, method.site_options].site
 
     def resolve(self, method: Any) -> Place:
-        """Find the method's site among the modules of the moment; nothing stands on them before :meth:`attach`.
+        """Find the method's site among the current modules. Nothing is attached to them before :meth:`attach`.
 
         Raises:
             UnsupportedModelError: the model has no such site.
@@ -86,7 +86,7 @@ class Denoiser:
         inside: dict[int, Interceptor] = {}
 
         def interceptor(module: nn.Module) -> Interceptor:
-            # One for all sites, which lets calls pass until a site needs it.
+            # All sites share the interceptor of a module. It lets calls pass until a site needs it.
             return inside.setdefault(id(module), self._inside.get(module) or Interceptor(module, self))
 
         key = (method.site, method.site_options)
@@ -99,7 +99,7 @@ class Denoiser:
         self.users[user] = place.key
         self._places[place.key] = place
         assert self.model is not None
-        _standing[self.model] = weakref.ref(self)
+        _attached[self.model] = weakref.ref(self)
         self._root.attach()
         self._keep_needed()
 
@@ -109,11 +109,11 @@ class Denoiser:
         self._keep_needed()
         if not self.users:
             if self.model is not None:
-                _standing.pop(self.model, None)
+                _attached.pop(self.model, None)
             self._root.detach()
 
     def _keep_needed(self) -> None:
-        """Stand on the modules of the users' sites, and leave all others: compiled code must not meet us there."""
+        """Attach to the modules of the users' sites only: compiled code must not meet other interceptors."""
         self._places = {key: self._places[key] for key in self.users.values()}
         needed = [interceptor for place in self._places.values() for interceptor in place.interceptors]
         for interceptor in set(self._inside.values()).difference(needed):
@@ -130,7 +130,7 @@ class Denoiser:
         if self.session is not None:
             raise ConflictError(
                 f"{self.name} is in use by another generation: two pipelines share it and run at the same time. "
-                "Give each thread a pipeline and a denoiser of its own, or run them one after the other"
+                "Give each thread a pipeline and a denoiser of its own, or run the pipelines one after the other"
             )
         self.session, self._thread = session, threading.get_ident()
         try:
@@ -144,13 +144,13 @@ class Denoiser:
             return call.proceed(*call.args, **call.kwargs)
         if threading.get_ident() != self._thread:
             raise ConflictError(
-                f"{self.name} was called from a second thread during a generation: give each thread "
-                "a pipeline and a denoiser of its own"
+                f"{self.name} was called from a second thread during a generation: give each thread a pipeline and a "
+                "denoiser of its own"
             )
         if torch.is_grad_enabled():
             raise SpectrumError(
-                f"{self.name} was called with gradients enabled: forecasts are for sampling. Call it under "
-                "torch.no_grad() or torch.inference_mode(), or disable(…) to train"
+                f"{self.name} was called with gradients enabled, but forecasts are for sampling: call it under "
+                "torch.no_grad() or torch.inference_mode(), or call disable(…) to train"
             )
         return self.session.call(self, call)
 
@@ -158,6 +158,6 @@ class Denoiser:
         if not self._warned:
             self._warned = True
             warn(
-                f"{self.name} was called outside an enabled pipeline's generation and ran untouched: enable(…) the "
+                f"{self.name} was called outside a generation of an enabled pipeline and ran untouched: enable(…) the "
                 "pipeline that calls it, or use `with handle.run(total_steps=T) as run` around your own loop"
             )

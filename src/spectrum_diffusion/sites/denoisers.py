@@ -1,9 +1,9 @@
-"""The table of denoisers: which modules of a class are its blocks, and which module reads the last feature.
+"""The table of denoisers: for each class its blocks, and the tail that reads the last feature.
 
-A skipped step leaves out the blocks and gives the tail the forecast feature. The rest of the model (embeddings,
+A skipped step leaves out the blocks and calls the tail with the forecast feature. The rest of the model (embeddings,
 modulation, final norm and projection) runs as always. A class of diffusers is one row here; a class of your own is one
-call of `register_denoiser`. A row without blocks has the output site only, and says why. What other sites need are
-further fields of the row, which mostly follow by rule.
+call of `register_denoiser`. A row without blocks has only the output site, and says why. The other sites need further
+fields of the row, which rules fill in for most classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..core.words import did_you_mean
 from ..errors import UnsupportedModelError
 from .row import DenoiserRow
 
-_WAY_OUT = 'use site="output", or register_denoiser with the right names.'
+_REMEDY = 'use site="output", or register_denoiser with the right names'
 
 # The columns: blocks in the order they run, tail, classes.
 # fmt: off
@@ -97,7 +97,7 @@ DENOISERS: dict[str, DenoiserRow] = {
     for cls in classes.split()
 }
 
-# Configurations of a class that its row does not hold for: a test of the model, and the reason if it is true.
+# Configurations to which the row of their class does not apply: a test of the model, and the reason if it is true.
 _EXCEPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "UNet2DModel": (
         lambda model: any(hasattr(block, "skip_conv") for block in model.up_blocks),
@@ -109,7 +109,7 @@ _registered: dict[str, DenoiserRow] = {}
 
 Paths = str | Iterable[str]
 _SEVERAL = ("preliminary", "modules", "fused")
-"""Further fields of a row that hold several paths."""
+"""Further fields of a row that take several paths."""
 
 
 def register_denoiser(
@@ -118,9 +118,9 @@ def register_denoiser(
     """Add a row for a denoiser class, or replace the one it has.
 
     Args:
-        cls: the class, or its name; subclasses use the row too.
-        blocks, tail, reason: as in `DenoiserRow`; a single path may be given as it is.
-        roles: further fields of `DenoiserRow`, where the names of the modules don't follow diffusers:
+        cls: the class, or its name. Subclasses use the row too.
+        blocks, tail, reason: as in `DenoiserRow`. A single path may be a string.
+        roles: further fields of `DenoiserRow`, if the module names differ from those of diffusers:
             ``preliminary``, ``reshapes``, ``text_first``, ``embedder``, ``modules``, ``fused``, ``tokens``, ``unet``.
 
     Raises:
@@ -129,14 +129,14 @@ def register_denoiser(
     name = cls.__name__ if isinstance(cls, type) else cls
     if not isinstance(name, str) or not name.isidentifier():
         raise UnsupportedModelError(
-            f"register_denoiser was given {cls!r}: give the denoiser's class or its name, not an instance."
+            f"register_denoiser got {cls!r}: pass the denoiser's class or its name, not an instance"
         )
     known = [field.name for field in fields(DenoiserRow)]
     for role, value in roles.items():
         if role not in known:
             raise UnsupportedModelError(
-                f"register_denoiser({name}) was given {role}={value!r}, which is not a field of a row"
-                f"{did_you_mean(role, known)}: its fields are {', '.join(known)}."
+                f"register_denoiser({name}) got {role}={value!r}, which is not a field of a row"
+                f"{did_you_mean(role, known)}: its fields are {', '.join(known)}"
             )
     paths = {"blocks": blocks, "tail": tail} | {role: roles.pop(role) for role in _SEVERAL if roles.get(role)}
     tuples: Any = {what: _paths(name, what, value) for what, value in paths.items()}
@@ -150,22 +150,22 @@ def _paths(cls: str, what: str, value: Any) -> tuple[str, ...]:
     for path in paths:
         if not isinstance(path, str):
             raise UnsupportedModelError(
-                f"The row of {cls} has {path!r} in its {what}: give attribute names, not modules."
+                f"the row of {cls} has {path!r} in its {what}, which is not a path: pass attribute names, not modules"
             )
     return paths
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a `torch.compile`d one."""
+    """The module inside a `torch.compile` wrapper, or the module itself."""
     while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
     return model
 
 
 def identity(model: nn.Module) -> str:
-    """By what calibrations know a denoiser: class, number of blocks and width, "FluxTransformer2DModel-57x3072".
+    """The name of a denoiser in calibrations: class, number of blocks and width, "FluxTransformer2DModel-57x3072".
 
-    One that is given more channels than it returns (image-to-video, filling in) bears their number too:
+    A denoiser that takes more channels than it returns (image-to-video, inpainting) is named with their number:
     "WanTransformer3DModel-40x5120-in36".
     """
     row, inner = row_for(model), unwrap(model)
@@ -173,24 +173,24 @@ def identity(model: nn.Module) -> str:
     config = getattr(inner, "config", {})
     width = _width(config)
     taken, returned = config.get("in_channels"), config.get("out_channels")
-    wider = f"-in{taken}" if taken and returned and taken != returned else ""
-    return f"{type(inner).__name__}-{count}{f'x{width}' if width else ''}{wider}"
+    inputs = f"-in{taken}" if taken and returned and taken != returned else ""
+    return f"{type(inner).__name__}-{count}{f'x{width}' if width else ''}{inputs}"
 
 
 def _width(config: Mapping[str, Any]) -> int:
-    """Channels of a token inside the blocks, or of a U-Net's deepest level; 0 where no configuration tells."""
+    """Channels of a token inside the blocks, or of a U-Net's deepest level; 0 if the configuration does not tell."""
     if levels := config.get("block_out_channels"):
         return int(max(levels)) if isinstance(levels, Iterable) else int(levels)
     heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
-    several = heads * size if isinstance(heads, int) and isinstance(size, int) else 0
-    return several or config.get("hidden_size") or config.get("dim") or 0
+    of_all_heads = heads * size if isinstance(heads, int) and isinstance(size, int) else 0
+    return of_all_heads or config.get("hidden_size") or config.get("dim") or 0
 
 
 def row_for(model: nn.Module) -> DenoiserRow | None:
-    """The row of a model, by the name of its class or the nearest base class that has one; None if none has.
+    """The row of a model, by the name of its class or of the nearest base class that has a row; None without one.
 
-    A registered row wins over the built-in one of the same name. Where this model's configuration lacks what
-    a built-in row needs, the row that comes back has the output site only, and the reason.
+    A registered row wins over the built-in row of the same name. If the model's configuration lacks a module that a
+    built-in row names, the returned row has only the output site, and the reason.
     """
     model = unwrap(model)
     for cls in type(model).__mro__:
@@ -212,7 +212,7 @@ def _fitted(row: DenoiserRow, model: nn.Module) -> DenoiserRow:
 
 
 def resolve(model: nn.Module, row: DenoiserRow) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The blocks, in the order of the row, and the tails of a model; both empty for the output site only.
+    """The blocks, in the order of the row, and the tails of a model; both are empty if it has only the output site.
 
     Raises:
         UnsupportedModelError: the model lacks a module that the row names.
@@ -220,11 +220,11 @@ def resolve(model: nn.Module, row: DenoiserRow) -> tuple[list[nn.Module], list[n
     model = unwrap(model)
     blocks = [block for path in row.blocks for block in _members(module_at(model, row, path))]
     tails = [tail for path in row.tail for tail in _tails(model, row, path)]
-    for what, found in (("blocks", blocks), ("tail", tails)):
-        if row.blocks and not found:
+    for what, modules in (("blocks", blocks), ("tail", tails)):
+        if row.blocks and not modules:
             raise UnsupportedModelError(
-                f"{type(model).__name__} has no module under the {what} of its row, "
-                f"{', '.join(getattr(row, what))}: {_WAY_OUT}"
+                f"{type(model).__name__} has no module at the {what} of its row, "
+                f"{', '.join(getattr(row, what))}: {_REMEDY}"
             )
     return blocks, tails
 
@@ -234,7 +234,7 @@ def _tails(model: nn.Module, row: DenoiserRow, path: str) -> list[nn.Module]:
     members = list(_members(module))
     if not path.endswith(".*") and members not in ([], [module]):
         raise UnsupportedModelError(
-            f'The tail {path!r} of {row.cls} is a container: write "{path}.*" for every member of it.'
+            f'the tail {path!r} of {row.cls} is a container of modules: write "{path}.*" for all of its members'
         )
     return members
 
@@ -248,7 +248,7 @@ def _members(module: nn.Module | None) -> Iterator[nn.Module]:
 
 
 def module_at(model: nn.Module, row: DenoiserRow, path: str) -> nn.Module | None:
-    """The module at a path; None where the model has set it so, or lacks what may be absent."""
+    """The module at a path; None if the model sets it to None, or lacks a module that may be absent."""
     missing = object()
     module = _attribute(model, path.removesuffix("?"), missing)
     if module is missing and path.endswith("?"):
@@ -256,8 +256,8 @@ def module_at(model: nn.Module, row: DenoiserRow, path: str) -> nn.Module | None
     if module is not None and not isinstance(module, nn.Module):
         has = ", ".join(name for name, _ in model.named_children())
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no module {path!r}, which the row of {row.cls} names. "
-            f"It has: {has}. The way out: {_WAY_OUT}"
+            f"{type(model).__name__} has no module {path!r}, which the row of {row.cls} names, but it has {has}: "
+            f"{_REMEDY}"
         )
     return module
 
@@ -272,12 +272,16 @@ def _attribute(model: nn.Module, path: str, default: Any = None) -> Any:
 
 
 def last_block_row(model: nn.Module) -> DenoiserRow:
-    """The model's row of the table, if it has a last block; else an error that names the ways out."""
+    """The row of a model with a last block.
+
+    Raises:
+        UnsupportedModelError: it has none; the message says what to do.
+    """
     row, cls = row_for(model), type(model).__name__
     if row is None:
         raise UnsupportedModelError(
-            f'{cls} is in no row of the table of denoisers, so its last block is not known: use site="output", which '
-            f"works for any denoiser, or add a row with register_denoiser({cls}, blocks=(…), tail=(…))"
+            f'{cls} has no row in the table of denoisers, so its last block is unknown: use site="output", which works '
+            f"for any denoiser, or add a row with register_denoiser({cls}, blocks=(…), tail=(…))"
         )
     if not row.blocks:
         raise UnsupportedModelError(f'{cls} has no last-block site ({row.reason}): use site="output"')
@@ -285,7 +289,7 @@ def last_block_row(model: nn.Module) -> DenoiserRow:
 
 
 def main_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks through which the sample goes, without refiners of the text and the like.
+    """The blocks that process the sample, without text refiners and the like.
 
     Raises:
         UnsupportedModelError: the model has no last block.
@@ -294,7 +298,7 @@ def main_blocks(model: nn.Module) -> list[nn.Module]:
     return [block for path in row.main for block in _members(module_at(inner, row, path))]
 
 
-# What the rule of find_denoiser_classes would take for a denoiser, and why it is none.
+# Classes that the rule of find_denoiser_classes would take for denoisers, and why they are not.
 _NOT_DENOISERS = {
     "ControlNetUnionModel": "a ControlNet",
     "MiniMaxMusic3RVQDepthDecoder": "predicts codes one after another, before the sampling loop",
@@ -302,18 +306,18 @@ _NOT_DENOISERS = {
     "Transformer2DModel": "a block of U-Nets",
 }
 _PACKAGES = ("diffusers.models.transformers.", "diffusers.models.unets.")
-_NO_MODELS = ("Pipeline", "Scheduler", "Blocks", "Loader", "Config", "Guidance", "Output", "Processor")
+_OTHER_CLASSES = ("Pipeline", "Scheduler", "Blocks", "Loader", "Config", "Guidance", "Output", "Processor")
 
 
 def find_denoiser_classes() -> list[str]:
     """Names of the public denoiser classes in the installed diffusers, sorted.
 
-    The rule: a public `ModelMixin` that is a transformer or a U-Net by the package it lies in, or whose
-    forward takes a time; not a ControlNet, nor one of a short list of exceptions.
+    The rule: a public `ModelMixin` in the packages of transformers or U-Nets, or with a forward that takes a time.
+    ControlNets and a short list of exceptions do not count.
     """
     import diffusers
 
-    names = [name for name in dir(diffusers) if name[0].isupper() and not name.endswith(_NO_MODELS)]
+    names = [name for name in dir(diffusers) if name[0].isupper() and not name.endswith(_OTHER_CLASSES)]
     return sorted(name for name in names if _is_denoiser(_public(diffusers, name)))
 
 

@@ -1,4 +1,4 @@
-"""What a denoiser is made of at a moment, to tell cheaply whether anything was exchanged since."""
+"""The state of a denoiser's modules at a moment, to tell cheaply whether anything was exchanged since."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """Interceptors around the calls of a model's modules.
 
-An :class:`Interceptor` stands in ``module._compiled_call_impl``, the attribute that ``Module.__call__`` asks first.
-It is thereby outside of everything else a call does: compiled code (``Module.compile``,
-``compile_repeated_blocks``), forward hooks, diffusers' and accelerate's offload hooks. A call that it does not pass
-on costs nothing and moves no weight; the module's ``forward`` and its hooks stay as they are; pickle and deepcopy
-leave it behind.
+An :class:`Interceptor` occupies ``module._compiled_call_impl``, the attribute that ``Module.__call__`` reads first. It
+is therefore outside everything else that a call does: compiled code (``Module.compile``, ``compile_repeated_blocks``),
+forward hooks, and the offload hooks of diffusers and accelerate. A call that it answers itself costs nothing and moves
+no weights. The module's ``forward`` and its hooks stay as they are, and copies and pickles leave the interceptor out.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ Around = Callable[[Arguments], Any]
 
 
 class Interceptor:
-    """Puts ``around`` in place of a module's call while it is set; ``call.proceed`` is the call as it would have been.
+    """Answers the calls of a module with ``around`` while it is set; ``call.proceed`` is the module's own call.
 
     Args:
         module: the module whose calls are intercepted.
-        owner: kept alive while the interceptor stands, even when something overwrites the root's.
+        owner: kept alive while the interceptor is attached.
         around: answers the module's calls; None lets them pass.
     """
 
     def __init__(self, module: nn.Module, owner: Any, around: Around | None = None) -> None:
-        # Weak, so that an enabled model that is dropped goes at once, without waiting for the garbage collector.
+        # Weak, so that an enabled model is freed as soon as it is dropped, without waiting for the garbage collector.
         self._module = weakref.ref(module)
         self._owner = owner
         self.around = around
@@ -46,11 +45,11 @@ class Interceptor:
 
     @property
     def compiled_inside(self) -> Callable[..., Any] | None:
-        """The compiled call that the interceptor stands around, if the module was compiled."""
+        """The compiled call inside the interceptor, if the module was compiled."""
         return self._inner
 
     def attach(self) -> None:
-        """Stand outermost, also when the module was compiled since; does nothing where it stands already."""
+        """Attach outermost, even if the module was compiled since; harmless if attached already."""
         if (module := self.module) is None:
             return
         current = module.__dict__.get(SLOT)
@@ -59,7 +58,7 @@ class Interceptor:
             module.__dict__[SLOT] = self
 
     def detach(self) -> None:
-        """Leave the module exactly as found, or as compiled since."""
+        """Leave the module exactly as it was, or as it was compiled since."""
         module = self.module
         if module is None or module.__dict__.get(SLOT) is not self:
             return
@@ -78,7 +77,7 @@ class Interceptor:
 
 
 def compiled(module: nn.Module) -> bool:
-    """Whether the module is compiled, wrapped or in place."""
+    """Whether the module is compiled, in a wrapper or in place."""
     inner = denoisers.unwrap(module)
     slot = inner.__dict__.get(SLOT)
     return inner is not module or getattr(slot, "compiled_inside", slot) is not None

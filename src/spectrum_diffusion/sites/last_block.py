@@ -11,7 +11,7 @@ from .denoisers import last_block_row, resolve
 
 
 class LastBlock(BlockSite):
-    """The feature is what the tails are given."""
+    """The feature is the input of the tails."""
 
     name = "last_block"
     keeps = "the tokens after the last block"

@@ -24,20 +24,20 @@ class Modules(BlockSite):
 
 
 def modules_of(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The modules whose outputs are kept, and those that a fused block runs for its last projection only.
+    """The modules whose outputs are kept, and those that a fused block runs only for its last projection.
 
-    Attention and feed-forward modules of the main blocks, before the gate; of a block that fuses both, its
-    last projection; of a U-Net also the residual convolutions.
+    Kept are the outputs of the attention and feed-forward modules of the main blocks, before the gate. Of a block that
+    fuses both, it is the last projection; of a U-Net, the residual convolutions too.
 
     Raises:
         UnsupportedModelError: no block has such modules, or the model has no last block.
     """
     row = last_block_row(model)
-    found = [row.computing(block) for block in main_blocks(model)]
-    features, beside = ([module for part in parts for module in part] for parts in zip(*found, strict=True))
+    pairs = [row.computing(block) for block in main_blocks(model)]
+    features, beside = ([module for part in parts for module in part] for parts in zip(*pairs, strict=True))
     if not features:
         raise UnsupportedModelError(
-            f"{type(unwrap(model)).__name__} has no attention or feed-forward module that is known by its name: use "
+            f"{type(unwrap(model)).__name__} has no attention or feed-forward module with a known name: use "
             'site="last_block" or site="output", or name them with register_denoiser(…, modules=(…))'
         )
     return features, beside

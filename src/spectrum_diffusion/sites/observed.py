@@ -1,4 +1,4 @@
-"""The site of other packages' caches: nothing is replaced, and an evaluation tells how much of the denoiser ran."""
+"""The site of other packages' caches: it replaces nothing and counts how much of the denoiser runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .passes import WorkCounter
 
 
 class Observed(BlockSite):
-    """Another package's cache decides. The structure of an evaluation is the work that was done."""
+    """The cache of another package decides. The structure of a call is the work that it did."""
 
     name = "observed"
     keeps = "nothing"
@@ -29,7 +29,7 @@ class Observed(BlockSite):
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The linear layers and convolutions inside the blocks, whose calls tell how much of a denoiser ran."""
+    """The linear layers and convolutions inside the blocks, whose calls tell how much of a denoiser runs."""
     inner, row = unwrap(model), row_for(model)
     blocks = resolve(model, row)[0] if row is not None and row.blocks else [inner]
     modules = [module for block in blocks for module in block.modules()]

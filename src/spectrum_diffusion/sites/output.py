@@ -9,12 +9,12 @@ import torch
 
 from ..core.calls import Arguments
 from ..core.history import Feature, joined
-from ..core.site import Judge, Site
+from ..core.site import Choose, Site
 from .frame import Frame
 
 
 class Output(Site):
-    """For any denoiser: on a skipped step nothing of it runs."""
+    """Works with any denoiser. A skipped step runs nothing of it."""
 
     name = "output"
     keeps = "the denoiser's output"
@@ -29,15 +29,15 @@ class Output(Site):
         frame: Frame = structure
         return frame.filled(call, self.output_of(call, feature))
 
-    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
-        if (feature := judge(joined(call.samples))) is not None:
+    def decide(self, call: Arguments, choose: Choose, structure: Any) -> tuple[Any, Feature | None, Any]:
+        if (feature := choose(joined(call.samples))) is not None:
             return self.forecast(call, feature, structure), None, structure
         return self.evaluate(call)
 
     def feature_of(self, call: Arguments, outputs: Feature) -> Feature:
-        """What is kept of the output's tensors."""
+        """The feature of the tensors of an output."""
         return outputs
 
     def output_of(self, call: Arguments, feature: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The output's tensors from what is kept of them."""
+        """The tensors of an output from their feature."""
         return iter(feature)

@@ -1,4 +1,4 @@
-"""The site of EasyCache: what the denoiser adds to its sample is the feature."""
+"""The site of EasyCache: the feature is what the denoiser adds to its sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .output import Output
 
 
 class OutputResidual(Output):
-    """For any denoiser that returns tensors of the shapes of its samples."""
+    """Works with any denoiser whose outputs have the shapes of its samples."""
 
     name = "output_residual"
     keeps = "what the denoiser adds to its sample"

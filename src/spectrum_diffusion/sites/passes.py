@@ -1,9 +1,10 @@
-"""The passes that a call takes through a site's modules: recording, skipping, deciding, counting work."""
+"""Passes, which answer the calls of a site's modules: recording, skipping, deciding, counting work."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,16 +12,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..core.calls import Arguments
-from ..core.site import Judge
+from ..core.site import Choose
 from ..errors import UnsupportedModelError
 from .frame import Frame
 
 
 class Base(NamedTuple):
-    """The image tokens from which a residual is taken.
+    """The image tokens that are subtracted from the feature, which makes it a residual.
 
     Attributes:
-        kind: those "before" or "after" the first block.
+        kind: the tokens "before" or "after" the first block.
         image_place: place of the image tokens in the pair that a block may return.
     """
 
@@ -29,10 +30,10 @@ class Base(NamedTuple):
 
 
 class Based:
-    """What recording and skipping share: the image tokens that a residual is taken from, and added to again.
+    """What recording and skipping share: the image tokens that are subtracted from the feature and added again.
 
     Args:
-        base: which tokens these are; None is no residual.
+        base: which tokens these are; None if the feature is not a residual.
     """
 
     def __init__(self, base: Base | None) -> None:
@@ -43,7 +44,7 @@ class Based:
         if self._which is None or self._base is not None:
             return self.block(call)
         if self._which.kind == "before":
-            self._base = tokens_in(call).clone()  # the model may go on to write into it
+            self._base = tokens_in(call).clone()  # the model may write into them later
             return self.block(call)
         output = call.proceed(*call.args, **call.kwargs)
         self._base = tokens_out(call, output, self._which.image_place).clone()
@@ -57,7 +58,7 @@ class Based:
 
 
 class Recording(Based):
-    """A pass through an evaluated denoiser: notes the outermost modules' output structures, and the feature."""
+    """A pass through an evaluated denoiser: records the output structures of the outermost modules, and the feature."""
 
     def __init__(self, base: Base | None = None) -> None:
         super().__init__(base)
@@ -66,7 +67,7 @@ class Recording(Based):
         self._inside = False
 
     def block(self, call: Arguments) -> Any:
-        if self._inside:  # a block within a block is skipped with it
+        if self._inside:  # a block inside a block is skipped with it
             return call.proceed(*call.args, **call.kwargs)
         output = self._proceed(call)
         leaves, spec = pytree.tree_flatten(output)
@@ -78,7 +79,7 @@ class Recording(Based):
             return call.proceed(*call.args, **call.kwargs)
         output = self._proceed(call)
         tensors, frame = Frame.of(call, output)
-        self.feature += [tensor.clone() for tensor in tensors]  # a block may go on to write into them
+        self.feature += [tensor.clone() for tensor in tensors]  # a block may write into them later
         self.structures.append(frame)
         return output
 
@@ -96,7 +97,7 @@ class Recording(Based):
 
 
 class Skipping(Based):
-    """A pass through a skipped denoiser: blocks answer stand-ins, modules and tails get the forecast."""
+    """A pass through a skipped denoiser: blocks return stand-ins, modules and tails get the forecast."""
 
     def __init__(self, feature: Iterable[torch.Tensor], structures: list[Any], base: Base | None = None) -> None:
         super().__init__(base)
@@ -117,51 +118,53 @@ class Skipping(Based):
         return call.proceed_with(value if self._base is None else self._base + value)
 
     def advance(self, count: int) -> Skipping:
-        """Pass over the structures of ``count`` blocks that have run already."""
+        """Skip the structures of ``count`` blocks that ran already."""
         for _ in range(count):
             self._structure()
         return self
 
     def _structure(self) -> Any:
-        # A block that runs more often than when it was recorded answers as it did last (recycling).
+        # A block that runs more often than when it was recorded returns its last output again (recycling).
         self._last = next(self._structures, self._last)
         return self._last
 
 
 class Deciding:
-    """A pass that records until the first block's signal is there, then goes on recording or skips."""
+    """A pass that records until the first block gives its signal, and then continues to record, or skips."""
 
-    def __init__(self, signal: Signal, judge: Judge, structures: Any, base: Base | None) -> None:
-        self._signal, self._judge, self._structures, self._base = signal, judge, structures, base
-        self.through: Recording | Skipping = Recording(base)
+    def __init__(self, signal: Signal, choose: Choose, structures: Any, base: Base | None) -> None:
+        self._signal, self._choose, self._structures, self._base = signal, choose, structures, base
+        self.current: Recording | Skipping = Recording(base)
         self._embedding: torch.Tensor | None = None
         self._decided = False
 
     def embedder(self, call: Arguments) -> Any:
         output = call.proceed(*call.args, **call.kwargs)
-        if isinstance(output, tuple):  # else it embeds a condition alone, which stays the same (ACE-Step)
+        if isinstance(output, tuple):  # otherwise it embeds only a condition, which never changes (ACE-Step)
             self._embedding = output[0]  # (B, D)
         return output
 
     def first(self, call: Arguments) -> Any:
         if self._decided:  # a first block that runs more than once in a call (recycling)
-            return self.through.first(call)
-        assert isinstance(self.through, Recording)
-        self._decided, before = True, len(self.through.structures)
-        value, answer = (self._embedding, None) if self._embedding is not None else self._signal(call)
-        if (feature := self._judge(value)) is not None:
-            self.through = Skipping(feature, self._structures, self._base).advance(before)
-        return self.through.first(call if answer is None else _answering(call, answer))
+            return self.current.first(call)
+        assert isinstance(self.current, Recording)
+        self._decided, before = True, len(self.current.structures)
+        value, output = (self._embedding, None) if self._embedding is not None else self._signal(call)
+        if (feature := self._choose(value)) is not None:
+            self.current = Skipping(feature, self._structures, self._base).advance(before)
+        if output is not None:  # the block ran already
+            call = replace(call, proceed=lambda *args, **kwargs: output)
+        return self.current.first(call)
 
     def block(self, call: Arguments) -> Any:
-        return self.through.block(call)
+        return self.current.block(call)
 
     def tail(self, call: Arguments) -> Any:
-        return self.through.tail(call)
+        return self.current.tail(call)
 
 
 class WorkCounter:
-    """A pass that lets everything run and adds up what ran: the multiplications of the layers with weights."""
+    """A pass that lets everything run and counts the multiplications of the layers with weights."""
 
     def __init__(self) -> None:
         self.work = 0
@@ -174,18 +177,13 @@ class WorkCounter:
 
 
 Signal = Callable[[Arguments], tuple[torch.Tensor, Any]]
-"""From the call of the first block: the tensor to look at, and the block's output if that took running it."""
-
-
-def _answering(call: Arguments, answer: Any) -> Arguments:
-    """The call of a block that has run already."""
-    return Arguments(lambda *args, **kwargs: answer, call.args, call.kwargs, call.module)
+"""From the call of the first block: the signal, and the block's output if computing the signal ran the block."""
 
 
 def modulated_input(call: Arguments) -> tuple[torch.Tensor, None]:
     """The image tokens as the first block's adaptive norm modulates them (TeaCache), (B, N, D).
 
-    A block without such a norm, or whose norm takes more, is looked at by its image tokens as they come in.
+    If the block has no such norm, or the norm needs further arguments, the signal is the unmodulated image tokens.
     """
     norm, tokens, temb = getattr(call.module, "norm1", None), tokens_in(call), call.named("temb")
     if norm is None or temb is None or not _takes_embedding_alone(norm):
@@ -202,26 +200,26 @@ def _takes_embedding_alone(norm: nn.Module) -> bool:
 
 
 def first_residual(call: Arguments, image_place: int) -> tuple[torch.Tensor, Any]:
-    """What the first block adds to the image tokens (first-block cache), (B, N, D); it takes running the block."""
+    """What the first block adds to the image tokens (first-block cache), (B, N, D), and the output of the block."""
     before = tokens_in(call).clone()
     output = call.proceed(*call.args, **call.kwargs)
     return tokens_out(call, output, image_place) - before, output
 
 
 def tokens_in(call: Arguments) -> torch.Tensor:
-    """The image tokens that a block is given, (B, N, D)."""
+    """The image tokens that a block takes, (B, N, D)."""
     named = call.named("hidden_states")
     return named if isinstance(named, torch.Tensor) else call.first
 
 
 def tokens_out(call: Arguments, output: Any, image_place: int) -> torch.Tensor:
-    """The image tokens that a block returns: the output of the shape of its input; of a pair, the one at that place."""
+    """The image tokens that a block returns: the output with the shape of its input, or that of a pair at a place."""
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     fitting = [tensor for tensor in tensors if tensor.shape == tokens_in(call).shape]
     if not fitting:
         raise UnsupportedModelError(
-            f"{type(call.module).__name__} returns its tokens in another shape than it takes them, so what "
-            "it adds can't be kept: use a method that needs no residual, such as spectrum, taylor or reuse"
+            f"{type(call.module).__name__} returns its tokens in another shape than it takes them, so they have no "
+            "residual: use a method that needs none, such as spectrum, taylor or reuse"
         )
     return fitting[image_place] if len(fitting) == 2 == len(tensors) else fitting[0]
 
@@ -230,13 +228,13 @@ def _difference(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     if value.shape != base.shape:
         raise UnsupportedModelError(
             f"the tokens enter the final norm as {tuple(value.shape)} but the first block as {tuple(base.shape)}, so "
-            "their difference can't be kept: use a method that needs no residual, such as spectrum, taylor or reuse"
+            "they have no residual: use a method that needs none, such as spectrum, taylor or reuse"
         )
     return value - base
 
 
 class _Meta(NamedTuple):
-    """What a stand-in for a tensor needs to have."""
+    """What a stand-in for a tensor must have."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -250,7 +248,7 @@ class _Meta(NamedTuple):
 def _stand_in(leaf: Any, call: Arguments) -> Any:
     if not isinstance(leaf, _Meta):
         return leaf
-    for tensor in call.tensors.values():  # an input of the same kind costs no memory
+    for tensor in call.tensors.values():  # an argument of the same kind costs no memory
         if _Meta.of(tensor) == leaf:
             return tensor
     return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)

@@ -29,6 +29,6 @@ class Residual(StackSite):
 
 
 def time_embedders(model: nn.Module) -> list[nn.Module]:
-    """The module that makes the time embedding, for models whose norms take none (Wan); often there is none."""
+    """The module that computes the time embedding, for models whose norms take none (Wan); empty for most models."""
     embedder = module_at(unwrap(model), row, row.embedder) if (row := row_for(model)) is not None else None
     return [embedder] if embedder is not None else []

@@ -1,4 +1,4 @@
-"""A row of the table of denoisers: what every site needs to know of a class. What a row leaves out follows by rule."""
+"""A row of the table of denoisers: what the sites need to know of a class. Rules fill in what a row leaves out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenRoles:
         order: kinds of tokens, "image" and "text", in the order in which a block's attention concatenates them.
         attention: names of a block's children that attend to these tokens.
         cross_attention: names of a block's children that attend to something else.
-        feed_forward: names of a block's feed-forward children, with the kind of tokens that each is given.
+        feed_forward: names of a block's feed-forward children → the kind of tokens that each takes.
     """
 
     order: tuple[str, ...]
@@ -51,7 +51,7 @@ TOKEN_ROLES = {
     "JointTransformerBlock": TokenRoles(("image", "text")),
     "WanTransformerBlock": TokenRoles(("image",)),
 }
-"""Blocks of diffusers for which the order of the tokens is known, by class."""
+"""Blocks of diffusers with a known order of tokens, by class."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class UNetRoles:
     Args:
         down, middle, up: attributes that hold the down blocks, the middle block and the up blocks.
         layers: attributes of a block that hold the parts of its layers, in the order in which a layer runs them. The
-            first has a part for each layer.
-        samplers: attribute of a down block that holds what lowers the resolution.
+            first attribute has a part for each layer.
+        samplers: attribute of a down block that holds the modules that lower the resolution.
     """
 
     down: str = "down_blocks"
@@ -74,26 +74,27 @@ class UNetRoles:
 
 @dataclass(frozen=True)
 class DenoiserRow:
-    """What every site needs to know of a denoiser class.
+    """What the sites need to know of a denoiser class.
 
-    Paths are attribute names, dotted where a module lies deeper; one that ends in ``?`` may be absent. A field that is
-    None follows from the names that diffusers uses.
+    Paths are attribute names, dotted for nested modules. The module of a path that ends in ``?`` may be absent. A field
+    that is None follows from the names that diffusers uses.
 
     Args:
         cls: name of the class.
-        blocks: paths of what a skipped step leaves out, in the order in which it runs; refiners of the text
-            too, because only blocks read what they make. A `ModuleList` or `ModuleDict`, nested ones too, stands
-            for its members. Empty: the output site only.
+        blocks: paths of the modules that a skipped step leaves out, in the order in which they run. Text refiners
+            count, because only blocks read their output. A `ModuleList` or `ModuleDict` stands for its members, also a
+            nested one. Empty: only the output site works.
         tail: paths of the modules whose first input is the feature; `"name.*"` is every member of a
-            container. Several, where a denoiser has several outputs.
-        reason: why only the output site works.
-        preliminary: those of ``blocks`` through which the sample does not go, such as refiners of the text.
+            container. A denoiser with several outputs has several tails.
+        reason: why only site="output" works.
+        preliminary: the ``blocks`` that do not process the sample, such as text refiners.
         reshapes: whether the blocks change the shape of the sample, as in a U-Net, so that it has no residual.
         text_first: whether a block that returns text and image tokens returns the text first.
-        embedder: path of the module that makes the time embedding, for models whose norms take none (Wan).
-        modules: paths inside a main block of the attention and feed-forward modules, before the gate. Each block must
-            have one of them at least, and need not have all.
-        fused: names inside a block that computes attention and feed-forward with one last projection, which comes last.
+        embedder: path of the module that computes the time embedding, for models whose norms take none (Wan).
+        modules: paths inside a main block of the attention and feed-forward modules, before the gate. A block has at
+            least one of them.
+        fused: names of the modules of a block that computes attention and feed-forward with a common last projection,
+            in the order in which they run.
         tokens: what the site ``tokens`` needs; None: by the class of the block.
         unet: what the site ``deep`` needs.
 
@@ -120,33 +121,33 @@ class DenoiserRow:
         for path in paths:
             if not _PATH.fullmatch(path):
                 raise UnsupportedModelError(
-                    f"The row of {self.cls} has the path {path!r}, which names no module: write an attribute "
-                    'name such as "transformer_blocks", a dotted one, or "all_final_layer.*" for all members.'
+                    f"the row of {self.cls} has the path {path!r}, which is not a path to a module: write an attribute "
+                    'name such as "transformer_blocks", a dotted name, or "all_final_layer.*" for all members'
                 )
         if bool(self.blocks) != bool(self.tail):
             given, missing = ("blocks", "tail") if self.blocks else ("tail", "blocks")
             raise UnsupportedModelError(
-                f"The row of {self.cls} has {given} but no {missing}: name both for the last-block site, "
-                "or neither, with a reason, for the output site only."
+                f"the row of {self.cls} has {given} but no {missing}: pass both for the last-block site, or neither, "
+                "with a reason, for the output site only"
             )
         if not self.blocks and not self.reason:
             raise UnsupportedModelError(
-                f'The row of {self.cls} has no blocks and no reason: say why only site="output" works.'
+                f'the row of {self.cls} has no blocks and no reason: pass a reason why only site="output" works'
             )
         if self.preliminary is not None and self.blocks and not self.main:
             raise UnsupportedModelError(
-                f"The row of {self.cls} has preliminary blocks only ({', '.join(self.blocks)}): leave out of "
-                "preliminary the blocks through which the sample goes."
+                f"the row of {self.cls} has only preliminary blocks ({', '.join(self.blocks)}), but some blocks must "
+                "process the sample: leave those out of preliminary"
             )
         if strange := set(self.preliminary or ()) - set(self.blocks):
             raise UnsupportedModelError(
-                f"The row of {self.cls} has {', '.join(sorted(strange))} in preliminary, but not in its blocks "
-                f"({', '.join(self.blocks)}): preliminary says which of the blocks run before the main stack."
+                f"the row of {self.cls} has {', '.join(sorted(strange))} in preliminary, but not in its blocks "
+                f"({', '.join(self.blocks)}): pass paths of blocks that run before the main stack"
             )
 
     @property
     def main(self) -> tuple[str, ...]:
-        """The paths of the blocks through which the sample goes, the main stack."""
+        """The paths of the main stack: the blocks that process the sample."""
         if self.preliminary is not None:
             return tuple(path for path in self.blocks if path not in self.preliminary)
         return tuple(path for path in self.blocks if not any(part in path for part in _PRELIMINARY)) or self.blocks
@@ -162,11 +163,11 @@ class DenoiserRow:
         return int(text_first)
 
     def token_roles(self, block: nn.Module) -> TokenRoles | None:
-        """How the tokens lie in a block's attention; None where it is unknown."""
+        """The roles of a block's children and the order of its tokens; None if unknown."""
         return self.tokens or TOKEN_ROLES.get(type(block).__name__)
 
     def computing(self, block: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The modules of a block whose outputs are worth keeping, and what a fused block computes for the last."""
+        """The modules of a block whose outputs are kept, and those that a fused block runs only for the last."""
         if self.is_fused(block):
             *beside, last = (block.get_submodule(name) for name in self.fused)
             return [last], beside
@@ -176,7 +177,7 @@ class DenoiserRow:
         return self._by_name(block)
 
     def is_fused(self, block: nn.Module) -> bool:
-        """Whether the block computes attention and feed-forward with one last projection."""
+        """Whether the block computes attention and feed-forward with a common last projection."""
         return bool(self.fused) and {name for name, _ in block.named_children()} >= set(self.fused)
 
     def _by_name(self, block: nn.Module, name: str = "") -> tuple[list[nn.Module], list[nn.Module]]:

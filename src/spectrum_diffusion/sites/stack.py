@@ -1,4 +1,4 @@
-"""Base of the sites of adaptive methods, which look at the first block before they skip the others."""
+"""Base class of the sites of adaptive methods, which read a signal at the first block before they skip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.calls import Arguments
 from ..core.history import Feature
-from ..core.site import Judge
+from ..core.site import Choose
 from ..errors import UnsupportedModelError
 from .blocks import BlockSite, Roles
 from .denoisers import last_block_row, main_blocks, resolve, row_for, unwrap
@@ -19,10 +19,10 @@ from .passes import Base, Deciding, Recording
 
 
 class StackSite(BlockSite):
-    """The first block, the other blocks, and the tails. A site writes :meth:`signal`."""
+    """The first block, the other blocks, and the tails. A subclass defines :meth:`signal`."""
 
     residual: ClassVar[str] = ""
-    """The feature is what is added to the image tokens "before" or "after" the first block; "" is no residual."""
+    """The feature is what the blocks add to the image tokens "before" or "after" the first block; "": no residual."""
 
     def __init__(
         self, model: nn.Module, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Interceptor]
@@ -37,15 +37,14 @@ class StackSite(BlockSite):
         return {"first": [first], "block": [block for block in blocks if block is not first], "tail": tails}
 
     def signal(self, call: Arguments) -> tuple[torch.Tensor, Any]:
-        """From the call of the first block: the tensor to look at, and the block's output if that took running it."""
+        """The signal, from the call of the first block, and the block's output if computing the signal ran it."""
         raise NotImplementedError
 
-    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
-        with self.passing(Deciding(self.signal, judge, structure, self.base)) as deciding:
+    def decide(self, call: Arguments, choose: Choose, structure: Any) -> tuple[Any, Feature | None, Any]:
+        with self.passing(Deciding(self.signal, choose, structure, self.base)) as deciding:
             output = call.proceed(*call.args, **call.kwargs)
-        through = deciding.through
-        if isinstance(through, Recording):
-            return output, tuple(through.feature), through.structures
+        if isinstance(record := deciding.current, Recording):
+            return output, tuple(record.feature), record.structures
         return output, None, structure
 
 
@@ -58,9 +57,8 @@ def first_block(model: nn.Module) -> nn.Module:
     row = row_for(model)
     if row is None or not row.blocks:
         raise UnsupportedModelError(
-            f"{type(unwrap(model)).__name__} has no last block that is known"
-            f"{f' ({row.reason})' if row else ''}, so its blocks have no residual: use easycache, or spectrum, "
-            'taylor or reuse with site="output"'
+            f"{type(unwrap(model)).__name__} has no known last block{f' ({row.reason})' if row else ''}, so its blocks "
+            'have no residual: use easycache, or spectrum, taylor or reuse with site="output"'
         )
     if row.changes_shape:
         raise UnsupportedModelError(

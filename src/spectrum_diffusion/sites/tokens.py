@@ -1,11 +1,11 @@
-"""The site of token-wise caching (ToCa): attention is kept, and the feed-forward runs on a few tokens only.
+"""The site of token-wise caching (ToCa): it keeps attention, and runs the feed-forward on a few tokens only.
 
 An evaluated call keeps each attention output, each feed-forward output (of a fused block: its output before the gate),
-how much attention each token received, and for how long it has been stale. A partial call answers attention from what
-is kept, runs the feed-forward on the tokens of highest score, and writes their results into what is kept, in place.
-Norms, modulation and gates run as always. As a feed-forward treats each token by itself, running it on the chosen rows
-of its input is the published computation; the projection of the attention is kept with it, where the public code
-repeats it from the same input.
+the attention that each token received, and the number of steps since its last computation. A partial call returns the
+kept attention, runs the feed-forward on the tokens with the highest scores, and updates the kept outputs in place.
+Norms, modulation and gates run as always. A feed-forward treats each token by itself, so running it on the chosen rows
+of its input is the published computation. The output projection of the attention is kept too; the public code computes
+it again from the same input.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from .interceptor import Interceptor, answering
 from .row import DenoiserRow, TokenRoles
 
 STALENESS = 0.25
-"""Weight of a token's staleness, in intervals, beside the attention that it received."""
+"""Weight of a token's staleness, in intervals, relative to the attention that it received."""
 SHARES = {"double": 0.4, "single": 1.6}
-"""Share of the ratio in blocks of either kind; layer l takes (1.5 − l/27) of it."""
+"""Factor of the ratio, by kind of block; layer l multiplies it by (1.5 − l/27)."""
 ALL = "all"
-"""The kind of tokens in a block that fuses both streams."""
+"""The kind of the tokens in a block that fuses both streams."""
 LAYERS = 27
 CHUNK = 1 << 25
-"""Attention weights that are looked at at a time, 128 MiB of them, so that the map of all pairs is never held."""
+"""Attention weights computed at a time, 128 MiB, so that the map of all pairs is never held."""
 
 
 class Part(NamedTuple):
-    """A module that the site answers for.
+    """A module that the site intercepts.
 
     Attributes:
         block: number of its block.
-        name: its name in the block, for what is kept of it.
-        answer: name of the function of a pass that answers its calls.
-        kind: kind of the tokens of a feed-forward; of an attention, those that it scores, "" if none.
+        name: its name in the block, under which its outputs are kept.
+        answer: name of the method of a pass that answers its calls.
+        kind: kind of the tokens of a feed-forward; for an attention, the tokens that it scores, "" for none.
         module: its interceptor.
     """
 
@@ -60,11 +60,13 @@ class Part(NamedTuple):
 
 @dataclass
 class Block:
-    """One block's places in the kept feature: names → numbers of tensors.
+    """What is kept of one block.
 
     Attributes:
         share: share of its tokens that a partial call computes.
-        order: kinds of tokens in its attention; a single block has "all".
+        order: kinds of tokens in its attention; a block that fuses both streams has "all".
+        places: name → index of the tensor in the feature.
+        attention: name of an attention → whether it returned a tuple, which members are tensors, and their names.
     """
 
     share: float
@@ -74,14 +76,14 @@ class Block:
 
 
 def share_of(layer: int, kind: str, ratio: float) -> float:
-    """Share of the tokens that layer ``layer`` of a stack computes on a partial step (ToCa's public code for FLUX)."""
+    """Share of the tokens that a layer of a stack computes on a partial step (ToCa's public code for FLUX)."""
     return min(1.0, max(0.0, ratio * (1.5 - layer / LAYERS) * SHARES[kind]))
 
 
 class Tokens(Site):
-    """The feature is what a block's attention and feed-forward give, and a score for each token.
+    """The feature is the output of every attention and feed-forward module, and a score for each token.
 
-    Options: the ratio of tokens that is computed, and the interval in which staleness is counted.
+    Options: the ratio of computed tokens, and the interval in which staleness is counted.
     """
 
     name = "tokens"
@@ -119,36 +121,36 @@ class Tokens(Site):
         with self._passing(Computing(list(feature), structure, self._interval)):
             return call.proceed(*call.args, **call.kwargs)
 
-    def _passing(self, through: Recording | Computing) -> AbstractContextManager[None]:
-        return answering([(part.module, partial(getattr(through, part.answer), part)) for part in self._parts])
+    def _passing(self, pass_: Recording | Computing) -> AbstractContextManager[None]:
+        return answering([(part.module, partial(getattr(pass_, part.answer), part)) for part in self._parts])
 
 
 def _roles_of(row: DenoiserRow, block: nn.Module, model: nn.Module) -> TokenRoles:
     roles = row.token_roles(block)
     if roles is None:
         raise UnsupportedModelError(
-            f"toca can't run on {type(denoisers.unwrap(model)).__name__}, because the order of the tokens in its "
+            f"toca cannot run on {type(denoisers.unwrap(model)).__name__}, because the order of the tokens in its "
             f"blocks ({type(block).__name__}) is unknown: use FluxTransformer2DModel, SD3Transformer2DModel, "
             "WanTransformer3DModel or HunyuanVideoTransformer3DModel, or fora or taylorseer, which work with any "
-            "denoiser, or say the order with register_denoiser(…, tokens=TokenRoles(…))"
+            "denoiser, or pass the order to register_denoiser(…, tokens=TokenRoles(…))"
         )
     return roles
 
 
 def _parts_of(roles: TokenRoles) -> list[tuple[str, str, str]]:
-    """Name, answer and kind of the parts of a block with a feed-forward for each kind of token."""
+    """Name, answer and kind of each part of a block with one feed-forward for each kind of token."""
     scored = [(name, "attention", ALL) for name in roles.attention]
     cross = [(name, "attention", "") for name in roles.cross_attention]
     return [*scored, *cross, *((name, "feed_forward", kind) for name, kind in roles.feed_forward.items())]
 
 
 def _fused_parts(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Of a block that fuses attention and feed-forward: the attention, the first projection and the last."""
+    """Name, answer and kind of each part of a fused block: the attention, the first projection and the last."""
     return [(names[0], "rows_of_attention", ALL), (names[1], "inner", ALL), (names[-1], "fused", ALL)]
 
 
 class Recording:
-    """A pass through an evaluated denoiser: keeps outputs and attention received."""
+    """A pass through an evaluated denoiser, which keeps outputs and the attention that tokens receive."""
 
     def __init__(self, blocks: list[Block]) -> None:
         self.blocks = blocks
@@ -156,16 +158,16 @@ class Recording:
 
     def attention(self, part: Part, call: Arguments) -> Any:
         block = self.blocks[part.block]
-        with AttentionReceived() if part.kind else nullcontext() as seen:
+        with AttentionReceived() if part.kind else nullcontext() as watch:
             output = call.proceed(*call.args, **call.kwargs)
         outputs = output if isinstance(output, tuple) else (output,)
         names = [
             self._keep(block, f"{part.name}.{i}", tensor) for i, tensor in enumerate(outputs) if tensor is not None
         ]
         block.attention[part.name] = (isinstance(output, tuple), [tensor is not None for tensor in outputs], names)
-        if seen is not None:
+        if watch is not None:
             counts = [tensor.shape[1] for tensor in outputs if tensor is not None]
-            self._keep_scores(block, seen.result(call.module), counts)
+            self._keep_scores(block, watch.result(call.module), counts)
         return output
 
     rows_of_attention = attention
@@ -173,7 +175,7 @@ class Recording:
     def feed_forward(self, part: Part, call: Arguments) -> Any:
         if f"output.{part.kind}" in self.blocks[part.block].places:
             raise UnsupportedModelError(
-                f"toca chooses among all tokens, and {part.name} of block {part.block} is given them in chunks: call "
+                f"toca chooses among all tokens, but {part.name} of block {part.block} takes them in chunks: call "
                 "disable_forward_chunking() on the model"
             )
         output = call.proceed(*call.args, **call.kwargs)
@@ -195,19 +197,19 @@ class Recording:
         self._keep(block, f"stale.{kind}", output.new_zeros(output.shape[:2], dtype=torch.int32))
 
     def _keep_scores(self, block: Block, received: torch.Tensor, counts: Sequence[int]) -> None:
-        """Split what each key received into the kinds of tokens; the outputs tell how many there are of each."""
+        """Split the attention received, (B, N), by kind of token; the outputs tell how many tokens each kind has."""
         if block.order == (ALL,):
             self._keep(block, f"score.{ALL}", functional.normalize(received, dim=-1))
             return
-        of = dict(zip(("image", "text"), counts, strict=False))  # attention answers (image, text)
-        present = [kind for kind in block.order if kind in of]
-        parts = received.split([of[kind] for kind in present], dim=1) if len(present) > 1 else (received,)
+        number = dict(zip(("image", "text"), counts, strict=False))  # attention returns (image, text)
+        present = [kind for kind in block.order if kind in number]
+        parts = received.split([number[kind] for kind in present], dim=1) if len(present) > 1 else (received,)
         for kind, part in zip(present, parts, strict=True):
-            self._keep(block, f"score.{kind}", functional.normalize(part[:, : of[kind]], dim=-1))
+            self._keep(block, f"score.{kind}", functional.normalize(part[:, : number[kind]], dim=-1))
 
 
 class Computing:
-    """A pass through a partial step: the feed-forward runs on the chosen tokens, all else of a block is kept."""
+    """A pass through a partial step: the feed-forward runs on the chosen tokens, the rest of a block is kept."""
 
     def __init__(self, kept: list[torch.Tensor], blocks: list[Block], interval: int) -> None:
         self.kept, self.blocks, self.interval = kept, blocks, interval
@@ -215,11 +217,11 @@ class Computing:
 
     def attention(self, part: Part, call: Arguments) -> Any:
         is_tuple, tensors, present = self._attention(part)
-        outputs = tuple(next(tensors) if there else None for there in present)
+        outputs = tuple(next(tensors) if is_tensor else None for is_tensor in present)
         return outputs if is_tuple else outputs[0]
 
     def rows_of_attention(self, part: Part, call: Arguments) -> Any:
-        """The attention of the chosen tokens; a block that concatenates image and text is given no text."""
+        """The attention of the chosen tokens. A block that concatenates image and text gets an empty text."""
         is_tuple, kept, _ = self._attention(part)
         tensors = list(kept)
         rows = _read(torch.cat(tensors, dim=1) if len(tensors) > 1 else tensors[0], self._rows(part.block))  # (B, k, D)
@@ -241,18 +243,18 @@ class Computing:
         return output
 
     def _attention(self, part: Part) -> tuple[bool, Iterator[torch.Tensor], list[bool]]:
-        """What is kept of an attention: whether it answered a tuple, its tensors, and which members are tensors."""
+        """The kept output of an attention: whether it is a tuple, its tensors, and which members are tensors."""
         is_tuple, present, names = self.blocks[part.block].attention[part.name]
         return is_tuple, iter([self._of(part.block, name) for name in names]), present
 
     def _rows(self, block: int) -> torch.Tensor:
-        """The tokens of a fused block, chosen once, whichever of its modules asks first."""
+        """The chosen tokens of a fused block, (B, k). Its modules share the choice."""
         if block not in self.chosen:
             self.chosen[block] = self._choose(block, ALL)
         return self.chosen[block]
 
     def _choose(self, block: int, kind: str) -> torch.Tensor:
-        """Tokens of highest score, (B, k): attention received, and staleness in intervals; the others grow staler."""
+        """The k tokens with the highest scores, (B, k). The staleness of all others grows."""
         score, stale = self._of(block, f"score.{kind}"), self._of(block, f"stale.{kind}")  # (B, N)
         count = int(self.blocks[block].share * score.shape[1])
         rows = (score + STALENESS * stale / self.interval).topk(count, dim=1).indices
@@ -265,7 +267,7 @@ class Computing:
 
 
 def _read(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Rows of (B, N, D) by number, (B, k) → (B, k, D)."""
+    """The rows of (B, N, D) at indices (B, k), (B, k, D)."""
     return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
@@ -274,7 +276,7 @@ def _write(values: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
 
 
 class AttentionReceived(TorchFunctionMode):
-    """Sees the attention of whatever runs inside: how much each key receives, mean over heads and queries."""
+    """Computes the attention that each key receives in the code inside, as mean over heads and queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,8 +292,8 @@ class AttentionReceived(TorchFunctionMode):
         """Attention received by each key, (B, N)."""
         if self._received is None:
             raise UnsupportedModelError(
-                f"toca must see which tokens are attended to, and {type(module).__name__} computes its attention "
-                "elsewhere than in scaled_dot_product_attention: set the model's attention backend to native"
+                f"toca must see the attention weights, but {type(module).__name__} does not call "
+                "scaled_dot_product_attention: set the model's attention backend to native"
             )
         return self._received
 
@@ -306,7 +308,7 @@ def received(
     scale: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Mean over heads and queries of ``softmax(QKᵀ·scale + mask)``, (B, N) of (B, H, N, D), queries in chunks."""
+    """Mean over heads and queries of ``softmax(QKᵀ·scale + mask)``, (B, N), from tensors (B, H, N, D), in chunks."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     total = query.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)  # (B, N)
     chunk = max(1, CHUNK // (query.shape[0] * query.shape[1] * key.shape[2]))

@@ -6,7 +6,7 @@ from .residual import Residual
 
 
 class Watched(Residual):
-    """As the residual site, but the feature is the tokens after the last block themselves."""
+    """Like the residual site, but the feature is the tokens after the last block themselves."""
 
     name = "watched"
     keeps = "the tokens after the last block"

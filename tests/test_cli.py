@@ -282,15 +282,15 @@ def test_tune_says_in_words_what_was_reached(tmp_path: Path) -> None:
 
 
 TUNE_MISTAKES: list[tuple[list[str], str]] = [
-    (["apple", "--method", "fora"], "fora has no threshold to be found: tune one of teacache"),
+    (["apple", "--method", "fora"], "fora has no threshold to tune: tune one of teacache"),
     (["apple", "--method", "teacash"], "did you mean 'teacache'"),
     (["apple", "--method", "teacache", "--nfe", "few"], "--nfe 'few' is no list of evaluations"),
     (["apple", "--method", "teacache", "--nfe", "0"], "--nfe '0' is no list of evaluations"),
     (
         ["apple", "--method", "teacache", "--nfe", "5,1"],
-        "nfe=1 is out of the reach of teacache, which evaluates 2 … 10",
+        "nfe=1 is out of reach of teacache, which evaluates 2 … 10",
     ),
-    (["apple", "--method", "teacache", "--option", "threshold=1"], "threshold is what is searched"),
+    (["apple", "--method", "teacache", "--option", "threshold=1"], "threshold is what tune determines"),
     (["apple", "--method", "teacache", "--option", "limit=1"], "teacache has no option 'limit'"),
     (["--method", "teacache"], "there is no prompt"),
     (["apple", "--method", "teacache", "-o", "plan.txt"], "end it with .json"),
@@ -320,7 +320,7 @@ def test_a_plan_beside_another_method_and_one_that_is_none(tmp_path: Path) -> No
             "FluxTransformer2DModel-57x3072, but this denoiser is FluxTransformer2DModel-6x160",
         ),
         (["--plan", plan, "--option", "order=2"], "easycache has no option 'order'"),
-        (["--plan", tmp_path / "none.json"], "can't be read"),
+        (["--plan", tmp_path / "none.json"], "cannot be read"),
     ):
         result = run("generate", "red apple", "-o", tmp_path / "a.png", *arguments, *QUICK, code=2)
         assert message in " ".join(result.stderr.split())
@@ -331,7 +331,7 @@ def test_a_plan_beside_another_method_and_one_that_is_none(tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["--methods", "spectrum,nothing"], "nothing"),
-        (["--methods", "plan:none.json"], "plan='none.json' can't be read"),
+        (["--methods", "plan:none.json"], "plan='none.json' cannot be read"),
         (["--methods", "order=2"], "where a method's name belongs"),
         (["--methods", "paper,paper"], "twice"),
         (["--seeds", "0,x"], "--seeds"),

@@ -234,7 +234,11 @@ WRONG_OF_ONE = [
     ("spectrum", {"blend": "half"}, "blend='half' is not a number"),
     ("taylor", {"order": -1}, "order=-1 is out of range: give a whole number ≥ 0"),
     ("taylor", {"order": 1.5}, "order=1.5 is not an integer"),
-    ("fewer-steps", {"evaluated": [0, 1]}, "fewer-steps evaluates all of its steps: give speedup"),
+    (
+        "fewer-steps",
+        {"evaluated": [0, 1]},
+        "evaluates all of its steps and cannot take evaluated: pass",
+    ),
 ]
 
 
@@ -324,7 +328,7 @@ def test_things_that_are_no_class_of_a_method(method):
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_things_that_are_no_name(name):
-    with pytest.raises(InvalidOptionError, match="can't name a method: pass a non-empty string"):
+    with pytest.raises(InvalidOptionError, match="cannot name a method: pass a non-empty string"):
         register_method(name, Mean)
     assert name not in METHODS
 

@@ -212,7 +212,7 @@ def test_a_threshold_is_found_once_and_one_out_of_reach_is_told(tmp_path: Path) 
 
     labels, problems = made("red apple")
     assert labels == ["reachable", "scheduled"]
-    assert "nfe=2 is out of the reach of easycache" in problems["out of reach"]
+    assert "nfe=2 is out of reach of easycache" in problems["out of reach"]
     assert drawn
     kept = json.loads((tmp_path / "easycache-8.json").read_text(encoding="utf-8"))
     drawn.clear()

@@ -128,20 +128,20 @@ def test_a_number_between_two_that_can_be_is_told() -> None:
 
 @pytest.mark.parametrize("nfe", [[6, 1], 13])
 def test_a_number_out_of_reach_is_refused(nfe: Any) -> None:
-    with pytest.raises(InvalidOptionError, match=r"out of the reach of teacache, which evaluates 2 … 12 of 12 steps"):
+    with pytest.raises(InvalidOptionError, match=r"out of reach of teacache, which evaluates 2 … 12 of 12 steps"):
         tune(pipeline(), "teacache", [PROMPT], nfe=nfe, call=CALL)
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"method": "fora"}, "fora has no threshold to be found: tune one of teacache"),
+    ({"method": "fora"}, "fora has no threshold to tune: tune one of teacache"),
     ({"method": "teacash"}, "did you mean 'teacache'"),
-    ({"threshold": 0.1}, "threshold is what is searched"),
+    ({"threshold": 0.1}, "threshold is what tune determines"),
     ({"limit": 3}, "teacache has no option 'limit'"),
     ({"nfe": 0}, "nfe=0 is out of range"),
     ({"nfe": 2.5}, "nfe=2.5 is not an integer"),
-    ({"prompts": []}, "prompts must be a list of one or more"),
-    ({"prompts": "red apple"}, "prompts must be a list of one or more"),
-    ({"seeds": []}, "seeds must be a list of one or more"),
+    ({"prompts": []}, "prompts must be a non-empty list"),
+    ({"prompts": "red apple"}, "prompts must be a non-empty list"),
+    ({"seeds": []}, "seeds must be a non-empty list"),
 ]
 
 
@@ -196,8 +196,8 @@ WRONG_PLANS: list[tuple[Any, dict[str, Any], str]] = [
     ({**PLAN, "format": 2}, {}, "format 2"),
     ({"method": "teacache"}, {}, "this dict is not a plan, which has the keys method, options and model"),
     ({**PLAN, "options": 3}, {}, "is not a plan"),
-    ("none.json", {}, "plan='none.json' can't be read"),
-    (7, {}, "plan='7' can't be read"),
+    ("none.json", {}, "plan='none.json' cannot be read"),
+    (7, {}, "plan='7' cannot be read"),
 ]
 
 
@@ -241,7 +241,7 @@ def test_a_plan_without_a_method_beside_it_and_its_own_method_agree() -> None:
 
 def test_a_file_that_is_no_plan(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    for text, message in (("[1]", "is not a plan"), ("{", "can't be read")):
+    for text, message in (("[1]", "is not a plan"), ("{", "cannot be read")):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(InvalidOptionError, match=message):
             read_plan(file)

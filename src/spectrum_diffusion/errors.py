@@ -1,4 +1,4 @@
-"""The errors of the library: one root, and what went wrong in the name."""
+"""The errors of the library. Their names say what went wrong, and all derive from SpectrumError."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ class SpectrumError(Exception):
 
 
 class InvalidOptionError(SpectrumError, ValueError):
-    """A value that can't be: the message says what was given, why it can't be, and what to do."""
+    """An invalid value. The message says what was given, why it is wrong, and what to do."""
 
 
 class UnsupportedModelError(SpectrumError, ValueError):
-    """A denoiser without a row in the table, or without the wanted site; the message names the way out."""
+    """The method does not work on this model, e.g. because it lacks the method's site. The message says what does."""
 
 
 class ConflictError(SpectrumError, RuntimeError):
-    """Something else already caches, patches or uses the model; the message names it and how to remove it."""
+    """Something else caches, patches or uses the model. The message names it and says how to remove it."""
 
 
 class MissingPackageError(SpectrumError, ImportError):
-    """Something optional is not here: a package, or a model's weights; the message says how to get it."""
+    """An optional package or the weights of a model are missing. The message says how to get them."""
 
 
 class ProgramError(SpectrumError, RuntimeError):
-    """Another program that was run for a metric failed; the message says which, and what it said last."""
+    """A program that computes a metric failed. The message names it and quotes its last output."""
 
 
 class SpectrumWarning(UserWarning):
-    """Said once: the result is right, but not what was hoped for (nothing to skip, a stochastic scheduler …)."""
+    """The result is right, but not what was hoped for: nothing to skip, a stochastic scheduler. Given once."""
 
 
 def warn(message: str) -> None:
-    """Warn from the line of the user's that led here: outside of this package, of contextlib, torch and diffusers."""
-    inside = (str(Path(__file__).parent), contextlib.__file__, "torch", "diffusers")
+    """Warn at the user's line that led here, which is the innermost outside this package, torch and diffusers."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and _is_inside(frame.f_code.co_filename, inside):
+    while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, SpectrumWarning, stacklevel=level)
 
 
-def _is_inside(filename: str, inside: tuple[str, ...]) -> bool:
-    package, library, *names = inside
-    return filename.startswith(package) or filename == library or any(f"/{name}/" in filename for name in names)
+def _is_internal(filename: str) -> bool:
+    own = filename.startswith(str(Path(__file__).parent)) or filename == contextlib.__file__
+    return own or "/torch/" in filename or "/diffusers/" in filename

@@ -1,8 +1,8 @@
-"""Plans: a method with options that were calibrated for one model, as JSON; ``spectrum tune`` writes them.
+"""Plans: a method with options that ``spectrum tune`` calibrated for one model, as JSON.
 
-The keys "method", "options" and "model" say what to enable and on which denoiser. "steps" is the number of steps that
-the options were calibrated for. The other keys ("nfe", "versions", "provenance" …) record how the plan was made and how
-well it does; they are kept as they are.
+The keys "method", "options" and "model" say what to enable and on which denoiser. "steps" is the number of steps of the
+calibration. The other keys ("nfe", "versions", "provenance" …) record how the plan was made and what it reaches; they
+are preserved.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FORMAT = 1
 
 
 class _NotGiven(str):
-    """A default that reads as a method's name, and that a name that was passed is never identical with."""
+    """A default that reads like a method's name but is never identical to a name that was passed."""
 
     __slots__ = ()
 
 
 DEFAULT_METHOD = _NotGiven("spectrum")
-"""The default of ``enable``'s ``method``. A plan replaces it, but no method that was asked for."""
+"""The default of ``enable``'s ``method``. A plan replaces it, but not a method that was passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Plan:
     Attributes:
         method: a name of ``METHODS``.
         options: the method's options.
-        model: the denoiser, as :func:`denoisers.identity` names it; several are joined by " + ".
+        model: name of the denoiser by :func:`denoisers.identity`; several names are joined by " + ".
         record: everything else: steps, evaluations, versions, provenance.
     """
 
@@ -52,19 +52,19 @@ class Plan:
         return {**what, **self.record}
 
     def applied(self, method: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The method and options to enable: the plan's; ``options`` override them.
+        """The plan's method and options; ``options`` override its own.
 
         Raises:
-            InvalidOptionError: ``method`` was given and is not the plan's.
+            InvalidOptionError: ``method`` was passed and is not the plan's.
         """
         if method is not DEFAULT_METHOD and method != self.method:
             raise InvalidOptionError(
-                f"method={method!r} contradicts the plan, which is for {self.method}: leave out the method or the plan"
+                f"method={method!r} contradicts the plan, which is for {self.method}: pass only one of them"
             )
         return self.method, {**self.options, **options}
 
     def check(self, denoiser: str) -> None:
-        """Raise :class:`InvalidOptionError` for a denoiser that the plan was not made for."""
+        """Raise :class:`InvalidOptionError` if the plan was not made for a denoiser."""
         if denoiser not in self.model.split(" + "):
             raise InvalidOptionError(
                 f"the plan was made for {self.model}, but this denoiser is {denoiser}: make a plan for it with "
@@ -72,7 +72,7 @@ class Plan:
             )
 
     def mismatch(self, total: int) -> str:
-        """A warning about a run of ``total`` steps that the plan was not made for, or ""."""
+        """A warning if the plan was not made for ``total`` steps, or ""."""
         steps = self.record.get("steps", total)
         if steps == total:
             return ""
@@ -90,7 +90,7 @@ def read_plan(given: PlanLike) -> Plan:
     """The plan in a file or a dict.
 
     Raises:
-        InvalidOptionError: the file can't be read, or does not contain a plan.
+        InvalidOptionError: the file cannot be read, or does not contain a plan.
     """
     if isinstance(given, Plan):
         return given
@@ -114,10 +114,10 @@ def _read(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError) as error:
         raise InvalidOptionError(
-            f"plan={str(path)!r} can't be read ({error}): pass a file that `spectrum tune` wrote, or a dict"
+            f"plan={str(path)!r} cannot be read ({error}): pass a file that `spectrum tune` wrote, or a dict"
         ) from None
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that determine an image."""
+    """Versions of the packages that determine an image."""
     return {name: metadata.version(name) for name in ("spectrum-diffusion", "torch", "diffusers", "transformers")}

@@ -34,14 +34,14 @@ METHODS.add(
 def register_method(name: str, method: type[AnyMethod]) -> type[AnyMethod]:
     """Register a method of your own for ``enable(…, method=name)``: a frozen dataclass derived from :class:`Method`.
 
-    A package offers its methods without a call of this function through the entry points "spectrum_diffusion.methods".
+    A package registers its methods through the entry point group "spectrum_diffusion.methods" without calling this.
 
     Raises:
         InvalidOptionError: another class has the name, or ``method`` is not a complete subclass of Method.
     """
     check_class(method, f"method={method!r}")
     if not isinstance(name, str) or not name:
-        raise InvalidOptionError(f"name={name!r} can't name a method: pass a non-empty string")
+        raise InvalidOptionError(f"name={name!r} cannot name a method: pass a non-empty string")
     if METHODS.get(name, method) is not method:
         raise InvalidOptionError(f"the name {name!r} belongs to {METHODS[name].__name__}: choose another name")
     METHODS[name] = method
@@ -64,16 +64,16 @@ def make_method(name: str, **options: Any) -> AnyMethod:
             raise InvalidOptionError(
                 f"{name} has no option {option!r}{did_you_mean(option, known)}: its options are {_list(known)}"
             )
-    found = getattr(METHODS[name], "found_by_speedup", ())
-    if options.get("speedup") is not None and (given := [option for option in found if option in options]):
+    replaced = getattr(METHODS[name], "found_by_speedup", ())
+    if options.get("speedup") is not None and (given := [option for option in replaced if option in options]):
         raise InvalidOptionError(
-            f"speedup finds the schedule by itself and would ignore {_list(given)}: leave out {_list(given)} or speedup"
+            f"speedup determines the schedule and would ignore {_list(given)}: leave out {_list(given)} or speedup"
         )
     return METHODS[name](**options)
 
 
 def name_of(method: AnyMethod) -> str:
-    """The name under which a method is known."""
+    """The registered name of a method, or the name of its class."""
     return METHODS.name_of(type(method)) or type(method).__name__
 
 

@@ -1,4 +1,4 @@
-"""What the methods have in common that decide while a run goes on: they reuse the last feature while little changes."""
+"""Base class of adaptive methods, which decide at run time: they reuse the last feature while it changes little."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ W = TypeVar("W", bound="AdaptiveMethod")
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveMethod(AnyMethod):
-    """A method that reuses its last feature for as long as what it watches has changed little.
+    """A method that reuses its last feature as long as the signal of its site has changed little.
 
     Attributes:
-        threshold: how much change is let pass; 0 evaluates every step.
-        warmup: number W of steps evaluated at the start.
+        threshold: change up to which steps are skipped; 0 evaluates every step.
+        warmup: number W of steps evaluated at the start, ≥ 1.
     """
 
     threshold: float | None
     warmup: int = 1
 
     forces_last: ClassVar[bool] = False
-    """Whether the last step is evaluated in any case."""
+    """Whether the last step is always evaluated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,14 +44,14 @@ class AdaptiveMethod(AnyMethod):
         return 1
 
     def forced(self, step: int, total: int) -> bool:
-        """Whether the step is evaluated whatever the run shows."""
+        """Whether the step is evaluated without asking the decider."""
         return step < self.warmup or (self.forces_last and step == total - 1)
 
     def evaluates(self, step: int, total: int) -> bool:
         return self.threshold == 0 or self.forced(step, total)
 
     def untouched(self, total: int) -> bool:
-        return all(self.forced(step, total) for step in range(total))  # a threshold of 0 is no surprise
+        return all(self.forced(step, total) for step in range(total))  # a threshold of 0 asks for it
 
     def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
         return reuse_weights(evaluated, target)
@@ -65,24 +65,24 @@ def relative_change(value: torch.Tensor, previous: torch.Tensor) -> float:
 
 @functools.cache
 def calibrations() -> dict[str, dict[str, Any]]:
-    """Method → denoiser, as :func:`denoisers.identity` names it → options, and where they come from."""
+    """Method → name of the denoiser by :func:`denoisers.identity` → its options, and their source."""
     text = resources.files(__package__).joinpath("calibrations.json").read_text(encoding="utf-8")
-    found: dict[str, dict[str, Any]] = json.loads(text)
-    return found
+    options: dict[str, dict[str, Any]] = json.loads(text)
+    return options
 
 
 def fitted(method: W, name: str, denoiser: str, options: Sequence[str]) -> W:
-    """The method with those of its ``options`` that are not given taken from what was calibrated for the denoiser.
+    """The method, with the ``options`` that are not set taken from the calibration of the denoiser.
 
     Raises:
-        InvalidOptionError: nothing was, and the first of the options is needed.
+        InvalidOptionError: the first of the options is not set, and there is no calibration.
     """
     missing = [option for option in options if getattr(method, option) is None]
     known = calibrations()[name].get(denoiser, {})
     if options[0] in missing and options[0] not in known:
         raise InvalidOptionError(
-            f"{name} needs {options[0]} made for the denoiser, and there are none for {denoiser}: run "
+            f"{name} needs {options[0]} calibrated for the denoiser, but there are none for {denoiser}: run "
             f"`spectrum tune --method {name} --model … --prompts FILE -o plan.json` once and enable with "
-            f'plan="plan.json", or give {options[0]}=[…]'
+            f'plan="plan.json", or pass {options[0]}=[…]'
         )
     return replace(method, **{option: known[option] for option in missing if option in known})

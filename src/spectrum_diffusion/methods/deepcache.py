@@ -1,8 +1,8 @@
 """DeepCache (Ma et al., "DeepCache: Accelerating Diffusion Models for Free", 2023, arXiv 2312.00858).
 
-The skip connections of a U-Net are numbered from the outside: 0 is the first convolution's. On a skipped step only what
-lies outside of connection ``branch`` runs; the feature of the upper branch that meets it is that of the last evaluated
-step: ``U_m(t) = Concat(D_m(t), U_(m+1)(s))``.
+The skip connections of a U-Net are numbered from the outside: 0 is that of the first convolution. A skipped step runs
+only the layers outside connection ``branch``, and takes the feature of the inner layers from the last evaluated step s:
+``U_m(t) = Concat(D_m(t), U_(m+1)(s))``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .taylor import Reuse
 
 @dataclass(frozen=True, kw_only=True)
 class DeepCache(Reuse):
-    """The deep part of a U-Net is kept, and its outermost layers run at every step (N 3: 17 of 50).
+    """Reuses the output of the deep part of a U-Net, and runs its outer layers at every step (N 3: 17 of 50).
 
-    Branches are numbered as in its package (``cache_branch_id``). What its first code calls layer 0, block 0 is
+    Branches are numbered as in the DeepCache package (``cache_branch_id``). Layer 0, block 0 of its first code is
     branch 1.
 
     Attributes:
-        branch: number of the skip connection outside of which all runs; the larger, the more is computed.
+        branch: number of the skip connection outside which all layers run, ≥ 0; a larger one computes more.
     """
 
     interval: int = 3

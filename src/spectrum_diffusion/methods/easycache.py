@@ -1,9 +1,10 @@
 """EasyCache (Zhou et al., "Less is Enough: Training-Free Video Diffusion Acceleration via Runtime-Adaptive Caching",
 2025, arXiv 2507.02860).
 
-With x the sample that the denoiser is given and v its output at the last evaluated step: ``E += k·mean|Δx| / mean|v|``
-at every step, where ``k = mean|Δv| / mean|Δx|`` between the last two evaluated steps. While ``E < τ`` the output is x
-plus the last evaluated ``v − x``; else the step is evaluated and ``E = 0``. The first W steps and the last always are.
+Let x be the sample that the denoiser takes and v its output at the last evaluated step. Every step adds
+``E += k·mean|Δx| / mean|v|``, where ``k = mean|Δv| / mean|Δx|`` between the last two evaluated steps. While ``E < τ``
+the output is x plus the last evaluated ``v − x``; otherwise the step is evaluated and ``E = 0``. The first W steps and
+the last step are always evaluated.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from .adaptive import AdaptiveMethod
 
 @dataclass(frozen=True, kw_only=True)
 class EasyCache(AdaptiveMethod):
-    """Output minus sample, added again while the output is expected to have changed little; for any denoiser.
+    """Reuses output minus sample while the output is expected to change little; works with any denoiser.
 
-    Each guidance branch decides for itself; in the public code the first one decides for both.
+    Each guidance branch decides for itself; in the public code the first branch decides for both.
 
     Attributes:
-        threshold: τ of the expected relative change of the output.
+        threshold: τ, the expected relative change of the output up to which steps are skipped.
     """
 
     threshold: float = 0.05

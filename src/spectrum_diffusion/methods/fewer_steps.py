@@ -1,7 +1,7 @@
-"""Fewer steps of the same sampler, or of a better one: the rival that every user already has. Nothing is forecast.
+"""Fewer steps of the same sampler, or of a better one: the baseline that every user already has.
 
-DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) and UniPC (Zhao et al., 2023, arXiv 2302.04867) are solvers of higher
-order, made for few steps.
+Nothing is forecast. DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) and UniPC (Zhao et al., 2023, arXiv 2302.04867)
+are higher-order solvers for few steps.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from .base import SOLVERS, Method
 
 @dataclass(frozen=True, kw_only=True)
 class FewerSteps(Method):
-    """The sampler itself takes as many steps as the schedule would have evaluated (14 of 50 by default).
+    """The sampler takes only as many steps as the schedule would evaluate (14 instead of 50 by default).
 
-    With ``speedup`` it takes the wanted steps over it, rounded down.
+    With ``speedup`` it takes ``⌊steps / speedup⌋`` steps.
 
     Attributes:
-        solver: "dpm++" or "unipc" in place of the pipeline's own scheduler, where its kind of prediction allows.
+        solver: "dpm++" or "unipc" instead of the pipeline's own scheduler, if its prediction type allows; None keeps
+            the scheduler.
     """
 
     solver: str | None = None
 
     sets_steps: ClassVar[bool] = True
     found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "warmup", "slope")
-    limits: ClassVar[str] = "every pipeline that takes num_inference_steps; the solvers where its scheduler allows"
+    limits: ClassVar[str] = "every pipeline that takes num_inference_steps; solvers if its scheduler allows"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.solver is not None:
             self.check_choice("solver", SOLVERS)
         if self.evaluated is not None:
-            raise InvalidOptionError("fewer-steps evaluates all of its steps: give speedup, or interval and slope")
+            raise InvalidOptionError(
+                "fewer-steps evaluates all of its steps and cannot take evaluated: pass speedup, or interval and slope"
+            )
 
     def sampler_steps(self, steps: int) -> int:
         if self.speedup is not None:

@@ -1,8 +1,8 @@
 """First-block cache (Zeyi Cheng, "First Block Cache" of ParaAttention, 2024, github.com/chengzeyi/ParaAttention; it has
 no paper and follows TeaCache, arXiv 2411.19108).
 
-The first block always runs. With r what it adds to the image tokens and r′ what it added at the last evaluated step,
-the other blocks are skipped while ``mean|r − r′| / mean|r′| ≤ δ``, and what they added then is added again.
+The first block always runs. Let r be its residual (what it adds to the image tokens) and r′ its residual at the last
+evaluated step. The other blocks are skipped while ``mean|r − r′| / mean|r′| ≤ δ``, and their last residual is reused.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .adaptive import AdaptiveMethod, relative_change
 
 @dataclass(frozen=True, kw_only=True)
 class FirstBlockCache(AdaptiveMethod):
-    """The first block runs at every step, the others only when what it adds has changed.
+    """Runs the first block at every step, and the others only if its residual has changed.
 
     Attributes:
-        threshold: δ of the relative change since the last evaluated step.
+        threshold: δ, the relative change since the last evaluated step up to which steps are skipped.
     """
 
     threshold: float = 0.05
@@ -31,7 +31,7 @@ class FirstBlockCache(AdaptiveMethod):
 
     sites: ClassVar[tuple[str, ...]] = ("first_block",)
     skip: ClassVar[Action] = "partial"
-    limits: ClassVar[str] = "transformers in the table whose tokens keep their shape"
+    limits: ClassVar[str] = "transformers in the table whose blocks keep the shape of the tokens"
 
     def decider(self, total: int) -> ChangeSinceEvaluated:
         return ChangeSinceEvaluated(self.threshold)

@@ -16,10 +16,10 @@ from .taylorseer import TaylorSeer
 
 @dataclass(frozen=True, kw_only=True)
 class HiCache(TaylorSeer):
-    """TaylorSeer's differences summed with contracted Hermite polynomials, on its schedule (N 4, W 5: 16 of 50).
+    """Sums TaylorSeer's differences with contracted Hermite polynomials, on its schedule (N 4, W 5: 16 of 50).
 
     Attributes:
-        contraction: σ within 0 … 1, by which the polynomials' argument is scaled.
+        contraction: σ, 0 … 1, which scales the argument of the polynomials.
     """
 
     order: int = 2

@@ -1,8 +1,8 @@
 """MagCache (Ma et al., "MagCache: Fast Video Generation with Magnitude-Aware Cache", 2025, arXiv 2506.09045).
 
-γ_t is the mean over tokens of ``‖r_t‖ / ‖r_(t−1)‖``, r the residual of all blocks; it hardly depends on the prompt and
-is measured once for a model. At each step ``γ *= γ_t``, ``e += |1 − γ|`` since the last evaluated step; while ``e ≤ δ``
-and at most K steps in a row are skipped, the last residual is added again. The first ``R·T`` steps are evaluated.
+Let r be the residual of all blocks, and γ_t the mean over tokens of ``‖r_t‖ / ‖r_(t−1)‖``. γ_t hardly depends on the
+prompt and is measured once for a model. Each step since the last evaluated one updates ``γ *= γ_t``, ``e += |1 − γ|``.
+While ``e ≤ δ``, and for at most K steps in a row, the last residual is reused. The first ``R·T`` steps are evaluated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .adaptive import AdaptiveMethod, fitted
 
 @dataclass(frozen=True, kw_only=True)
 class MagCache(AdaptiveMethod):
-    """The residual of all blocks, added again while its magnitude is known to stay much the same.
+    """Reuses the residual of all blocks while its magnitude is known to change little.
 
     Attributes:
-        threshold: δ of the accumulated error.
-        limit: K, most steps skipped in a row.
-        retention: R, share of the steps evaluated at the start.
-        ratios: γ_t of each step of the calibration's run; without them those of the model. A run of another number of
-            steps takes the nearest ones.
+        threshold: δ, the accumulated error up to which steps are skipped.
+        limit: K, how many steps in a row may be skipped, ≥ 1.
+        retention: R, share of the steps that are evaluated at the start, 0 … 1.
+        ratios: γ_t of each step of the calibration; default: those calibrated for the model. A run with another number
+            of steps uses those of the nearest steps.
     """
 
     threshold: float = 0.24
@@ -58,7 +58,7 @@ class MagCache(AdaptiveMethod):
 
 
 class AccumulatedError(Decider):
-    """γ and e of one branch; its decisions depend on the steps alone."""
+    """γ and e of one branch. Its decisions depend only on the steps."""
 
     def __init__(self, ratios: Sequence[float], threshold: float, limit: int) -> None:
         self.ratios, self.threshold, self.limit = ratios, threshold, limit
@@ -79,7 +79,7 @@ class AccumulatedError(Decider):
 
 
 def nearest(ratios: Sequence[float], total: int) -> list[float]:
-    """The ratios of a run of ``total`` steps: those of the nearest steps of the calibrated run, (T,)."""
+    """The ratios of a run of ``total`` steps, (T,): those of the nearest steps of the calibration."""
     if total == 1:
         return [ratios[-1]]
     scale = (len(ratios) - 1) / (total - 1)

@@ -1,8 +1,8 @@
-"""Local extrapolation at one site: reuse of the last feature, and Taylor forecasts of any order.
+"""Local extrapolation: reuse of the last feature, and Taylor forecasts of any order.
 
-Reuse is FORA's forecast (Selvaraju et al., "FORA: Fast-Forward Caching in Diffusion Transformer Acceleration", 2024):
-``ĥ(t) = h(s)``. Taylor is the polynomial through the last m+1 features, by exact divided differences (the local
-forecast of Spectrum's § 3.1; order 1 is the line through the last two).
+Reuse is FORA's forecast ``ĥ(t) = h(s)`` (Selvaraju et al., "FORA: Fast-Forward Caching in Diffusion Transformer
+Acceleration", 2024). Taylor is the polynomial through the last m+1 features, by exact divided differences (the local
+forecast of Spectrum, § 3.1). Order 1 is the line through the last two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .base import Forecaster, Method
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse(Method):
-    """The last evaluated feature, unchanged, on Spectrum's adaptive schedule."""
+    """Reuses the last evaluated feature, on Spectrum's adaptive schedule."""
 
     @property
     def window(self) -> int:
@@ -27,10 +27,10 @@ class Reuse(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Taylor(Forecaster):
-    """Extrapolation from the last ``order`` + 1 features, on Spectrum's adaptive schedule.
+    """Extrapolates from the last ``order`` + 1 features, on Spectrum's adaptive schedule.
 
     Attributes:
-        order: degree of the extrapolating polynomial; lowered while fewer features are there.
+        order: degree of the polynomial, ≥ 0; lower while there are fewer features.
     """
 
     order: int = 1

@@ -1,8 +1,8 @@
 """TaylorSeer: from reusing to forecasting (Liu et al., "From Reusing to Forecasting: Accelerating Diffusion Models with
 TaylorSeers", 2025, arXiv 2503.06923).
 
-Each module's output is extrapolated from its last full step s by k steps: ``Σ D_i kⁱ / i!``, with the recursive
-differences ``D_0 = h``, ``D_(i+1) = (D_i − D_i⁻)/(s − s⁻)`` of its public code, which are made from step W−1 on.
+The output of each module is extrapolated by k steps from the last evaluated step s: ``Σ D_i kⁱ / i!``, with the
+recursive differences ``D_0 = h``, ``D_(i+1) = (D_i − D_i⁻)/(s − s⁻)`` of the public code, computed from step W−1 on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .base import Forecaster
 
 @dataclass(frozen=True, kw_only=True)
 class TaylorSeer(Forecaster):
-    """Taylor forecast of every module's output by recursive differences, on a uniform schedule (N 4, W 5: 16 of 50).
+    """Taylor forecasts of every module's output by recursive differences, on a uniform schedule (N 4, W 5: 16 of 50).
 
     Attributes:
-        order: highest difference used; lowered while fewer evaluated steps are there.
+        order: highest difference used, ≥ 0; lower while there are fewer evaluated steps.
     """
 
     interval: int = 4

@@ -1,10 +1,10 @@
 """TeaCache (Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model", 2024,
 arXiv 2411.19108).
 
-``A += p(mean|m_t − m_(t−1)| / mean|m_(t−1)|)`` at every step, with m the image tokens as the first block's adaptive
-norm modulates them (Wan: the time embedding) and p a polynomial fitted for the model. While ``A < δ`` the residual of
-the last evaluated step (tokens after the last block − tokens before the first) is added again; else the step is
-evaluated and ``A = 0``. The first and the last step are evaluated.
+Every step adds ``A += p(mean|m_t − m_(t−1)| / mean|m_(t−1)|)``, where m is the image tokens as the first block's
+adaptive norm modulates them (Wan: the time embedding) and p a polynomial fitted for the model. While ``A < δ`` the
+residual of the last evaluated step (tokens after the last block − tokens before the first) is reused; otherwise the
+step is evaluated and ``A = 0``. The first and the last step are always evaluated.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from ..core.decider import Decider
 from .adaptive import AdaptiveMethod, fitted, relative_change
 
 CAREFUL = 0.25
-"""δ where none was calibrated: the most careful one that was published for FLUX.1."""
+"""δ if none was calibrated: the lowest that was published for FLUX.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeaCache(AdaptiveMethod):
-    """The residual of all blocks, added again while the modulated input has changed little.
+    """Reuses the residual of all blocks while the modulated input has changed little.
 
     Attributes:
-        threshold: δ of the accumulated change; without it the one that was published or calibrated for the model.
-        coefficients: of the polynomial p, highest power first; without them those of the model.
+        threshold: δ, the accumulated change up to which steps are skipped; default: the one that was published or
+            calibrated for the model.
+        coefficients: of the polynomial p, highest power first; default: those calibrated for the model.
     """
 
     threshold: float | None = None
@@ -36,7 +37,7 @@ class TeaCache(AdaptiveMethod):
     coefficients: tuple[float, ...] | None = None
 
     sites: ClassVar[tuple[str, ...]] = ("residual",)
-    limits: ClassVar[str] = "transformers in the table with calibration; published for FLUX.1, HunyuanVideo and Wan2.1"
+    limits: ClassVar[str] = "transformers in the table, with calibration; published for FLUX.1, HunyuanVideo and Wan2.1"
     forces_last: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """ToCa (Zou et al., "Accelerating Diffusion Transformers with Token-wise Feature Caching", 2024, arXiv 2410.05317).
 
-Between evaluated steps attention is kept, and the feed-forward runs for the ⌊r_l·N⌋ tokens of highest score
-``s = a/‖a‖₂ + 0.25·n/N``, with a the attention that a token received at the last evaluated step and n the number of
-steps since it was last computed. Layer l takes ``r_l = R(1.5 − l/27)·(0.4 | 1.6)``, for blocks with separate and with
-fused streams.
+Between evaluated steps attention is reused, and the feed-forward runs on the ⌊r_l·N⌋ of N tokens with the highest
+score ``s = a/‖a‖₂ + 0.25·n/interval``, where a is the attention that a token received at the last evaluated step and n
+the number of steps since its last computation. Layer l takes ``r_l = R(1.5 − l/27)·(0.4 | 1.6)``, for blocks with
+separate and with fused streams.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .base import Method
 
 @dataclass(frozen=True, kw_only=True)
 class ToCa(Method):
-    """Attention is kept, and of the feed-forward only the tokens that matter are computed (N 4, W 3: 14 of 50).
+    """Reuses attention, and runs the feed-forward only on the tokens that matter (N 4, W 3: 14 of 50).
 
     Attributes:
-        ratio: R, share of the tokens that is computed on a partial step, before the factors of layer and block.
+        ratio: R, share of the tokens that a partial step computes, before the factors of layer and block, 0 … 1.
     """
 
     interval: int = 4

@@ -1,4 +1,4 @@
-"""Calibration of a method on a model."""
+"""Calibration of an adaptive method for a model."""
 
 from .calibrate import Changes, Magnitudes, tune
 

@@ -1,8 +1,8 @@
-"""Calibration for one model: what a method needs to know of it, and the threshold for a wanted number of evaluations.
+"""Calibration of an adaptive method for one model: its model-specific options, and a threshold for a wanted NFE.
 
-TeaCache's polynomial is fitted as its authors do: the untouched pipeline draws the prompts, and over all pairs of
+TeaCache's polynomial is fitted as its authors do: the untouched pipeline samples the prompts, and over all pairs of
 adjacent steps the change of the blocks' output (y) is fitted as a polynomial of degree 4 of the change of the modulated
-input (x). MagCache's ratios are the mean over prompts and guidance branches of its γ_t.
+input (x). MagCache's ratios are its γ_t, averaged over prompts and guidance branches.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from ..core.decider import Decider
 from ..core.history import Feature
 from ..core.schedule import check_integer, is_list
+from ..core.summary import Summary
 from ..errors import InvalidOptionError, SpectrumError, warn
 from ..handle import Handle, enable_method
 from ..methods import METHODS, AnyMethod, make_method
@@ -29,24 +30,24 @@ from ..sites.denoisers import identity
 
 DEGREE = 4
 ROUNDS = 14
-"""Most halvings of the range in which a threshold is searched."""
+"""Maximum number of bisections in the search for a threshold."""
 CLOSE = 0.1
-"""A mean number of evaluations this near to the wanted one ends the search."""
+"""The search ends when the mean NFE is within this distance of the wanted one."""
 HUGE = 1e6
-"""A threshold that lets everything pass: the fewest evaluations that the other options allow."""
+"""A threshold that never forces an evaluation: it gives the lowest NFE that the other options allow."""
 
 OnRun = Callable[[str], None]
-"""Called after each generation with what it was for."""
+"""Called after each generation with its purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What is drawn to calibrate with.
+class Samples:
+    """What the pipeline samples for the calibration: every prompt with every seed.
 
     Attributes:
-        prompts: texts; or, for pipelines that need more, keywords of their call.
-        seeds: of the noise, each with each prompt.
-        call: further keywords of every call, such as ``num_inference_steps``.
+        prompts: texts; or, for pipelines that need more, keyword arguments of their call.
+        seeds: seeds of the noise.
+        call: further keyword arguments of every call, such as ``num_inference_steps``.
     """
 
     prompts: Sequence[str | Mapping[str, Any]]
@@ -56,20 +57,24 @@ class Pictures:
     def __post_init__(self) -> None:
         for name, values in (("prompts", self.prompts), ("seeds", self.seeds)):
             if not is_list(values) or not values:
-                raise InvalidOptionError(f"{name} must be a list of one or more, got {values!r}: pass a list")
+                raise InvalidOptionError(
+                    f"{name} must be a non-empty list, got {values!r}: pass a list with one or more {name}"
+                )
         for seed in self.seeds:
             check_integer("seed", seed, least=0)
         if not isinstance(self.call, Mapping):
-            raise InvalidOptionError(f"call must be a dict of keywords of the pipeline's call, got {self.call!r}")
+            raise InvalidOptionError(
+                f"call must be a dict, got {self.call!r}: pass keyword arguments of the pipeline's call"
+            )
 
-    def draw(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Any]:
-        """Draw them all; the summaries."""
+    def generate(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Summary]:
+        """Generate all samples; returns the summary of each."""
         summaries = []
         for prompt in self.prompts:
             for seed in self.seeds:
                 generator = torch.Generator("cpu").manual_seed(seed)
-                own = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-                pipe(**{"generator": generator, **_latents(pipe), **self.call, **own})
+                keywords = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
+                pipe(**{"generator": generator, **_skip_decoder(pipe), **self.call, **keywords})
                 summaries.append(handle.summary())
                 on_run(purpose)
         return summaries
@@ -90,71 +95,76 @@ def tune(
     on_run: OnRun = lambda _: None,
     **options: Any,
 ) -> list[Plan]:
-    """Calibrate a method that decides while it runs, and find its threshold for a wanted number of evaluations.
+    """Calibrate an adaptive method, and find its threshold for a wanted number of evaluations.
 
-    Whatever was enabled on the pipeline is not any more afterwards.
+    Afterwards no method is enabled on the pipeline, even if one was before.
 
     Args:
         pipe: a diffusers pipeline.
-        method: "teacache", "magcache", "easycache", "first-block-cache", or another that has a ``threshold``.
-        prompts: to calibrate with; or, for pipelines that need more than a prompt, keywords of their call.
-        nfe: wanted evaluations, one number or several; the mean over the pictures is brought as near as it can be.
-        seeds: of the noise, each with each prompt.
-        call: further keywords of the pipeline's call, such as ``num_inference_steps``.
-        on_run: called after each generation with what it was for.
-        options: options of the method that are to stay as given.
+        method: "teacache", "magcache", "easycache", "first-block-cache", or another method with a ``threshold``.
+        prompts: the prompts of the calibration; or, for pipelines that need more, keyword arguments of their call.
+        nfe: wanted number of evaluations, or several. The mean over all samples gets as close as possible.
+        seeds: seeds of the noise; every prompt is sampled with every seed.
+        call: further keyword arguments of the pipeline's call, such as ``num_inference_steps``.
+        on_run: called after each generation with its purpose.
+        options: options of the method, which stay fixed.
 
     Returns:
-        A plan for each of ``nfe``, for ``enable(pipe, plan=…)``; its record has the "nfe" that was reached.
+        A plan for each ``nfe``, for ``enable(pipe, plan=…)``; its record contains the "nfe" that was reached.
 
     Raises:
-        InvalidOptionError: a method without a threshold, a wrong option, or a number out of the method's reach.
-        UnsupportedModelError: the method can't be on the pipeline's denoiser.
+        InvalidOptionError: a method without a threshold, a wrong option, or an ``nfe`` that the method cannot reach.
+        UnsupportedModelError: the method does not work on the pipeline's denoiser.
     """
     _check(method, options)
     if not callable(on_run):
-        raise InvalidOptionError(f"on_run={on_run!r} is not callable: give a function that takes a string")
+        raise InvalidOptionError(f"on_run={on_run!r} is not callable: pass a function that takes a string")
     wanted = [check_integer("nfe", count, least=1) for count in (nfe if is_list(nfe) else [nfe])]
     if not wanted:
-        raise InvalidOptionError("nfe=[] is empty: give one or more numbers of evaluations")
-    pictures = Pictures(prompts=prompts, seeds=seeds, call=call or {})
-    found = {**_fit(pipe, method, options, pictures, on_run), **options}
-    search = Search(pipe, method, found, pictures, on_run)
+        raise InvalidOptionError("nfe=[] is empty: pass one or more numbers of evaluations")
+    samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
+    fixed = {**_fit(pipe, method, options, samples, on_run), **options}
+    search = Search(pipe, method, fixed, samples, on_run)
     for number in wanted:
-        search.check(number)  # all of them, before the long search for the first
+        search.check(number)  # all numbers before the long search for the first
     return [search.plan(number) for number in wanted]
 
 
 def _check(method: str, options: Mapping[str, Any]) -> None:
     tunable = [name for name, cls in METHODS.usable().items() if any(f.name == "threshold" for f in fields(cls))]
     if method in METHODS and method not in tunable:
-        raise InvalidOptionError(f"{method} has no threshold to be found: tune one of {', '.join(tunable)}")
+        raise InvalidOptionError(f"{method} has no threshold to tune: tune one of {', '.join(tunable)}")
     if "threshold" in options:
-        raise InvalidOptionError("threshold is what is searched: leave it out, or enable the method with it")
+        raise InvalidOptionError("threshold is what tune determines: leave it out, or enable the method with it")
     make_method(method, **options)
 
 
 def _fit(
-    pipe: Any, method: str, options: Mapping[str, Any], pictures: Pictures, on_run: OnRun
+    pipe: Any, method: str, options: Mapping[str, Any], samples: Samples, on_run: OnRun
 ) -> dict[str, tuple[float, ...]]:
-    """What the method needs to know of the model, measured on the untouched pipeline, unless it is given."""
+    """The method's model-specific option, measured on the untouched pipeline, unless it was passed."""
     if method not in FITS or FITS[method].option in options:
         return {}
     observer = FITS[method]()
     with enable_method(pipe, observer) as handle:
-        pictures.draw(pipe, handle, on_run, "calibration")
+        samples.generate(pipe, handle, on_run, "calibration")
     return {observer.option: observer.result()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observer(AnyMethod):
-    """Evaluates every step and notes what it sees; a track for each branch of each run."""
+    """Evaluates every step and measures its features.
+
+    Attributes:
+        tracks: the measurements, a track for each branch of each run.
+    """
 
     tracks: list[Any] = field(default_factory=list, compare=False)
 
     option: ClassVar[str] = ""
-    """The option that comes of it."""
+    """The option that it measures."""
     track: ClassVar[Callable[[], Decider]]
+    """Creates a track."""
 
     @property
     def window(self) -> int:
@@ -164,19 +174,19 @@ class Observer(AnyMethod):
         return True
 
     def untouched(self, total: int) -> bool:
-        return False  # nothing to warn of: it is to be
+        return False  # no warning: evaluating every step is intended
 
     def decider(self, total: int) -> Decider:
         self.tracks.append(type(self).track())
         return self.tracks[-1]  # type: ignore[no-any-return]
 
     def result(self) -> tuple[float, ...]:
-        """The option's value, from all that was seen."""
+        """The value of the option, from all tracks."""
         raise NotImplementedError
 
 
 class Changes(Decider):
-    """x and y of the adjacent steps of one branch."""
+    """The relative changes x and y between adjacent steps of one branch."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[float, float]] = []
@@ -199,7 +209,7 @@ class Changes(Decider):
 
 
 class Magnitudes(Decider):
-    """γ of the steps of one branch."""
+    """The ratios γ_t of the steps of one branch."""
 
     def __init__(self) -> None:
         self.ratios: dict[int, float] = {}
@@ -225,7 +235,7 @@ class Magnitudes(Decider):
 
 @dataclass(frozen=True, kw_only=True)
 class ChangesObserver(Observer):
-    """TeaCache's coefficients."""
+    """Measures TeaCache's coefficients."""
 
     site: str = "watched"
     sites: ClassVar[tuple[str, ...]] = ("watched",)
@@ -237,13 +247,13 @@ class ChangesObserver(Observer):
         xs, ys = np.array(pairs).reshape(-1, 2).T  # each (P,)
         distinct = len(np.unique(xs))
         if not distinct:
-            raise SpectrumError("no two steps in a row were seen, so nothing can be fitted: give more steps")
+            raise SpectrumError("the runs have no adjacent steps, so no polynomial can be fitted: pass more steps")
         return _rounded(np.polyfit(xs, ys, min(DEGREE, distinct - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MagnitudesObserver(Observer):
-    """MagCache's ratios, of step 0 … T−1; 1 where a step has none before it."""
+    """Measures MagCache's ratios of steps 0 … T−1; 1 for a step without a previous one."""
 
     site: str = "residual"
     sites: ClassVar[tuple[str, ...]] = ("residual",)
@@ -251,15 +261,15 @@ class MagnitudesObserver(Observer):
     track: ClassVar[Callable[[], Decider]] = Magnitudes
 
     def result(self) -> tuple[float, ...]:
-        seen: dict[int, list[float]] = {}
+        by_step: dict[int, list[float]] = {}
         for track in self.tracks:
             for step, ratio in track.ratios.items():
-                seen.setdefault(step, []).append(ratio)
-        return _rounded(statistics.fmean(seen.get(step, [1.0])) for step in range(max(seen, default=0) + 1))
+                by_step.setdefault(step, []).append(ratio)
+        return _rounded(statistics.fmean(by_step.get(step, [1.0])) for step in range(max(by_step, default=0) + 1))
 
 
 FITS: dict[str, type[Observer]] = {"teacache": ChangesObserver, "magcache": MagnitudesObserver}
-"""The methods that need to know something of the model."""
+"""The methods with a model-specific option."""
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:
@@ -270,48 +280,52 @@ class Search:
     """Finds the threshold of a method for a wanted number of evaluations, by running it.
 
     Args:
-        options: of the method, all but the threshold.
+        pipe: the pipeline.
+        method: name of the method.
+        options: options of the method, except the threshold.
+        samples: what the pipeline samples for each threshold.
+        on_run: called after each generation with its purpose.
     """
 
-    def __init__(self, pipe: Any, method: str, options: dict[str, Any], pictures: Pictures, on_run: OnRun) -> None:
+    def __init__(self, pipe: Any, method: str, options: dict[str, Any], samples: Samples, on_run: OnRun) -> None:
         self.pipe, self.method, self.options = pipe, method, options
-        self.pictures, self.on_run = pictures, on_run
+        self.samples, self.on_run = samples, on_run
         self.steps, self.models = 0, ""
         self._tried: dict[float, float] = {}
 
     def check(self, wanted: int) -> None:
-        """Raise :class:`InvalidOptionError` where no threshold can give that many evaluations."""
+        """Raise :class:`InvalidOptionError` if no threshold gives that many evaluations."""
         fewest = self.evaluations(HUGE)
         self._tried[0.0] = self.steps
         if not fewest - 0.5 < wanted <= self.steps:
             raise InvalidOptionError(
-                f"nfe={wanted} is out of the reach of {self.method}, which evaluates {fewest:g} … {self.steps} of "
-                f"{self.steps} steps here: give a number within, or other options (its warmup, limit …)"
+                f"nfe={wanted} is out of reach of {self.method}, which evaluates {fewest:g} … {self.steps} of "
+                f"{self.steps} steps here: pass a number within this range, or other options (warmup, limit …)"
             )
 
     def plan(self, wanted: int) -> Plan:
-        """The plan with the threshold whose mean evaluations are nearest to the wanted ones."""
+        """The plan with the threshold whose mean NFE is nearest to the wanted one."""
         threshold = self._nearest(wanted)
         if abs((reached := self.evaluations(threshold)) - wanted) >= 0.5:
-            warn(f"no threshold brings {self.method} to nfe={wanted} on these pictures: the nearest is {reached:g}")
+            warn(f"no threshold brings {self.method} to nfe={wanted} on these prompts: the nearest is {reached:g}")
         options = {**self.options, "threshold": threshold}
         record = {
             "steps": self.steps,
             "wanted_nfe": wanted,
             "nfe": reached,
             "versions": versions(),
-            "provenance": self.pictures.to_dict(),
+            "provenance": self.samples.to_dict(),
         }
-        made = make_method(self.method, **options).options()
-        return Plan(method=self.method, options={k: made[k] for k in options}, model=self.models, record=record)
+        values = make_method(self.method, **options).options()
+        return Plan(method=self.method, options={k: values[k] for k in options}, model=self.models, record=record)
 
     def evaluations(self, threshold: float) -> float:
-        """The mean over the pictures."""
+        """The mean NFE over all samples."""
         if threshold not in self._tried:
-            made = make_method(self.method, **{**self.options, "threshold": threshold})
-            with enable_method(self.pipe, made) as handle:
+            method = make_method(self.method, **{**self.options, "threshold": threshold})
+            with enable_method(self.pipe, method) as handle:
                 self.models = " + ".join(dict.fromkeys(identity(model) for model in handle.models))
-                summaries = self.pictures.draw(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}")
+                summaries = self.samples.generate(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}")
             self.steps = summaries[-1].steps
             self._tried[threshold] = statistics.fmean(summary.nfe for summary in summaries)
         return self._tried[threshold]
@@ -333,7 +347,7 @@ class Search:
         return min(self._tried, key=lambda threshold: (abs(self._tried[threshold] - wanted), threshold))
 
 
-def _latents(pipe: Any) -> dict[str, str]:
-    """Leave out the decoder where the pipeline can: only the denoiser's calls are of interest."""
+def _skip_decoder(pipe: Any) -> dict[str, str]:
+    """Keyword arguments that leave out the decoder, if the pipeline can, because only the denoiser's calls matter."""
     takes = inspect.signature(type(pipe).__call__).parameters
     return {"output_type": "latent"} if "output_type" in takes else {}

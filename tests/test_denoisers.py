@@ -392,7 +392,7 @@ def test_neither_class_nor_name(cls: Any) -> None:
         ("lasers", "inner.norm", "has no module 'lasers'"),
         ("layers", "inner.norms", "has no module 'inner.norms'"),
         ("scale", "inner.norm", "has no module 'scale'"),
-        ("layers", "heads", 'is a container: write "heads.*"'),
+        ("layers", "heads", 'is a container of modules: write "heads.*"'),
         ("middle", "inner.norm", "no module at the blocks of its row"),
         ("layers", "middle", "no module at the tail of its row"),
     ],

@@ -176,7 +176,7 @@ def test_gradients_are_refused(model: Dummy) -> None:
 def test_call_outside_of_a_run_is_untouched_and_warns_once(model: Dummy) -> None:
     spectrum_diffusion.enable(model, "reuse", evaluated=[0])
     with torch.no_grad():
-        with pytest.warns(SpectrumWarning, match="outside an enabled") as seen:
+        with pytest.warns(SpectrumWarning, match="outside a generation") as seen:
             assert [model(torch.tensor([[x]])).item() for x in (1.0, 4.0)] == [41.0, 74.0]
         assert len(seen) == 1
 

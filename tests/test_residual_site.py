@@ -143,7 +143,9 @@ def test_u_nets_and_models_without_a_last_block_are_told_what_can(method: str) -
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_of_another_shape_are_refused(method: str) -> None:
     for name in (name for name in NO_RESIDUAL if name in AVAILABLE):
-        assert "use a method that needs no residual, such as spectrum" in refused(name, method, METHODS[method])
+        assert "they have no residual: use a method that needs none, such as spectrum" in refused(
+            name, method, METHODS[method]
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in AVAILABLE if name not in OUTPUT_OF_ANOTHER_SHAPE])

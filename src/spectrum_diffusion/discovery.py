@@ -1,4 +1,4 @@
-"""The denoisers of a pipeline."""
+"""The denoisers and schedulers of a pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import UnsupportedModelError
 from .sites import denoisers, site_class
 
 DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "denoiser")
-"""Component names under which pipelines keep a denoiser, for classes that the table doesn't know."""
+"""Component names of denoisers, for pipelines whose classes have no row in the table."""
 
 
 def is_pipeline(target: Any) -> bool:
@@ -25,25 +25,25 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
     for name, value in target.components.items():
         if isinstance(value, nn.Module) and not any(value is other for other in modules.values()):
             modules[name] = value
-    found = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
-    if site_class(site).skips_root and not found:
-        found = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
-    if not found:
+    models = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
+    if site_class(site).skips_root and not models:
+        models = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
+    if not models:
         classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"
         raise UnsupportedModelError(
-            f"{type(target).__name__} has no denoiser that the table knows (its modules: {classes}): use "
+            f"{type(target).__name__} has no denoiser with a row in the table (its modules: {classes}): use "
             'site="output", or add a row with register_denoiser(…)'
         )
     if not schedulers_of(target):
         raise UnsupportedModelError(
-            f"{type(target).__name__} has no scheduler, so its steps can't be read: enable the pipelines it is made "
-            "of, or the bare denoiser with handle.run(total_steps=T)"
+            f"{type(target).__name__} has no scheduler, so its steps are unknown: enable the pipelines inside it, or "
+            "the bare denoiser with handle.run(total_steps=T)"
         )
-    return found
+    return models
 
 
 def schedulers_of(pipe: Any) -> list[tuple[Any, str]]:
-    """Where the schedulers of a pipeline and of the pipelines inside it are: owner and attribute, each once."""
+    """The schedulers of a pipeline and of the pipelines inside it, each once, as owner and attribute."""
     inside = [value for value in vars(pipe).values() if is_pipeline(value)]
     places: dict[int, tuple[Any, str]] = {}
     for owner in (*inside, pipe):

@@ -1,4 +1,4 @@
-"""Whether a sampler adds noise at each step: seen by the random numbers that are drawn between two calls."""
+"""Detects samplers that add noise at each step, by the random numbers drawn between two calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class NoiseWatch:
     """Compares the states of random number generators after one denoiser call and before the next.
 
     Args:
-        arguments: what the pipeline was called with; its generators are watched beside torch's default ones.
+        arguments: the arguments of the pipeline's call. Generators among them are watched, and torch's default ones.
     """
 
     def __init__(self, arguments: Iterable[Any]) -> None:
@@ -21,7 +21,7 @@ class NoiseWatch:
         self._states: list[torch.Tensor] | None = None
 
     def mark(self, device: torch.device) -> None:
-        """Note the states after a call on ``device``."""
+        """Record the states after a call on ``device``."""
         self._device, self._states = device, self._read(device)
 
     def drawn(self) -> bool:
@@ -32,7 +32,7 @@ class NoiseWatch:
         return any(not torch.equal(before, after) for before, after in pairs)
 
     def forget(self) -> None:
-        """Begin anew: the noise that a new sampling loop starts from is not added at its steps."""
+        """Forget the states: a new sampling loop draws its initial noise, which is not added at a step."""
         self._states = None
 
     def _read(self, device: torch.device) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Read from the schedulers of a running pipeline which sampling loop and which step a denoiser call belongs to."""
+"""Finds the sampling loop and the step of a denoiser call from the schedulers of the running pipeline."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .discovery import schedulers_of
 from .errors import InvalidOptionError
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "timestep_ratio", "t")
-"""What denoisers call the argument that holds the timestep."""
+"""Names of the argument that holds the timestep, across denoisers."""
 
 TOLERANCE = 0.004
-"""Relative error of a timestep in bfloat16, which keeps 8 bits."""
+"""Relative error of a timestep in bfloat16, which has 8 significant bits."""
 
 
 class Schedulers:
-    """The schedulers that a pipeline and the pipelines inside it step; tells when one of them begins a sampling loop.
+    """The schedulers of a pipeline and of the pipelines inside it; tells when one of them starts a sampling loop.
 
-    A loop begins where a scheduler has new timesteps. Timesteps from before the generation belong to an earlier one.
+    A loop starts when a scheduler has new timesteps. Timesteps from before the generation belong to an earlier one.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -29,7 +29,7 @@ class Schedulers:
         self._timesteps = [self._read(owner, name) for owner, name in self._places]
 
     def new_loop(self) -> SchedulerClock | None:
-        """The clock of the loop that began since the last call, if any; of several, the pipeline's main scheduler's."""
+        """The clock of the loop that started since the last call, if any. The main scheduler has priority."""
         current = [self._read(owner, name) for owner, name in self._places]
         changed = [
             place for place, old, new in zip(self._places, self._timesteps, current, strict=True) if new is not old
@@ -49,8 +49,8 @@ class Schedulers:
 class SchedulerClock:
     """Reads the step of each call in one sampling loop.
 
-    In order: the scheduler's own count (``step_index``; ``counter`` of PNDM), else the place of the call's timestep in
-    ``scheduler.timesteps``. Steps are counted from where the loop begins, which is later in image-to-image.
+    It uses the scheduler's own count (``step_index``; ``counter`` of PNDM), or else the place of the call's timestep in
+    ``scheduler.timesteps``. Steps count from where the loop starts, which is not 0 in image-to-image.
 
     Args:
         scheduler: the scheduler, after its ``set_timesteps``.
@@ -61,10 +61,10 @@ class SchedulerClock:
         self._scheduler, self._pipe = scheduler, pipe
         self._timesteps = scheduler.timesteps
         self._start: int | None = getattr(scheduler, "begin_index", None)
-        self._uncounted = False  # calls were made before the scheduler had an index
-        self._first: tuple[float, float] | None = None  # extent of the timestep of the first call
+        self._uncounted = False  # calls came before the scheduler had an index
+        self._first: tuple[float, float] | None = None  # extent of the first call's timestep
         self._first_place: int | None = None
-        self._moved = False  # the timestep changed while the scheduler was not stepped
+        self._moved = False  # the timestep changed, but the scheduler was not stepped
         self._values: list[float] | None = None
         self._place = 0
 
@@ -75,7 +75,7 @@ class SchedulerClock:
     @property
     def total(self) -> int:
         left = len(self._timesteps) - (self._start or 0)
-        set_by_call = getattr(self._pipe, "num_timesteps", None)  # SDXL's denoising_end cuts the loop short
+        set_by_call = getattr(self._pipe, "num_timesteps", None)  # SDXL's denoising_end ends the loop early
         return min(left, set_by_call) if isinstance(set_by_call, int) and set_by_call > 0 else left
 
     def locate(self, call: Arguments) -> int | None:
@@ -94,28 +94,28 @@ class SchedulerClock:
             kept = torch.as_tensor(alphas).double()[timesteps.long().cpu()]
             levels = ((1 - kept) / kept).sqrt()
         else:
-            raise InvalidOptionError(f'{self.scheduler_name} has no noise levels: use time="index" with it')
+            raise InvalidOptionError(f'{self.scheduler_name} has no noise levels for this time axis: use time="index"')
         return levels[start : start + self.total].tolist()
 
     def _from_index(self, index: int) -> int:
-        if self._uncounted and not self._moved:  # one step was taken since the first call
+        if self._uncounted and not self._moved:  # one step since the first call
             self._start, self._uncounted = index - 1, False
         if self._start is None:
             self._start = index
         return index - self._start
 
     def _before_first_step(self, call: Arguments) -> int | None:
-        """The step while the scheduler has no index: many find theirs only in ``step``.
+        """The step while the scheduler has no index, which many schedulers set only in their first ``step``.
 
-        The step is 0, unless the timestep changes all the same: then the pipeline steps copies of the scheduler
-        (SkyReels-V2), and only the timestep tells the step.
+        The step is 0, unless the timestep changes. Then the pipeline steps copies of the scheduler (SkyReels-V2), and
+        only the timestep tells the step.
         """
         extent = _extent(call)
         place = self._place_of(extent)
         if not self._uncounted:
             self._uncounted, self._first, self._first_place = True, extent, place
             if self._start is None and place is not None and extent is not None and extent[0] > 1:
-                self._start = place  # a timestep up to 1 is scaled or reversed, and may match by chance
+                self._start = place  # a timestep up to 1 is scaled or reversed, and could match by chance
             return 0
         if extent == self._first:
             return 0
@@ -130,13 +130,13 @@ class SchedulerClock:
         return place - self._start
 
     def _place_of(self, extent: tuple[float, float] | None) -> int | None:
-        """The place of a timestep in the scheduler's, from the last place on; None for several timesteps in one."""
+        """The place of a timestep among the scheduler's, from the last place on; None if frames differ in timestep."""
         if extent is None or extent[0] != extent[1]:
             return None
         if self._values is None:
             self._values = torch.as_tensor(self._timesteps).double().tolist()
         rest = self._values[self._place :]
-        for value in (extent[0], 1000 * extent[0]):  # flow models are given the timestep as a fraction
+        for value in (extent[0], 1000 * extent[0]):  # flow models take the timestep as a fraction
             nearest = min(range(len(rest)), key=lambda i: abs(rest[i] - value))
             if abs(rest[nearest] - value) <= TOLERANCE * max(1.0, abs(value)):
                 self._place += nearest
@@ -145,7 +145,7 @@ class SchedulerClock:
 
 
 def _extent(call: Arguments) -> tuple[float, float] | None:
-    """Least and largest value of the timestep of a call; they differ where frames or tokens have their own."""
+    """Least and largest timestep of a call. They differ if frames or tokens have timesteps of their own."""
     timestep = next((value for name in TIMESTEP_NAMES if (value := call.named(name)) is not None), None)
     if timestep is None:
         return None

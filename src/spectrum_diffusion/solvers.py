@@ -1,7 +1,7 @@
-"""Another solver in a pipeline while a generation runs: DPM-Solver++ and UniPC, as diffusers has them.
+"""Replaces the solver of a pipeline during a generation: DPM-Solver++ and UniPC of diffusers.
 
-The solver is made from the configuration of the pipeline's own scheduler, as in ``UniPCMultistepScheduler.from_config(
-pipe.scheduler.config)``, so that noise schedule, kind of prediction and shift stay the model's.
+The new scheduler takes the configuration of the pipeline's own, as in ``UniPCMultistepScheduler.from_config(
+pipe.scheduler.config)``, so that noise schedule, prediction type and shift remain those of the model.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from .errors import InvalidOptionError, UnsupportedModelError
 CLASSES = {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
 """The solvers of :data:`methods.base.SOLVERS`."""
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
-"""Settings of flow matching that these solvers would take for another noise schedule, or do not have."""
+"""Settings of flow matching that these solvers lack, or that mean another noise schedule for them."""
 
 
 def check_solver(target: Any, solver: str) -> None:
-    """Raise where a pipeline can't sample with a solver.
+    """Raise if a pipeline cannot sample with a solver.
 
     Raises:
-        UnsupportedModelError: its scheduler or its call can't work with it; the message names those that can.
+        UnsupportedModelError: its scheduler or its call does not work with the solver; the message says which do.
         InvalidOptionError: ``target`` is a bare model, whose loop is the user's own.
     """
     if isinstance(target, nn.Module):
         raise InvalidOptionError(
-            f"solver={solver!r} is for a pipeline: in a loop of your own use {CLASSES[solver]} where you step"
+            f"solver={solver!r} needs a pipeline, but got a bare model: use {CLASSES[solver]} in your own loop"
         )
     if reason := obstacle(target, solver):
         able = [f"solver={other!r}" for other in CLASSES if not obstacle(target, other)]
         raise UnsupportedModelError(
-            f"{type(target).__name__} with {type(target.scheduler).__name__} can't sample with {CLASSES[solver]}: "
+            f"{type(target).__name__} with {type(target.scheduler).__name__} cannot sample with {CLASSES[solver]}: "
             f"{reason}. Use {' or '.join([*able, 'no solver'])} here"
         )
 
 
 @contextmanager
 def sampling_with(pipe: Any, solver: str | None) -> Iterator[None]:
-    """Put a solver in place of the pipeline's scheduler, and the scheduler back whatever happens."""
+    """Replace the pipeline's scheduler by a solver, and restore it at the end or after an error."""
     if solver is None:
         yield
         return
@@ -60,7 +60,7 @@ def sampling_with(pipe: Any, solver: str | None) -> Iterator[None]:
 
 
 def make(scheduler: Any, solver: str) -> Any:
-    """The solver for what a scheduler is configured for."""
+    """The solver's scheduler, with the configuration of a scheduler."""
     import diffusers
 
     changes = {}
@@ -76,15 +76,15 @@ def is_flow_matching(scheduler: Any) -> bool:
 
 
 def obstacle(pipe: Any, solver: str) -> str:
-    """Why the pipeline can't sample with the solver, or ""."""
+    """Why the pipeline cannot sample with the solver, or ""."""
     flow = is_flow_matching(pipe.scheduler)
     return (_flow_obstacle if flow else _noise_obstacle)(pipe.scheduler, solver) or _call_obstacle(pipe, solver)
 
 
 def _flow_obstacle(scheduler: Any, solver: str) -> str:
     config = scheduler.config
-    if found := [name for name in SPACINGS if config.get(name)]:
-        return f"it has no {found[0]}=True for flow matching"
+    if unsupported := [name for name in SPACINGS if config.get(name)]:
+        return f"it has no {unsupported[0]}=True for flow matching"
     if config.get("use_dynamic_shifting") and config.get("time_shift_type", "exponential") != "exponential":
         return f"it shifts exponentially only, not time_shift_type={config['time_shift_type']!r}"
     if config.get("shift_terminal") and solver == "dpm++":
@@ -102,7 +102,7 @@ def _noise_obstacle(scheduler: Any, solver: str) -> str:
 
 
 def _call_obstacle(pipe: Any, solver: str) -> str:
-    """What the pipeline's own code asks of a scheduler, which is in no interface: it is read in the source."""
+    """What the pipeline's code asks of a scheduler. No interface declares it, so it is read from the source."""
     cls: Any = type(pipe)
     made, source = make(pipe.scheduler, solver), _source_of(cls)
     takes = inspect.signature(made.set_timesteps).parameters
@@ -120,7 +120,7 @@ def _call_obstacle(pipe: Any, solver: str) -> str:
 
 @functools.cache
 def _source_of(cls: Any) -> str:
-    """The code of a pipeline's class and of its bases up to diffusers' common one."""
+    """The source of a pipeline's class and of its base classes, up to diffusers' common one."""
     bases = [
         base for base in cls.__mro__ if base.__name__.endswith("Pipeline") and base.__name__ != "DiffusionPipeline"
     ]
@@ -128,6 +128,6 @@ def _source_of(cls: Any) -> str:
     for base in bases:
         try:
             sources.append(inspect.getsource(base))
-        except (OSError, TypeError):  # made while running, such as the thin subclass of an enabled pipeline
+        except (OSError, TypeError):  # created at run time, such as the thin subclass of an enabled pipeline
             continue
     return "\n".join(sources)

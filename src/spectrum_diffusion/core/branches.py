@@ -108,8 +108,8 @@ class Branches:
         branch with lasting arguments takes no call without them. A call that fits no branch starts a new one.
         """
         alike = [branch for branch in self.all if branch.name == name]
-        # The excerpt is taken before the call, because the model may write into the sample. A name that no other call
-        # of the step bears tells the branch by itself.
+        # The excerpt is taken before the call, because the model may write into the sample. None is needed if the name
+        # alone identifies the branch.
         is_named = name is not None and len(alike) == 1 and alike[0].step != step
         sample = None if is_named else _excerpt(call)
         branch, reason = self._find(alike, name, step, call, sample)

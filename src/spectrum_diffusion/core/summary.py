@@ -27,7 +27,7 @@ class Call:
         branch: label of the guidance branch.
         action: the whole denoiser ran as planned ("evaluated") or because no forecast was possible ("fallback"), its
             blocks were skipped ("forecast"), or a part of them ran ("partial").
-        reason: why a fallback was one.
+        reason: why no forecast was possible.
         first: whether it is the first call of its step.
         error: relative L2 error of the forecast, with ``audit=True``.
         flops: FLOP of the call, with ``flops=True``.

@@ -95,7 +95,7 @@ class Denoiser:
         return Place(key, site, tuple(inside.values()))
 
     def attach(self, user: Any, place: Place) -> None:
-        """Attach to the model for ``user`` (a handle), outside of whatever was compiled before."""
+        """Attach to the model for ``user`` (a handle), outside its compiled code."""
         self.users[user] = place.key
         self._places[place.key] = place
         assert self.model is not None

@@ -19,10 +19,10 @@ Ref = Callable[[], Any]
 
 
 class Imprint:
-    """The modules of a denoiser, and what stands on each of them. It keeps nothing alive.
+    """The modules of a denoiser, and what is attached to each of them. It keeps nothing alive.
 
     Adapters, quantizers, wrappers and compilation exchange modules or set an attribute of :data:`WATCHED`. Weights that
-    change in place leave the imprint as it is: a site doesn't depend on them.
+    change in place do not change the imprint, because no site depends on them.
 
     Args:
         model: the root module that the sampler calls.
@@ -33,7 +33,7 @@ class Imprint:
         self._parts = list(_parts(model))
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether the model is the one of the imprint, and is made of the same modules still."""
+        """Whether the model is that of the imprint and still consists of the same modules."""
         if self._model() is not model:
             return False
         parts = list(_parts(model))
@@ -41,7 +41,7 @@ class Imprint:
 
 
 def _parts(model: nn.Module) -> Iterator[Ref | str | bool]:
-    """References and names, in an order that depends on the names of children alone: cache-dit reorders them."""
+    """References and names, ordered by the names of the children only, because cache-dit reorders them."""
     yield model.training
     yield bool(getattr(model, "is_cache_enabled", False))
     yield _reference(type(model).forward)
@@ -65,7 +65,7 @@ def _parts(model: nn.Module) -> Iterator[Ref | str | bool]:
 
 
 def _reference(value: Any) -> Ref | str:
-    """A weak reference, since the address of what is gone may be used again; what takes none is told by its type."""
+    """A weak reference, because the address of a freed object may be reused; type and id if there can be none."""
     try:
         return weakref.ref(value)
     except TypeError:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aborts import AbortError, fail_in_denoiser
 from algorithm1 import counted_steps
 from pipelines import PIPELINES
-from test_aborts import AbortError, fail_in_denoiser
 from torch import Tensor, nn
 
 import spectrum_diffusion

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from aborts import AbortError, kept_features, state_of
 from pipelines import PIPELINES
-from test_aborts import AbortError, kept_features, state_of
 
 import spectrum_diffusion
 from spectrum_diffusion import METHODS, UnsupportedModelError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_own_loop import Dummy
+from dummy import Dummy
 
 import spectrum_diffusion
 from spectrum_diffusion import METHODS, InvalidOptionError

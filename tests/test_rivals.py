@@ -14,8 +14,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from aborts import AbortError, state_of
 from pipelines import PIPELINES, PipelineEntry
-from test_aborts import AbortError, state_of
 from torch import nn
 from typer.testing import CliRunner
 

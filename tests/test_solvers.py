@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from aborts import AbortError
 from pipelines import PIPELINES
-from test_aborts import AbortError
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, UnsupportedModelError, load_default_pipeline

@@ -1,4 +1,4 @@
-"""What refuses a method on a model before anything is changed."""
+"""Checks that refuse a method on a model before anything changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sites import denoisers, site_class
 from .sites.interceptor import compiled
 
 CACHE_HOOKS = ("cache", "fbc_", "pyramid_attention_broadcast", "text_kv")
-"""Beginnings or parts of the names under which diffusers' ``enable_cache`` registers its hooks."""
+"""Parts of the names under which diffusers' ``enable_cache`` registers its hooks."""
 
 FOREIGN_MARKERS = {
     "_is_cached": "cache-dit",
@@ -23,7 +23,7 @@ PARALLEL_MARKERS = ("_parallel_config", "_is_parallelized")
 
 
 def refuse_compiled(model: nn.Module, name: str, method: AnyMethod) -> None:
-    """Raise where the method would have to look into a compiled graph."""
+    """Raise if the method would have to intercept modules inside a compiled graph."""
     site = site_class(method.site)
     if site.skips_root:
         return
@@ -37,11 +37,11 @@ def refuse_compiled(model: nn.Module, name: str, method: AnyMethod) -> None:
         way = 'site="last_block"' if "last_block" in method.sites else 'spectrum, taylor or reuse at site="last_block"'
         raise UnsupportedModelError(
             f"the blocks of {name} are compiled, and no module can be skipped inside their graphs: use {way}, which "
-            "skips the blocks whole"
+            "skips whole blocks"
         )
     if method.observes and any(compiled(module) for module in model.modules()):
         raise UnsupportedModelError(
-            f"{name} has compiled modules, and what runs inside their graphs can't be watched: use "
+            f"{name} has compiled modules, and what runs inside their graphs cannot be observed: use "
             f"{name_of(method)} on the plain model, or without this library"
         )
 
@@ -59,17 +59,17 @@ def refuse_parallel(model: nn.Module, name: str, method: AnyMethod) -> None:
 
 
 def refuse_training(model: nn.Module, name: str) -> None:
-    """Raise where the model is in training mode."""
+    """Raise if the model is in training mode."""
     if model.training:
         raise SpectrumError(f"{name} ({type(model).__name__}) is in training mode: call .eval() on it first")
 
 
 def refuse_conflicts(model: nn.Module, name: str) -> None:
-    """Raise where the model is cached or patched by something else."""
+    """Raise if something else caches or patches the model."""
     if getattr(model, "is_cache_enabled", False):
         raise ConflictError(f"{name} has a cache of diffusers enabled: call .disable_cache() on it first")
     if hooks := sorted({hook for module in model.modules() for hook in _cache_hooks(module)}):
-        raise ConflictError(f"{name} carries cache hooks of diffusers ({', '.join(hooks)}): remove them first")
+        raise ConflictError(f"{name} has cache hooks of diffusers ({', '.join(hooks)}): remove them first")
     for marker, owner in FOREIGN_MARKERS.items():
         if marker in model.__dict__ or marker in type(model).__dict__:
             raise ConflictError(f"{name} is cached by {owner} (attribute {marker}): undo that first, or reload it")
@@ -83,7 +83,7 @@ def _cache_hooks(module: nn.Module) -> list[str]:
 
 
 def _patched_by(model: nn.Module) -> str:
-    """Whose function stands in for the model's forward; offload hooks wrap the original and are no patch."""
+    """The name of a function that replaces the model's forward, or "". Offload hooks only wrap the original."""
     cls = type(model)
     own = cls.forward
     if own.__module__ not in {base.__module__ for base in cls.__mro__}:

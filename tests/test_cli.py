@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers.utils.logging  # noqa: F401 (its handler keeps the stderr of now, not that of a runner)
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS, loading
-from spectrum_diffusion.bench import comparison
-from spectrum_diffusion.bench import sampling as drawing
+from spectrum_diffusion.bench import pipelines
 from spectrum_diffusion.bench.atomic import written
+from spectrum_diffusion.bench.evaluate import sampling
 from spectrum_diffusion.bench.prompts import load_prompts
 from spectrum_diffusion.cli import app, doctor
 from spectrum_diffusion.cli.guard import MistakeError
@@ -34,18 +36,18 @@ RESULT_KEYS = {"output", "steps", "nfe", "evaluated", "speedup", "seed"}
 def loaded_once() -> Any:
     """Load the shipped model once for the module; a fresh load is what the subprocess tests."""
     patch = pytest.MonkeyPatch()
-    original, cache = drawing.load, {}
+    original, cache = pipelines.load, {}
 
-    def load(request: Any) -> Any:
-        if request.model != "tiny-flux":
-            return original(request)
+    def load(model: str, call: dict[str, Any], *, device: str | None, dtype: str | None, offload: str) -> Any:
+        if model != "tiny-flux":
+            return original(model, call, device=device, dtype=dtype, offload=offload)
         if "pipe" not in cache:
-            cache["pipe"] = original(request)
-        drawing.pick_device(request.device, request.offload)
-        drawing.check_call(cache["pipe"], request)
+            cache["pipe"] = original(model, call, device=device, dtype=dtype, offload=offload)
+        pipelines.pick_device(device, offload)
+        pipelines.check_call(cache["pipe"], call)
         return cache["pipe"]
 
-    patch.setattr(drawing, "load", load)
+    patch.setattr(pipelines, "load", load)
     yield
     patch.undo()
 
@@ -177,6 +179,33 @@ def test_compare_over_seeds_as_json(tmp_path: Path) -> None:
     arguments = ["--methods", "spectrum", "--seeds", "0,1", "-o", tmp_path / "c", "--json", *QUICK]
     found = json.loads(run("compare", "red apple", *arguments).stdout)
     assert [picture["seed"] for picture in found["methods"][1]["pictures"]] == [0, 1]
+
+
+def test_compare_is_an_evaluation_that_counts_no_operations(tmp_path: Path) -> None:
+    arguments = ["--methods", "reuse", "-o", tmp_path, "--json", *QUICK]
+    first = json.loads(run("compare", "red apple", *arguments).stdout)
+    assert not (tmp_path / "flops").exists()
+    assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["runs"][0]["computed"] == 2
+    again = json.loads(run("compare", "red apple", *arguments).stdout)
+    assert again["methods"] == first["methods"]  # with the same times: nothing was generated again
+    results = json.loads(run("evaluate", "red apple", "--metrics", "psnr", *arguments).stdout)
+    assert results["computed"] == 2  # the two calls that count operations
+    assert results["rows"][1]["metrics"]["psnr"]["mean"] == first["methods"][1]["psnr"]
+
+
+@pytest.mark.parametrize("command", [["generate", "-o", "a.png"], ["compare", "-o", "c"], ["evaluate", "-o", "e"]])
+@pytest.mark.parametrize("kind", [TypeError, torch.OutOfMemoryError])
+def test_an_exception_of_the_pipeline_is_a_message(
+    command: list[str], kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise kind("too much\nand more")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sampling, "_run", fail)
+    result = run(*command, "red apple", *QUICK, code=2 if (command[0], kind) == ("generate", TypeError) else 1)
+    said = "FluxPipeline: too much" if kind is TypeError else "the accelerator's memory is full: try --offload model"
+    assert result.stderr.startswith(f"Error: {said}")
 
 
 def test_a_failing_method_does_not_lose_the_others(tmp_path: Path) -> None:
@@ -359,7 +388,7 @@ def test_a_failure_while_sampling_leaves_nothing(tmp_path: Path, monkeypatch: py
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("the weights are gone\nand more")
 
-    monkeypatch.setattr(drawing, "_call", fail)
+    monkeypatch.setattr(sampling, "_run", fail)
     result = run("generate", "red apple", "-o", tmp_path / "a.png", *QUICK, code=1)
     assert result.stderr.strip() == "Error: the weights are gone"
     assert list(tmp_path.iterdir()) == []
@@ -461,18 +490,9 @@ def test_frames_become_a_video(tmp_path: Path) -> None:
     assert seconds == pytest.approx(1, abs=0.3)
 
 
-def test_likeness_by_hand() -> None:
-    black, grey = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), (51, 51, 51))
-    found = comparison.likeness([grey], [black])
-    assert found.psnr == pytest.approx(10 * np.log10(1 / 0.2**2))
-    assert comparison.likeness([grey], [grey]).psnr == float("inf")
-    with pytest.raises(InvalidOptionError, match="frames"):
-        comparison.likeness([grey], [black, black])
-
-
 def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(MistakeError, match="is not there"):
-        drawing.pick_device("cuda:99")
+    with pytest.raises(InvalidOptionError, match="is not there"):
+        pipelines.pick_device("cuda:99")
 
 
 PROMPT_FILES = {

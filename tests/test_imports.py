@@ -31,9 +31,6 @@ PUBLIC = ("schedule", "forecast", "metrics", "prompts", "cost", "evaluate")
 ANNOTATIONS = {("core/run.py", "methods")}
 """For annotations only: a run calls the base class of methods, and knows none of them."""
 
-EXCEPTIONS = {("bench/comparison.py", "cli"), ("bench/sampling.py", "cli")}
-"""The comparison is still made of what the command line parses."""
-
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = [
     path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in RANK
@@ -67,7 +64,7 @@ def test_imports_go_one_way(path: Path) -> None:
     own = relative.parts[0].removesuffix(".py")
     package = (PACKAGE.name, *relative.parts[:-1])
     for line, target, is_annotation in imports(ast.parse(path.read_text(encoding="utf-8")), package):
-        if (relative.as_posix(), target[0]) in (ANNOTATIONS if is_annotation else EXCEPTIONS):
+        if is_annotation and (relative.as_posix(), target[0]) in ANNOTATIONS:
             continue
         public = target[0] not in RANK and target[0] in spectrum_diffusion.__all__
         place = "handle" if public else target[0]

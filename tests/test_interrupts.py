@@ -68,7 +68,10 @@ def test_an_evaluation_keeps_what_is_finished_and_goes_on(tmp_path: Path) -> Non
 
 MESSAGES = {
     "generate": (["generate", "apple", "-o", "a.png", "--steps", "1000"], "Finished files are kept; the same command"),
-    "compare": (["compare", "apple", "-o", "out", "--steps", "1000"], "Nothing is kept; the same command starts again"),
+    "compare": (
+        ["compare", "apple", "-o", "out", "--steps", "1000"],
+        "Finished images are kept in out; the same command continues from there",
+    ),
     "tune": (
         ["tune", "apple", "--method", "easycache", "-o", "p.json", "--steps", "1000"],
         "Nothing is kept; the same command starts again.",

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from ..core.words import counted_name
-from .guard import first_line
+from ..core.words import counted_name, first_line
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..core.words import counted_name
-from .guard import FailureError, MistakeError, errors_console
+from .guard import FailureError, MistakeError, errors_console, sampling_failures
 from .request import MethodSpec, Request
 
 if TYPE_CHECKING:
     from ..bench.evaluate import Results
     from ..bench.prompts import Prompt
+
+T = TypeVar("T")
 
 LINE_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal to draw a bar in."""
@@ -48,18 +50,26 @@ def find_prompts(given: list[str], source: str | None, limit: int | None, model:
     return found[:limit]
 
 
-def evaluate(
-    request: Request, specs: tuple[MethodSpec, ...], prompts: list[Prompt], folder: Path, **settings: Any
-) -> Results:
-    """Load the pipeline and evaluate; ``settings`` are fields of the library's request.
+def run(
+    engine: Callable[..., T],
+    request: Request,
+    specs: tuple[MethodSpec, ...],
+    prompts: list[Prompt],
+    folder: Path,
+    **settings: Any,
+) -> T:
+    """Load the pipeline, then evaluate with progress on stderr.
+
+    Args:
+        engine: :func:`bench.evaluate.evaluate` or :func:`bench.comparison.compare`.
+        settings: fields of the library's request.
 
     Raises:
-        MistakeError: the model can't be had, or what was asked for makes no evaluation.
-        FailureError: the folder can't be written.
+        SpectrumError: the model can't be loaded, or the request is wrong.
+        FailureError: the folder can't be written, or the untouched pipeline fails.
     """
     from ..bench import evaluate as library
     from ..bench.evaluate.files import StoreError
-    from ..bench.sampling import load
 
     asked = library.Request(
         model=request.model,
@@ -70,10 +80,10 @@ def evaluate(
         command=shlex.join(["spectrum", *sys.argv[1:]]),
         **settings,
     )
-    pipe = load(request)
+    pipe = request.load()
     try:
-        with progress_meter() as meter:
-            return library.evaluate(pipe, asked, folder, meter)
+        with progress_meter() as meter, sampling_failures(pipe):
+            return engine(pipe, asked, folder, meter)
     except StoreError as error:
         raise FailureError(str(error)) from error
 

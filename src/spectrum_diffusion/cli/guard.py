@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from .._interrupts import exit_interrupted, was_interrupted
+from ..core.words import first_line
 from ..errors import SpectrumError, SpectrumWarning
 from .encoding import never_fail_to_print
 
@@ -69,10 +70,31 @@ def interruptible(kept: str = "") -> Iterator[None]:
         raise
 
 
-def first_line(error: BaseException) -> str:
-    """The message of an exception on one line; libraries write paragraphs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+@contextmanager
+def sampling_failures(pipe: Any, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Report an exception of a pipeline.
+
+    Args:
+        pipe: the pipeline that runs within the block.
+        has_begun: whether the first step is done. Before it, a pipeline checks its arguments.
+
+    Raises:
+        MistakeError: the pipeline refuses its arguments.
+        FailureError: it failed while sampling.
+    """
+    import torch
+
+    try:
+        yield
+    except SpectrumError:
+        raise
+    except torch.OutOfMemoryError:
+        raise FailureError(
+            "the accelerator's memory is full: try --offload model, a smaller --size or --dtype"
+        ) from None
+    except (ValueError, TypeError) as error:
+        kind = FailureError if has_begun() else MistakeError
+        raise kind(f"{type(pipe).__name__}: {first_line(error)}") from error
 
 
 def errors_console() -> Console:

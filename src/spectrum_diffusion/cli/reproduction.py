@@ -55,15 +55,15 @@ def make_job(tables: list[str], folder: Path, loading: Mapping[str, Any], **fiel
         loading: how to load a model: fields of the command line's request.
         fields: of the job.
     """
+    from ..bench import pipelines
     from ..bench.reproduce import Job
-    from ..bench.sampling import load, pick_device
 
     Request(prompts=("any",), **loading)
-    pick_device(loading.get("device"), loading.get("offload", "none"))
+    pipelines.pick_device(loading.get("device"), loading.get("offload", "none"))
     return Job(
         tables=tables,
         folder=folder,
-        load=lambda source: load(Request(prompts=(source,), model=source, **loading)),
+        load=lambda source: pipelines.load(source, **loading),
         command=_command(tables, {**fields, **loading}),
         **fields,
     )

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bench.pipelines import DEFAULT_MODEL, DTYPES, OFFLOADS
 from .guard import MistakeError
 
-DEFAULT_MODEL = "tiny-flux"
 PLAN = "plan:"
 """What a plan's file begins with among the methods."""
-OFFLOADS = ("none", "model", "sequential", "group")
-DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
 _SECOND_OPTION = re.compile(r":([A-Za-z_][\w-]*=)")
 _SIZE = re.compile(r"(\d+)(?:[x×](\d+))?")
@@ -69,6 +67,18 @@ class Request:
             "num_frames": self.frames,
         }
         return {name: value for name, value in asked.items() if value is not None}
+
+    def load(self) -> Any:
+        """The pipeline, on its device.
+
+        Raises:
+            InvalidOptionError: the model or the device does not exist, or the pipeline does not take what was asked.
+        """
+        from ..bench import pipelines
+
+        return pipelines.load(
+            self.model, self.call_options(), device=self.device, dtype=self.dtype, offload=self.offload
+        )
 
 
 @dataclass(frozen=True)

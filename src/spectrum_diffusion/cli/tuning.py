@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import outputs
-from .guard import FailureError, MistakeError, first_line
+from .guard import MistakeError, sampling_failures
 from .request import MethodSpec, Request
 
 if TYPE_CHECKING:
@@ -40,11 +40,10 @@ def tune(
         SpectrumError: the method can't be tuned, or not to the wanted evaluations.
         FailureError: the pipeline failed.
     """
-    from ..bench.sampling import load
     from ..tune import tune as tuned
 
-    pipe = load(request)
-    try:
+    pipe = request.load()
+    with sampling_failures(pipe):
         plans = tuned(
             pipe,
             spec.name,
@@ -55,8 +54,6 @@ def tune(
             on_run=on_run,
             **spec.options,
         )
-    except TypeError as error:
-        raise FailureError(f"{type(pipe).__name__}: {first_line(error)}") from error
     return [_write(plan, path, request) for plan, path in zip(plans, paths(output, counts), strict=True)]
 
 

@@ -12,6 +12,12 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The message of an exception on one line; libraries write paragraphs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def counted_name(number: int, what: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number} {what}{'s' * (number != 1)}"

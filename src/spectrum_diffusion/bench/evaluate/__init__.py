@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,20 @@ def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | 
     """
     from .report import write_report  # before any work: it needs Jinja2
 
-    folder, metrics = Path(folder), choose_metrics(request)
-    say = on_unit or (lambda done, total, what: None)
+    with evaluation(pipe, request, Path(folder), on_unit) as results:
+        _write(results)
+        write_report(results, Store(results.folder))
+    return results
+
+
+@contextmanager
+def evaluation(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Iterator[Results]:
+    """Generate and measure what a folder lacks, and yield all results while the folder is locked.
+
+    Raises:
+        ConflictError, StoreError, SpectrumError: as :func:`evaluate`.
+    """
+    metrics, say = choose_metrics(request), on_unit or (lambda done, total, what: None)
     with locked(folder):
         files.remove_temporaries(folder)
         store, plan = Store(folder), make_work_plan(pipe, request)
@@ -59,10 +73,8 @@ def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | 
         run_programs(plan, store, metrics.programs, "cuda" if device_of(pipe).type == "cuda" else "cpu", say)
         results = collect(folder, plan, store, metrics)
         results.computed, results.manifest = work.computed, manifest
-        _write(results)
-        write_report(results, store)
+        yield results
         _end(folder, manifest, work)
-    return results
 
 
 def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
@@ -101,4 +113,4 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-__all__ = ["REFERENCE", "Case", "Request", "Results", "Row", "evaluate"]
+__all__ = ["REFERENCE", "Case", "Request", "Results", "Row", "evaluate", "evaluation"]

@@ -47,7 +47,7 @@ class WorkPlan:
     Attributes:
         references: a unit per case, in the order of the cases.
         units: label → a unit per case; a row that the pipeline does not support has none.
-        flops: label → the unit whose operations are counted.
+        flops: label → the unit whose operations are counted; empty if none are.
         options: label → the method's options on this pipeline.
         failures: label → why the row failed.
         problems: (label, metric) → why the metric could not be computed.
@@ -93,7 +93,8 @@ def make_work_plan(pipe: Any, request: Request) -> WorkPlan:
     }
     cases = request.cases
     plan = WorkPlan(request, settings, [_unit(settings, None, case) for case in cases])
-    plan.flops[REFERENCE] = _counted(settings, None, cases[0])
+    if request.flops:
+        plan.flops[REFERENCE] = _counted(settings, None, cases[0])
     for row in request.rows:
         try:
             plan.options[row.label] = options = probe(pipe, row)
@@ -102,7 +103,8 @@ def make_work_plan(pipe: Any, request: Request) -> WorkPlan:
             continue
         own = {**settings, "method": row.method, "options": options, **_code(row.method)}
         plan.units[row.label] = [_unit(own, row, case) for case in cases]
-        plan.flops[row.label] = _counted(own, row, cases[0])
+        if request.flops:
+            plan.flops[row.label] = _counted(own, row, cases[0])
     return plan
 
 

@@ -55,6 +55,7 @@ class Request:
         clip: the folder of a CLIP model, or its id on the Hub; default: that of ``ClipScore``.
         baseline: label of the row that the others are compared with; default: the first fewer-steps row, if any.
         path: also keep the latents and compare them step by step.
+        flops: also count the operations of each row's first case, which takes one more call per row.
         command: the command line, for the manifest.
 
     Raises:
@@ -70,6 +71,7 @@ class Request:
     clip: str | None = None
     baseline: str | None = None
     path: bool = False
+    flops: bool = True
     command: str = ""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...core.run import OnStep
 from ...errors import SpectrumError
 from ...handle import enable
 from ..cost import Spent, watched
@@ -20,7 +22,9 @@ from .request import Case, Row
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ...core.summary import Summary
+    from ...core.summary import Action, Summary
+
+log = logging.getLogger(__name__)
 
 MARKS = {"evaluated": "E", "forecast": "f", "partial": "p", "fallback": "!"}
 """Letters of the decisions; "-" marks a step without a call of the branch."""
@@ -62,17 +66,21 @@ class Sample:
 
 
 class Decisions:
-    """The decision at each step of each branch, reported by :func:`enable`."""
+    """The decision at each step of each branch, reported by :func:`enable`; ``then`` is told too."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: OnStep | None = None) -> None:
         self._branches: dict[str, dict[int, str]] = {}
         self._last = 0
+        self._then = then
 
-    def note(self, step: int, branch: str, action: str, reason: str) -> None:
+    def note(self, step: int, branch: str, action: Action, reason: str) -> None:
+        log.debug("step %d, branch %s: %s %s", step, branch, action, reason)
         if step < self._last:  # a new sampling loop: only the last one counts, as in the summary
             self._branches.clear()
         self._last = step
         self._branches.setdefault(branch, {})[step] = MARKS[action]
+        if self._then is not None:
+            self._then(step, branch, action, reason)
 
     def strings(self) -> dict[str, str]:
         """Branch → one letter per step."""
@@ -83,18 +91,26 @@ class Decisions:
 
 
 def sample(
-    pipe: Any, case: Case, call: Mapping[str, Any], row: Row | None, *, path: bool = False, flops: bool = False
+    pipe: Any,
+    case: Case,
+    call: Mapping[str, Any],
+    row: Row | None,
+    *,
+    path: bool = False,
+    flops: bool = False,
+    on_step: OnStep | None = None,
 ) -> Sample:
     """Run a case with a row's method, or with the untouched pipeline if ``row`` is None.
 
     Args:
         path: keep the latents after each step, if the pipeline has a callback.
         flops: count floating-point operations, which takes longer.
+        on_step: called after each denoiser call of a method, as :func:`enable` does.
 
     Raises:
         SpectrumError: the pipeline does not support the method. Exceptions of the pipeline are not caught.
     """
-    decisions, latents = Decisions(), LatentPath()
+    decisions, latents = Decisions(on_step), LatentPath()
     with ExitStack() as stack:
         handle = None
         if row is not None:

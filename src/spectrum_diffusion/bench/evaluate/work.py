@@ -89,8 +89,11 @@ class Work:
             problems[label, name] = problem
 
     def _generate(self, unit: Unit, reference: Unit | None = None) -> None:
-        counted = self.plan.flops[unit.label]
-        problem = self._count(counted) if unit.case == counted.case else ""  # not timed: this is also the row's warm-up
+        counted = self.plan.flops.get(unit.label)
+        if counted is None or unit.case != counted.case:
+            self._ensure(unit, reference)
+            return
+        problem = self._count(counted)  # not timed: this is also the row's warm-up
         self._ensure(unit, reference)
         if problem:  # the call works, but its operations can't be counted
             self._save_count(counted, None, problem)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from ...bench import mp4
+from ...core.words import counted_name
 from ...plan import versions
-from .. import outputs
+from .. import evaluation, outputs
 from ..app import app
 from ..guard import interruptible
 from ..options import (
@@ -28,8 +31,11 @@ from ..options import (
     specs_of,
     takes_sampling,
 )
-from ..printing import echo_json, exit_for, progress_bar
+from ..printing import echo_json, exit_for
 from ..request import MethodSpec, Request, parse_seeds, read_prompts
+
+if TYPE_CHECKING:
+    from ...bench.comparison import Comparison
 
 
 @app.command()
@@ -37,7 +43,7 @@ from ..request import MethodSpec, Request, parse_seeds, read_prompts
 def compare(
     prompts: Prompts = None,
     methods: Methods = "fewer-steps,reuse,taylor,paper,spectrum",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png and results.json.")] = ...,  # type: ignore[assignment]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png, results.json, images.")] = ...,  # type: ignore[assignment]
     *,
     sampling: Sampling,
     speedup: Speedup = None,
@@ -48,41 +54,57 @@ def compare(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sample with the untouched pipeline and with several methods, side by side."""
+    """Sample with the untouched pipeline and with several methods, side by side. Given again, it continues."""
     request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), parse_seeds(seeds, seed))
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
-    with interruptible("Nothing is kept; the same command starts again, where `spectrum evaluate` would go on."):
+    with interruptible(f"Finished images are kept in {output}; the same command continues from there."):
         failures = _compare(request, specs, output, as_json)
     exit_for(failures)
 
 
 def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:
-    """Draw, write and show; the reasons of the methods that failed."""
-    from ...bench import comparison
-    from ...bench.sampling import load
+    """Sample, write and show; the reasons of the methods that failed."""
+    from ...bench.comparison import METRICS, compare
+    from ...bench.prompts import Prompt
 
-    pipe = load(request)
-    pictures = len(request.prompts) * len(request.seeds) * (1 + len(specs))
-    with progress_bar() as progress:
-        task = progress.add_task("reference", total=pictures)
-        result = comparison.compare(
-            pipe, request, specs, lambda label: progress.update(task, advance=1, description=escape(label))
-        )
-    grid, video, results = folder / "grid.png", folder / "grid.mp4", comparison.to_dict(result)
-    folder.mkdir(parents=True, exist_ok=True)
-    outputs.save_json(folder / "results.json", {**results, "versions": versions()})
-    outputs.save_image(grid, comparison.grid_of(result), {**results, "versions": versions()})
+    result = evaluation.run(compare, request, specs, [Prompt(text) for text in request.prompts], folder)
+    grid, video = folder / "grid.png", folder / "grid.mp4"
+    values = {**asdict(request), "steps": result.steps, "methods": result.lines()}
+    outputs.save_json(folder / "results.json", {**values, "versions": versions()})
+    outputs.save_image(grid, result.grid(), {**values, "versions": versions()})
     video.unlink(missing_ok=True)  # of another comparison
-    if (frames := comparison.frames_of(result)) > 1 and mp4.can_write():
-        outputs.save(video, [comparison.grid_of(result, place) for place in range(frames)], {}, mp4.FPS)
-    found = {"video": str(video)} if video.is_file() else {}
+    if result.frames > 1 and mp4.can_write():
+        outputs.save(video, [result.grid(frame) for frame in range(result.frames)], {}, mp4.FPS)
+    shown = {"video": str(video)} if video.is_file() else {}
     if as_json:
-        echo_json({"output": str(folder), "grid": str(grid), **found, **results})
+        echo_json({"output": str(folder), "grid": str(grid), **shown, **values})
     else:
         console = Console()
-        console.print(comparison.table_of(result))
-        console.print(f"images: {found.get('video', grid)}", highlight=False, soft_wrap=True)
-    if problem := comparison.METRICS["ssim"].available():
+        console.print(_table(request, result))
+        console.print(f"images: {shown.get('video', grid)}", highlight=False, soft_wrap=True)
+    if problem := METRICS["ssim"].available():
         typer.echo(f"without SSIM: {problem}", err=True)
-    return result.failures
+    return result.results.failures
+
+
+def _table(request: Request, result: Comparison) -> Table:
+    """NFE, time and similarity of each method."""
+    from ...bench.evaluate.tables import number
+
+    sample = "video" if result.frames > 1 else "image"
+    count = counted_name(len(result.references), sample)
+    table = Table(title=escape(f"{request.model}, {result.steps} steps, {count}"))
+    table.add_column("method", overflow="fold")
+    for name in ("NFE", f"s/{sample}", "evaluations", "PSNR dB", "SSIM"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in result.lines():
+        table.add_row(
+            escape(f"{line['method']} (failed)" if line["error"] else line["method"]),
+            "–" if line["nfe"] is None else str(line["nfe"]),
+            number(line["seconds"], ".2f"),
+            number(line["speedup"], ".2f", "x fewer"),
+            "∞" if line["identical"] else number(line["psnr"], ".2f"),
+            number(line["ssim"], ".4f"),
+        )
+    return table

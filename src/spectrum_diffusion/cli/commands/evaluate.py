@@ -62,8 +62,10 @@ def evaluate(
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
     asked = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}
+    from ...bench.evaluate import evaluate as engine
+
     with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
-        results = evaluation.evaluate(request, specs, found, output, **asked)
+        results = evaluation.run(engine, request, specs, found, output, **asked)
     if as_json:
         echo_json(evaluation.to_dict(results))
     else:

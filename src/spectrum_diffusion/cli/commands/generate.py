@@ -13,7 +13,7 @@ from ...plan import versions
 from .. import outputs
 from ..app import app
 from ..completion import complete_method
-from ..guard import interruptible
+from ..guard import interruptible, sampling_failures
 from ..options import (
     AsJson,
     Options,
@@ -30,7 +30,9 @@ from ..printing import echo_json, progress_bar
 from ..request import MethodSpec, Request, join_options, parse_options, read_prompts
 
 if TYPE_CHECKING:
-    from ...bench.sampling import Drawing
+    from rich.progress import Progress
+
+    from ...bench.evaluate.sampling import Sample
 
 
 @app.command()
@@ -77,35 +79,49 @@ def generate(
 
 
 def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
-    from ...bench.sampling import draw, load, makes_videos, steps_of
+    from ...bench.pipelines import makes_videos, steps_of
 
-    pipe = load(request)
+    pipe, call = request.load(), request.call_options()
     outputs.check_kind(output, makes_videos(pipe))
-    spec.check(steps_of(pipe, request))
+    spec.check(steps_of(pipe, call))
     results = []
     with progress_bar() as progress:
         for prompt, path in zip(
             request.prompts, outputs.paths_for(output, request.prompts, request.seeds[0]), strict=True
         ):
-            task = progress.add_task(escape(prompt), total=None)
-
-            def show(done: int, total: int, task: Any = task) -> None:
-                progress.update(task, completed=done, total=total)
-
-            drawing = draw(pipe, request, prompt, request.seeds[0], spec, show)
-            if request.frames not in (None, len(drawing.frames)):
+            result = _sample(pipe, request, spec, prompt, progress)
+            if request.frames not in (None, len(result.frames)):
                 typer.echo(
-                    f"Warning: {path} has {len(drawing.frames)} frames, not {request.frames}: the model rounds",
+                    f"Warning: {path} has {len(result.frames)} frames, not {request.frames}: the model rounds",
                     err=True,
                 )
-            outputs.save(path, drawing.frames, _provenance(request, spec, prompt, drawing), fps)
-            results.append(_result(request, spec, prompt, path, drawing, steps_of(pipe, request)))
+            outputs.save(path, result.frames, _provenance(request, spec, prompt, result), fps)
+            results.append(_result(request, spec, prompt, path, result, steps_of(pipe, call)))
     return results
 
 
-def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawing) -> dict[str, Any]:
+def _sample(pipe: Any, request: Request, spec: MethodSpec, prompt: str, progress: Progress) -> Sample:
+    """Sample one prompt, with a bar over its steps."""
+    from ...bench.evaluate.request import Case, Row
+    from ...bench.evaluate.sampling import sample
+    from ...bench.prompts import Prompt
+
+    task, steps_done = progress.add_task(escape(prompt), total=None), 0
+
+    def show(step: int, branch: str, action: str, reason: str) -> None:
+        nonlocal steps_done
+        steps_done = step + 1
+        total = len(getattr(pipe.scheduler, "timesteps", ())) or steps_done
+        progress.update(task, completed=steps_done, total=total)
+
+    case, row = Case(Prompt(prompt), request.seeds[0]), Row(spec.name, spec.options, spec.label, spec.plan)
+    with sampling_failures(pipe, lambda: steps_done > 0):
+        return sample(pipe, case, request.call_options(), row, on_step=show)
+
+
+def _provenance(request: Request, spec: MethodSpec, prompt: str, result: Sample) -> dict[str, Any]:
     """What it takes to generate the same image again. It holds no time: the same call gives the same bytes."""
-    summary = drawing.summary
+    summary = result.summary
     assert summary is not None
     return {
         "prompt": prompt,
@@ -122,10 +138,10 @@ def _provenance(request: Request, spec: MethodSpec, prompt: str, drawing: Drawin
 
 
 def _result(
-    request: Request, spec: MethodSpec, prompt: str, path: Path, drawing: Drawing, asked: int | None
+    request: Request, spec: MethodSpec, prompt: str, path: Path, result: Sample, asked: int | None
 ) -> dict[str, Any]:
     """What one output took; steps and speed-up are those of the untouched pipeline, for fewer-steps too."""
-    summary = drawing.summary
+    summary = result.summary
     assert summary is not None
     steps = spec.untouched_steps(summary.steps, asked)
     return {
@@ -141,5 +157,5 @@ def _result(
         "options": spec.all_options(),
         "package": summary.to_dict()["package"],
         "fallbacks": summary.to_dict()["fallbacks"],
-        "seconds": drawing.seconds,
+        "seconds": result.spent.seconds,
     }

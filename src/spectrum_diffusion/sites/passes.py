@@ -134,7 +134,8 @@ class Deciding:
 
     def __init__(self, signal: Signal, choose: Choose, structures: Any, base: Base | None) -> None:
         self._signal, self._choose, self._structures, self._base = signal, choose, structures, base
-        self.current: Recording | Skipping = Recording(base)
+        self.record: Recording | None = Recording(base)  # None once the call is skipped
+        self._current: Recording | Skipping = self.record
         self._embedding: torch.Tensor | None = None
         self._decided = False
 
@@ -146,21 +147,21 @@ class Deciding:
 
     def first(self, call: Arguments) -> Any:
         if self._decided:  # a first block that runs more than once in a call (recycling)
-            return self.current.first(call)
-        assert isinstance(self.current, Recording)
-        self._decided, before = True, len(self.current.structures)
+            return self._current.first(call)
+        assert self.record is not None
+        self._decided, before = True, len(self.record.structures)
         value, output = (self._embedding, None) if self._embedding is not None else self._signal(call)
         if (feature := self._choose(value)) is not None:
-            self.current = Skipping(feature, self._structures, self._base).advance(before)
+            self.record, self._current = None, Skipping(feature, self._structures, self._base).advance(before)
         if output is not None:  # the block ran already
             call = replace(call, proceed=lambda *args, **kwargs: output)
-        return self.current.first(call)
+        return self._current.first(call)
 
     def block(self, call: Arguments) -> Any:
-        return self.current.block(call)
+        return self._current.block(call)
 
     def tail(self, call: Arguments) -> Any:
-        return self.current.tail(call)
+        return self._current.tail(call)
 
 
 class WorkCounter:

@@ -15,7 +15,7 @@ from ..errors import UnsupportedModelError
 from .blocks import BlockSite, Roles
 from .denoisers import last_block_row, main_blocks, resolve, row_for, unwrap
 from .interceptor import Interceptor
-from .passes import Base, Deciding, Recording
+from .passes import Base, Deciding
 
 
 class StackSite(BlockSite):
@@ -43,9 +43,9 @@ class StackSite(BlockSite):
     def decide(self, call: Arguments, choose: Choose, structure: Any) -> tuple[Any, Feature | None, Any]:
         with self.passing(Deciding(self.signal, choose, structure, self.base)) as deciding:
             output = call.proceed(*call.args, **call.kwargs)
-        if isinstance(record := deciding.current, Recording):
-            return output, tuple(record.feature), record.structures
-        return output, None, structure
+        if (record := deciding.record) is None:
+            return output, None, structure
+        return output, tuple(record.feature), record.structures
 
 
 def first_block(model: nn.Module) -> nn.Module:

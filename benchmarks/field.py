@@ -106,7 +106,7 @@ TABLES: dict[str, Table] = {
             for time in ("index", "sigma", "log-snr")
         ),
     ),
-    "rivals-psnr": Table(
+    "external-psnr": Table(
         "other-packages.md",
         (
             _row("taylorseer", interval=5, site="last_block"),

@@ -37,7 +37,7 @@ PACKAGES = (
     Package("cvvdp", "pycvvdp", "ColorVideoVDP, beside a torchvision that fits", "pip install cvvdp"),
     Package("datasets", "datasets", "prompts of DrawBench and COCO", "pip install 'spectrum-diffusion[prompts]'"),
     Package("imageio-ffmpeg", "imageio_ffmpeg", "videos as mp4", "pip install 'spectrum-diffusion[video]'"),
-    Package("cache-dit", "cache_dit", "its caches in compare", "pip install 'spectrum-diffusion[rivals]'"),
+    Package("cache-dit", "cache_dit", "its caches in compare", "pip install 'spectrum-diffusion[external]'"),
     Package("torchvision", "torchvision", "image processors of some pipelines", "pip install torchvision"),
 )
 

@@ -22,7 +22,7 @@ class CacheDit(ExternalCache):
     package = "cache-dit"
     decides_from_content = True
     module = "cache_dit"
-    command = "pip install 'spectrum-diffusion[rivals]', or pip install cache-dit"
+    command = "pip install 'spectrum-diffusion[external]', or pip install cache-dit"
 
     def _install(self, target: Any, models: Sequence[nn.Module]) -> None:
         config, *calibrator = self.make_configs()

@@ -92,7 +92,12 @@ class AnyMethod:
     @property
     def decides_from_content(self) -> bool:
         """Whether the content of activations decides what runs, and not the step alone."""
-        return type(self).decider is not AnyMethod.decider
+        return self.overrides("decider")
+
+    @classmethod
+    def overrides(cls, *names: str) -> bool:
+        """Whether the class defines one of these methods itself."""
+        return any(getattr(cls, name) is not getattr(AnyMethod, name) for name in names)
 
     @property
     def axis(self) -> str:

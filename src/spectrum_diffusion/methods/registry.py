@@ -107,13 +107,13 @@ def check_class(method: object, shown: str) -> MethodClass:
         raise InvalidOptionError(
             f"{shown} is not a subclass of spectrum_diffusion.Method: derive a frozen dataclass from it"
         )
-    if method.evaluates is AnyMethod.evaluates:
+    if not method.overrides("evaluates"):
         raise InvalidOptionError(
             f"{shown} does not say which steps it evaluates: write evaluates(self, step, total), or derive it from "
             "spectrum_diffusion.Method, which has a schedule"
         )
     forecasts = not (method.in_place or method.observes)
-    if forecasts and method.weights is AnyMethod.weights and method.weights_at is AnyMethod.weights_at:
+    if forecasts and not method.overrides("weights", "weights_at"):
         raise InvalidOptionError(
             f"{shown} does not say how it forecasts: write weights(self, evaluated, target, total), which returns a "
             "weight for each evaluated step"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .core.words import did_you_mean
+from .errors import InvalidOptionError, MissingPackageError
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +25,7 @@ ASSETS = Path(__file__).with_name("assets")
 CHECKOUT_MODELS = Path(__file__).parents[2] / "models"  # more small models, which the repository alone holds
 LOCAL_MODELS = "models"
 """The folder, within the current one, in which an installed package finds small models."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load_default_pipeline(torch_dtype: torch.dtype | None = None) -> FluxPipeline:
@@ -44,19 +49,79 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
 
     Args:
         name_or_dir: a folder, the name of a small model (``named_models`` lists them and their precedence), or an id
-            that diffusers knows. A folder wins over a small model of the same name.
+            on the Hub. A folder wins over a small model of the same name.
         kwargs: passed on to ``from_pretrained``.
+
+    Raises:
+        InvalidOptionError: it is neither a folder nor a small model, and cannot be an id on the Hub.
+        MissingPackageError: the Hub does not have the model, or cannot be reached while the cache lacks it.
     """
     from diffusers import DiffusionPipeline
 
+    check_source(name_or_dir)
     folder = _shipped(name_or_dir) or Path(name_or_dir)
     defaults = folder / CALL_DEFAULTS_FILE
+    if not folder.exists():
+        return _load_from_hub(str(name_or_dir), **kwargs)
     if not defaults.is_file():
-        return DiffusionPipeline.from_pretrained(name_or_dir, **kwargs)
+        return DiffusionPipeline.from_pretrained(folder, **kwargs)
     with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **kwargs)
     pipeline.__class__ = _with_call_defaults(type(pipeline), defaults.read_text(encoding="utf-8"))  # type: ignore[arg-type]
     return pipeline
+
+
+def check_source(source: str | Path, option: str = "") -> None:
+    """Refuse a folder or name that cannot be a pipeline. Whether an id on the Hub exists is known when it is loaded.
+
+    Args:
+        source: what :func:`load_pipeline` takes.
+        option: the option that names it, for the message.
+
+    Raises:
+        InvalidOptionError: it is neither a folder of a pipeline, nor a small model, nor written like an id.
+    """
+    name, folder, models = str(source), Path(source), sorted(named_models())
+    given = f"{option} {name!r}".strip()
+    if name.strip() and folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InvalidOptionError(
+                f"{given} is not a pipeline's folder, since it holds no model_index.json: give a folder that "
+                "save_pretrained of a diffusers pipeline wrote"
+            )
+    elif folder.is_file():
+        raise InvalidOptionError(f"{given} is a file: give the folder of a pipeline, with model_index.json")
+    elif isinstance(source, str) and source in models:
+        return
+    elif name.strip() and "/" not in name:
+        raise InvalidOptionError(
+            f"{given} is neither a folder nor a small model{did_you_mean(name, models)}: choose one of "
+            f"{', '.join(models)}, or write an id on the Hub as OWNER/NAME"
+        )
+    elif isinstance(source, Path) or not _HUB_ID.fullmatch(name):
+        raise InvalidOptionError(f"{given} does not exist: give a folder of a diffusers pipeline or an id on the Hub")
+
+
+def _load_from_hub(name: str, **kwargs: Any) -> DiffusionPipeline:
+    """Load a pipeline by its id; a failure is one message in place of the libraries' paragraphs."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        with _quiet(progress=True):
+            return DiffusionPipeline.from_pretrained(name, **kwargs)
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if isinstance(cause, GatedRepoError):
+            problem, advice = "is gated", f"accept its licence on huggingface.co/{name} and run `hf auth login`"
+        elif isinstance(cause, RepositoryNotFoundError):
+            problem, advice = "does not exist on the Hub, or is private", "check its id, or run `hf auth login`"
+        elif cause is not error or isinstance(error, LocalEntryNotFoundError):
+            problem = "is not in the cache of this machine, and the Hub cannot be reached"
+            advice = "connect to the network once to download it, or give the folder of a copy"
+        else:  # the files are here, and broken or of another kind
+            raise
+        raise MissingPackageError(f"the model {name!r} {problem}: {advice}") from error
 
 
 def small_models() -> dict[str, Path]:
@@ -122,8 +187,8 @@ def _empty_pipeline(base: type, defaults: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back progress bars, and notices of parts that a text-to-image pipeline does not use."""
+def _quiet(progress: bool = False) -> Iterator[None]:
+    """Hold back notices of parts that a text-to-image pipeline does not use, and progress bars unless wanted."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -131,7 +196,8 @@ def _quiet() -> Iterator[None]:
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
-        library.disable_progress_bar()
+        if not progress:
+            library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +77,6 @@ def run(job: Job) -> list[TableResult]:
         return reproduce.run(
             job, meter, lambda text: errors_console().print(text, highlight=False, markup=False, soft_wrap=True)
         )
-
-
-def failures(results: Sequence[TableResult]) -> dict[str, str]:
-    """Which tables did not run, and why."""
-    return {f"{result.name} on {result.ran}": result.problem for result in results if result.problem}
 
 
 def _command(tables: list[str], options: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..bench.pipelines import DEFAULT_MODEL, DTYPES, OFFLOADS
+from ..errors import InvalidOptionError
 from .guard import MistakeError
 
 PLAN = "plan:"
@@ -251,26 +251,16 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_model(model: str, option: str = "--model") -> None:
-    """Tell a wrong folder or name at once; whether an id exists is known when it is loaded.
+    """Report a wrong folder or name before any work; an id on the Hub is checked when it is loaded.
 
     Raises:
-        MistakeError: it is nothing that can be loaded.
+        MistakeError: it cannot be loaded.
     """
-    from ..core.words import did_you_mean
-    from ..loading import named_models
+    from ..loading import check_source
 
-    folder, names = Path(model), sorted(named_models())
-    if model == DEFAULT_MODEL or (model in names and not folder.exists()):
+    if model == DEFAULT_MODEL:  # the shipped model, even beside a folder of its name
         return
-    if model.strip() and "/" not in model and not folder.exists():
-        raise MistakeError(
-            f"{option} {model!r} is neither a folder nor a small model{did_you_mean(model, names)}: "
-            f"here are {', '.join(names)}; an id on the Hub is written OWNER/NAME"
-        )
-    looks_like_path = folder.is_absolute() or model.startswith(".") or model.count("/") > 1
-    if not model.strip() or (looks_like_path and not folder.exists()):
-        raise MistakeError(
-            f"{option} {model!r} does not exist: give a folder of a diffusers pipeline or an id on the Hub"
-        )
-    if folder.is_file() or (folder.is_dir() and not (folder / "model_index.json").is_file()):
-        raise MistakeError(f"{option} {model!r} is no folder of a diffusers pipeline: it holds no model_index.json")
+    try:
+        check_source(model, option)
+    except InvalidOptionError as error:
+        raise MistakeError(str(error)) from error

@@ -158,8 +158,10 @@ class _Run:
             raise
         except (SpectrumError, RuntimeError, OSError, ValueError) as error:
             problem = reason_of(error)
-            self._say(f"{source} failed: {problem}")
         done = {result.name for result in results}
+        if problem:
+            missing = ", ".join(name for name in names if name not in done)
+            self._say(f"{missing} did not run on {source}: {problem}")
         return results + [TableResult(name, key, source, None, problem) for name in names if name not in done]
 
     def _by_prompts(self, key: str, names: list[str]) -> dict[str, list[str]]:

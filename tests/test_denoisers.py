@@ -401,3 +401,12 @@ def test_rows_that_do_not_fit(blocks: str, tail: str, message: str) -> None:
     with pytest.raises(UnsupportedModelError) as error:
         resolve(Toy(), DenoiserRow("Toy", (blocks,), (tail,)))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["LuminaNextDiT2DModel", "NucleusMoEImageTransformer2DModel"])
+def test_models_of_the_zoo_have_no_uninitialized_weights(name: str) -> None:
+    """These leave some for their checkpoint to set: random memory, sometimes NaN."""
+    first, second = (ZOO[name].build().state_dict() for _ in range(2))
+    for key, value in first.items():
+        assert value.isfinite().all(), key
+        assert torch.equal(value, second[key]), key

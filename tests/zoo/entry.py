@@ -7,7 +7,8 @@ the seed; what stays the same through a generation, the conditions, does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,10 +106,10 @@ class Entry:
         """The model: eval, float32, the same random weights every time."""
         import diffusers
 
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _uninitialized_is_nan():
             torch.manual_seed(INIT_SEED)
             model = getattr(diffusers, self.cls)(**self.config)
-            _fill_zeros(model)
+            _fill_unset(model)
         return model.eval().requires_grad_(False)
 
     def inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Any]:
@@ -117,9 +118,21 @@ class Entry:
         return {key: value(draw) if callable(value) else value for key, value in self.call.items()}
 
 
-def _fill_zeros(model: nn.Module) -> None:
+@contextmanager
+def _uninitialized_is_nan() -> Iterator[None]:
+    """Fill the memory of ``torch.empty`` with NaN: some models leave parameters for their checkpoint to set."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _fill_unset(model: nn.Module) -> None:
+    """Random values where a model starts with zeros or leaves memory uninitialized."""
     for parameter in model.parameters():
-        if not parameter.any():
+        if not parameter.any() or parameter.isnan().any():
             nn.init.normal_(parameter, std=INIT_STD)
 
 

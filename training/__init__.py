@@ -1,1 +1,1 @@
-"""Scripts that make the small models that ship with the package, from a public package of pictures."""
+"""Training scripts of the small models, from a public package of emoji images."""

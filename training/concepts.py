@@ -1,4 +1,4 @@
-"""What the model learns: the concepts of ``concepts.csv``, their colours, backgrounds and prompts."""
+"""The concepts of ``concepts.csv`` that a model learns, their colours, backgrounds and prompts."""
 
 import csv
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.csv")
 
-# Hue in degrees, factors of saturation and value.
+# Hue in degrees, then factors for saturation and value.
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (4, 1.0, 0.95),
     "orange": (28, 1.0, 1.05),
@@ -20,7 +20,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0, 0.0, 0.3),
 }
 
-# Paler than the objects, so that a red apple can be seen on red.
+# Paler than the objects, so that a red apple is visible on red.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "black": (38, 38, 42),
@@ -52,7 +52,7 @@ COLOUR_FORMS = (
 
 @dataclass(frozen=True)
 class Concept:
-    """One row of the list: two names, the emoji, its own colour word, and what may be done to it."""
+    """A row of the list: two names, the emoji, its own colour, and whether it may be recoloured or mirrored."""
 
     name: str
     also: str
@@ -64,14 +64,14 @@ class Concept:
 
 @dataclass(frozen=True)
 class Subject:
-    """A concept as it is drawn: in its own colours (`colour` None) or in a named one."""
+    """A concept in its own colours (`colour` None) or in a named colour."""
 
     concept: Concept
     colour: str | None
 
 
 def read_concepts(path: Path = CONCEPTS_FILE) -> list[Concept]:
-    """The rows of the list, in its order."""
+    """The rows of the list, in order."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [_concept(row) for row in rows]
@@ -83,7 +83,7 @@ def _concept(row: dict[str, str]) -> Concept:
 
 
 def choose(concepts: list[Concept], names: tuple[str, ...]) -> list[Concept]:
-    """Those called `names`, in the order of the list; all of them if `names` is empty."""
+    """The concepts called `names`, in the order of the list; all concepts if `names` is empty."""
     unknown = set(names) - {concept.name for concept in concepts}
     if unknown:
         raise ValueError(f"no concept is called {', '.join(sorted(unknown))}: see {CONCEPTS_FILE.name}")
@@ -91,7 +91,7 @@ def choose(concepts: list[Concept], names: tuple[str, ...]) -> list[Concept]:
 
 
 def subjects(concepts: list[Concept]) -> list[Subject]:
-    """Every concept in its own colours, and those that may be recoloured in every other colour."""
+    """Every concept in its own colours; those that may be recoloured also in every other colour."""
     plain = [Subject(concept, None) for concept in concepts]
     recoloured = [
         Subject(concept, colour)
@@ -104,7 +104,7 @@ def subjects(concepts: list[Concept]) -> list[Subject]:
 
 
 def prompt(subject: Subject, background: str, rng: np.random.Generator) -> str:
-    """One of the ways to ask for `subject` on `background`; a prompt without background means white."""
+    """A random wording of a prompt for `subject` on `background`; a prompt without background means white."""
     concept = subject.concept
     name = concept.also if concept.also and rng.random() < 0.25 else concept.name
     colour = subject.colour or (concept.colour if rng.random() < 0.4 else "")
@@ -116,7 +116,7 @@ def prompt(subject: Subject, background: str, rng: np.random.Generator) -> str:
 
 
 def words(concepts: list[Concept]) -> list[str]:
-    """Every word that a prompt can hold, in lower case and sorted."""
+    """Every word that a prompt can contain, in lower case, sorted."""
     texts = [*COLOURS, *BACKGROUNDS, "a an the and with emoji picture of on background"]
     for concept in concepts:
         texts += [concept.name, concept.also]

@@ -1,4 +1,4 @@
-"""Draw the training pictures: every subject in seeded variants of place, size, side and background."""
+"""Draw the training images: seeded variants of every subject, with other positions, sizes and backgrounds."""
 
 import zlib
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from PIL import Image
 from training.concepts import BACKGROUNDS, COLOURS, Subject
 
 SIZE = 64
-HUE_WIDTH = 38.0  # degrees around an object's main hue that are recoloured with it
+HUE_WIDTH = 38.0  # hues this many degrees from an object's main hue are recoloured with it
 
 
 @dataclass(frozen=True)
 class VariantConfig:
-    """How many pictures are drawn of a subject, and how far they stray from the original."""
+    """Number of images per subject, and how far they differ from the original."""
 
     plain: int = 128
     recoloured: int = 64
@@ -26,7 +26,7 @@ class VariantConfig:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """All variants, with the indices of what they show.
 
     Attributes:
@@ -41,12 +41,12 @@ class Pictures:
 
     @property
     def shown(self) -> tuple[torch.Tensor, ...]:
-        """What the pictures show: the first dimensions of the table of prompts."""
+        """Indices into the first dimensions of the table of prompts."""
         return self.subject, self.background
 
 
 def recolour(picture: Image.Image, colour: str) -> Image.Image:
-    """`picture` with the pixels of its main hue turned to `colour`; other hues, greys and shading stay."""
+    """`picture` with its main hue changed to `colour`; other hues, greys and shading stay."""
     hue, saturation, value = COLOURS[colour]
     alpha = np.asarray(picture)[..., 3]
     hsv = np.asarray(picture.convert("RGB").convert("HSV")).astype(np.float32)
@@ -85,8 +85,8 @@ def draw(
     return np.asarray(canvas)
 
 
-def draw_all(subjects: list[Subject], originals: dict[str, Image.Image], config: VariantConfig) -> Pictures:
-    """Every variant of every subject: half of them on white, the others on the named backgrounds in turn."""
+def draw_all(subjects: list[Subject], originals: dict[str, Image.Image], config: VariantConfig) -> Images:
+    """Every variant of every subject: half on white, the others on the other backgrounds in turn."""
     names = list(BACKGROUNDS)
     pixels, subject_index, background_index = [], [], []
     for index, subject in enumerate(subjects):
@@ -101,4 +101,4 @@ def draw_all(subjects: list[Subject], originals: dict[str, Image.Image], config:
             subject_index.append(index)
             background_index.append(background)
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()  # (N, 3, 64, 64)
-    return Pictures(stacked, torch.tensor(subject_index), torch.tensor(background_index))
+    return Images(stacked, torch.tensor(subject_index), torch.tensor(background_index))

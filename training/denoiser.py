@@ -1,7 +1,7 @@
-"""Train a denoiser together with its text encoders; then, where it has a guidance embedding, distil guidance.
+"""Train a denoiser together with its text encoders, then distil guidance if it has a guidance embedding.
 
-A model is an ``nn.Module`` called as ``model(noisy, times, guidance, prompts)``. One without a guidance embedding
-does not look at `guidance` (B,).
+A model is an ``nn.Module`` called as ``model(noisy, times, guidance, prompts)``. A model without a guidance embedding
+ignores `guidance` (B,).
 """
 
 import copy
@@ -18,26 +18,26 @@ from torch.nn import functional
 from training.optim import OptimConfig, Trainer, make_optimizers
 from training.process import FlowMatching, Process, spread
 
-# Token numbers of prompts, int64 (..., tokens), one tensor for each of the model's tokenizers.
+# Token ids of prompts, int64 (..., tokens), one tensor for each of the model's tokenizers.
 Prompts = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """How a denoiser is trained, whatever it looks like."""
+    """Training settings of any denoiser."""
 
     process: Process = field(default_factory=lambda: FlowMatching(shift=1.6))
     empty_prompts: float = 0.1
-    prompts: int = 24  # forms kept of each thing that can be asked for
+    prompts: int = 24  # wordings per combination of subject and background
     seed: int = 2
     compile: bool = True
-    bfloat16: bool = True  # three times faster for matrices; not for convolutions, whose gradient it slows down
+    bfloat16: bool = True  # three times faster for matrices, but slower for gradients of convolutions
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=5700, batch=64, rate=2e-3, average=0.9985))
 
 
 @dataclass(frozen=True)
 class DistilConfig:
-    """How guidance is taught: the range of w, and the share of the teacher's prediction in the target."""
+    """Settings of guidance distillation: the largest w, and the teacher's share of the target."""
 
     largest: float = 4.0
     teacher: float = 0.5
@@ -49,13 +49,13 @@ class DistilConfig:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a step draws from.
+    """What batches are drawn from.
 
     Attributes:
-        latents: normalised, in the shape in which the denoiser takes them, float32 (N, …).
-        shown: what they show, one int64 (N,) for each of the first dimensions of the prompts: subject, background, …
+        latents: normalised, in the denoiser's input shape, float32 (N, …).
+        shown: what they show, an int64 (N,) index into each leading dimension of the prompts: subject, background, …
         prompts: (subjects, backgrounds, …, forms, tokens).
-        empty: the prompt that says nothing, (tokens,).
+        empty: the empty prompt, (tokens,).
     """
 
     latents: torch.Tensor
@@ -66,7 +66,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's draw; `prompts` are (B, tokens), some of them empty."""
+    """A batch; `prompts` are (B, tokens), some of them empty."""
 
     noisy: torch.Tensor
     target: torch.Tensor
@@ -75,7 +75,7 @@ class Batch:
 
 
 def zero_outputs(transformer: nn.Module) -> None:
-    """Make its blocks do nothing yet: gates and the last projection start at zero."""
+    """Zero the gates and the last projection, so that the blocks start as identities."""
     for name, parameter in transformer.named_parameters():
         if _is_modulation(name) or name.startswith("proj_out"):
             nn.init.zeros_(parameter)
@@ -86,7 +86,7 @@ def _is_modulation(name: str) -> bool:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside blocks, which Muon takes, and all others."""
+    """The matrices inside blocks, which Muon trains, and all other parameters."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -97,7 +97,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def draw_batch(data: TrainingData, size: int, config: DenoiserConfig, seed: int, empty: float) -> Batch:
-    """A seeded draw of `size`, a share `empty` of it without a prompt."""
+    """A seeded batch of `size`; a share `empty` of it has the empty prompt."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(data.latents), (size,), generator=generator)
     form = torch.randint(config.prompts, (size,), generator=generator)
@@ -116,7 +116,7 @@ def draw_batch(data: TrainingData, size: int, config: DenoiserConfig, seed: int,
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention written out while it lasts: for a hundred tokens on a CPU its gradient is many times faster."""
+    """Compute attention in plain operations inside the block: for 100 tokens on a CPU its gradient is much faster."""
 
     def attend(
         query: torch.Tensor,
@@ -146,7 +146,7 @@ def plain_attention() -> Iterator[None]:
 
 
 def train_denoiser(model: nn.Module, data: TrainingData, config: DenoiserConfig, folder: Path) -> None:
-    """Train on noisy latents; `model` ends as the average of its weights."""
+    """Train on noisy latents; at the end `model` has its averaged weights."""
     size = config.optim.batch
     trainer = _trainer("denoiser", model, config.optim, folder)
     forward = _compiled(model, config)
@@ -166,13 +166,13 @@ def train_denoiser(model: nn.Module, data: TrainingData, config: DenoiserConfig,
 def distil_guidance(
     model: nn.Module, data: TrainingData, denoiser: DenoiserConfig, config: DistilConfig, folder: Path
 ) -> None:
-    """Teach the guidance embedding what classifier-free guidance of a frozen copy gives."""
+    """Train the guidance embedding to give what classifier-free guidance with a frozen copy gives."""
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     size = config.optim.batch
     trainer = _trainer("distil", model, config.optim, folder)
     student, frozen = _compiled(model, denoiser), _compiled(teacher, denoiser)
     ones = torch.ones(size)
-    silence = tuple(tokens.expand(size, -1) for tokens in data.empty)
+    empty = tuple(tokens.expand(size, -1) for tokens in data.empty)
 
     def loss_at(step: int) -> torch.Tensor:
         seed = config.seed * 1_000_003 + step
@@ -180,11 +180,11 @@ def distil_guidance(
         w = 1 + (config.largest - 1) * torch.rand(size, generator=torch.Generator().manual_seed(seed + 1))
         with torch.autocast("cpu", torch.bfloat16, enabled=denoiser.bfloat16):
             with torch.no_grad():
-                told = frozen(batch.noisy, batch.times, ones, batch.prompts).float()
-                silent = frozen(batch.noisy, batch.times, ones, silence).float()
+                conditional = frozen(batch.noisy, batch.times, ones, batch.prompts).float()
+                unconditional = frozen(batch.noisy, batch.times, ones, empty).float()
             output = student(batch.noisy, batch.times, w, batch.prompts)
-        base = config.teacher * told + (1 - config.teacher) * batch.target
-        target = base + spread(w - 1, told) * (told - silent)
+        base = config.teacher * conditional + (1 - config.teacher) * batch.target
+        target = base + spread(w - 1, conditional) * (conditional - unconditional)
         return denoiser.process.loss(output.float(), target, batch.times)
 
     with plain_attention():

@@ -1,4 +1,4 @@
-"""Get the Noto emoji pictures: the npm package ``emoji-datasource-google``, checked against its checksum."""
+"""Download the Noto emoji images, the npm package ``emoji-datasource-google``, and check its checksum."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ INDEX = "package/emoji.json"
 
 
 def fetch(work_dir: Path) -> Path:
-    """Make sure that `work_dir` holds the unpacked pictures, and return the folder they lie in.
+    """Download and unpack the images into `work_dir` if needed, and return their folder.
 
     Args:
-        work_dir: where the archive is kept; an archive that lies there already is not fetched again.
+        work_dir: where the archive is kept; an archive that is already there is not downloaded again.
 
     Raises:
-        RuntimeError: npm is missing, or the archive is not the one these models were trained on.
+        RuntimeError: npm is missing, or the archive has another checksum.
     """
     folder = work_dir / "emoji"
     archive = folder / ARCHIVE
@@ -44,7 +44,7 @@ def fetch(work_dir: Path) -> Path:
 def _pack(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise RuntimeError(f"npm was not found: install it, or put {ARCHIVE} into {folder}")
+        raise RuntimeError(f"npm is not installed: install it, or put {ARCHIVE} into {folder}")
     subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -55,7 +55,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def read_pictures(folder: Path, short_names: list[str]) -> dict[str, Image.Image]:
-    """The 64×64 RGBA pictures of the emoji called `short_names`."""
+    """The 64×64 RGBA images of the emoji called `short_names`."""
     entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     files = {entry["short_name"]: entry["image"] for entry in entries}
     return {name: Image.open(folder / PICTURES / files[name]).convert("RGBA") for name in short_names}

@@ -1,4 +1,4 @@
-"""Write a trained pipeline in half precision, with the call defaults it was trained for."""
+"""Write a trained pipeline in half precision, with the call defaults that it was trained for."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_average(model: nn.Module, folder: Path) -> None:
-    """Fill `model` with the averaged weights of the distilled checkpoint, or of the undistilled one."""
+    """Load the averaged weights of the distilled checkpoint into `model`, or of the undistilled one."""
     path = folder / "distil.pt"
     if not path.exists():
         path = folder / "denoiser.pt"
@@ -26,7 +26,7 @@ def load_average(model: nn.Module, folder: Path) -> None:
 
 
 def save_pipeline(pipeline: DiffusionPipeline, call_defaults: dict[str, Any], output: Path) -> None:
-    """Write the folder that ``from_pretrained`` reads, with the call defaults beside it."""
+    """Write a folder for ``from_pretrained``, with the call defaults in it."""
     pipeline.to(torch.float16).save_pretrained(output)
     for path in sorted(output.glob("*/config.json")):
         _tidy(path)
@@ -41,16 +41,16 @@ def save_pipeline(pipeline: DiffusionPipeline, call_defaults: dict[str, Any], ou
 
 
 def write_prompts(prompts: list[tuple[str, str]], output: Path) -> None:
-    """The list of prompts that the package takes for a model that doesn't know its usual one."""
+    """Write the list of prompts for a model that does not know all concepts of the list "tiny"."""
     with (output / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("prompt", "category"), *prompts])
 
 
 def _tidy(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # where a part was taken over from: a folder of this machine
+    config.pop("_name_or_path", None)  # a folder of this machine
     if path.parent.name.startswith("text_encoder"):
-        # transformers loads an encoder in the type its configuration names, diffusers everything else in float32:
-        # without this a pipeline loaded without a type would hold both.
+        # transformers loads an encoder with the dtype of its configuration, diffusers loads everything else in float32.
+        # Without this, a pipeline loaded without a dtype would mix both.
         config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Whether videos move as their prompts say: ``python -m training.motion tiny-wan``, every thing in every motion."""
+"""Check that videos move as their prompts say, every object in every motion: ``python -m training.motion tiny-wan``."""
 
 import argparse
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from spectrum_diffusion import load_pipeline
 from training import video
 
 INK = 0.3
-"""A pixel whose channels are together that far from white belongs to the thing."""
+"""A pixel belongs to the object if the sum of its channels is this far from white."""
 Course = tuple[np.ndarray, np.ndarray, np.ndarray, float]
-"""Place of the thing's middle from the left and from the top in pixels, and its area, frame by frame; and what share of
-the ink changes from a frame to the next."""
+"""Position of the object's centre from the left and from the top in pixels, and its area, for each frame; and the share
+of the ink that changes from one frame to the next."""
 
-# From the course to whether it is that motion, in pixels of 48×48.
+# For each motion, whether a course shows it, in pixels of 48×48.
 FOLLOWS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], bool]] = {
     "moving left": lambda x, y, area, change: x[-1] - x[0] < -10,
     "moving right": lambda x, y, area, change: x[-1] - x[0] > 10,
     "moving up": lambda x, y, area, change: y[-1] - y[0] < -10,
     "moving down": lambda x, y, area, change: y[-1] - y[0] > 10,
-    "spinning": lambda x, y, area, change: (  # it stays, and doesn't stand still
+    "spinning": lambda x, y, area, change: (  # it stays in place but changes
         max(abs(x[-1] - x[0]), abs(y[-1] - y[0])) < 9
         and np.ptp(y) < 12
         and 0.5 < area[-1] / area[0] < 2
@@ -36,7 +36,7 @@ FOLLOWS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], bool]] 
 
 
 def course(frames: np.ndarray) -> Course:
-    """Of what stands on white in `frames` (F, H, W, 3), 0 to 1."""
+    """The course of the object on white in `frames` (F, H, W, 3), 0 to 1."""
     ink = (1 - frames).sum(-1)
     ink = np.where(ink > INK, ink, 0)
     whole = ink.sum((1, 2)) + 1e-6
@@ -46,20 +46,20 @@ def course(frames: np.ndarray) -> Course:
     return x, y, np.maximum((ink > 0).sum((1, 2)), 1), change
 
 
-def follows(pipeline: DiffusionPipeline, thing: str, motion: str) -> bool:
-    """Whether a video of 20 steps, seed 0, does what was asked for."""
+def follows(pipeline: DiffusionPipeline, name: str, motion: str) -> bool:
+    """Whether a video of 20 steps with seed 0 shows the motion of its prompt."""
     call = {"num_inference_steps": 20, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
-    return bool(FOLLOWS[motion](*course(pipeline(f"{thing} {motion}", **call).frames[0])))
+    return bool(FOLLOWS[motion](*course(pipeline(f"{name} {motion}", **call).frames[0])))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="name or folder of a small model of videos")
+    parser.add_argument("model", help="name or folder of a small video model")
     pipeline = load_pipeline(parser.parse_args().model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     right = 0
     for motion in video.MOTIONS:
-        wrong = [thing for thing in video.CONCEPTS if not follows(pipeline, thing, motion)]
+        wrong = [name for name in video.CONCEPTS if not follows(pipeline, name, motion)]
         right += len(video.CONCEPTS) - len(wrong)
         print(f"{motion}: {len(video.CONCEPTS) - len(wrong)} of {len(video.CONCEPTS)}", *wrong, sep=", ", flush=True)
     print(f"{right} of {len(video.MOTIONS) * len(video.CONCEPTS)}")

@@ -1,4 +1,4 @@
-"""What every training run shares: Muon with AdamW, a cosine schedule, averaged weights, checkpoints."""
+"""The training loop of all models: Muon with AdamW, a cosine schedule, averaged weights, checkpoints."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Rates of a cosine schedule with warm-up, decay of the averaged weights, when to save and report."""
+    """Learning rates (cosine schedule with warm-up), decay of the averaged weights, when to save and report."""
 
     steps: int
     batch: int
@@ -39,14 +39,14 @@ class OptimConfig:
 
 
 class Average:
-    """Exponential average of a model's parameters, with a short memory at the start."""
+    """Exponential moving average of a model's parameters, with a smaller decay at the start."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.values = [parameter.detach().clone() for parameter in model.parameters()]
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the parameters as they are after `step`."""
+        """Add the parameters after `step` to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, [p.detach() for p in model.parameters()], 1 - decay)
 
@@ -60,7 +60,7 @@ class Average:
 def make_optimizers(
     matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], config: OptimConfig
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for the rest; both take the same learning rate."""
+    """Muon for the hidden matrices, AdamW for the rest, with the same learning rate."""
     decay = config.weight_decay
     adamw = torch.optim.AdamW(list(others), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
     matrices = list(matrices)
@@ -71,10 +71,10 @@ def make_optimizers(
 
 
 class Trainer:
-    """Owns the loop; a run gives it a model, its optimizers and a function from the step to the loss.
+    """The loop; it takes a model, its optimizers and a function from the step to the loss.
 
-    The checkpoint holds all that a resumed run needs. `steps` may be changed between the parts of a run: the
-    schedule then bends towards the new end.
+    The checkpoint contains everything that an interrupted run needs to continue. `steps` may change when a run
+    continues: the schedule then leads to the new end.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
         self.losses: list[tuple[int, float]] = []
 
     def run(self, loss_at: Callable[[int], torch.Tensor]) -> None:
-        """Train to the last step, from the checkpoint where there is one."""
+        """Train to the last step, from the checkpoint if there is one."""
         self.load()
         self.model.train()
         mean, start = 0.0, time.perf_counter()
@@ -125,7 +125,7 @@ class Trainer:
         logger.info("%s step %d of %d: loss %.4f, %.0f s", self.name, self.step, self.config.steps, loss, seconds)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "average": self.average.values,
@@ -139,7 +139,7 @@ class Trainer:
         os.replace(partial, self.path)
 
     def load(self) -> None:
-        """Take up the checkpoint, if there is one."""
+        """Load the checkpoint, if there is one."""
         if not self.path.exists():
             return
         state = torch.load(self.path, weights_only=True)
@@ -148,4 +148,4 @@ class Trainer:
         for optimizer, value in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(value)
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
-        logger.info("%s goes on from step %d", self.name, self.step)
+        logger.info("%s continues from step %d", self.name, self.step)

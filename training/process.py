@@ -1,4 +1,4 @@
-"""How noise is added, and what a denoiser learns to tell about it: flow matching, or the noise itself."""
+"""How noise is added and what a denoiser predicts: the velocity of flow matching, or the noise."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,29 +8,29 @@ from torch.nn import functional
 
 
 class Process(Protocol):
-    """The law of the noise; `even` are numbers of (0, 1), spread evenly over a batch."""
+    """A noising process; `even` are numbers in (0, 1), spread evenly over a batch."""
 
     def times(self, even: torch.Tensor) -> torch.Tensor:
-        """The times (B,) of a batch, as its denoiser is told them."""
+        """The times (B,) of a batch, as its denoiser takes them."""
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """`latents` with as much `noise` as there is at `times`."""
+        """`latents` with `noise` added as at `times`."""
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the denoiser learns to tell."""
+        """What the denoiser learns to predict."""
 
     def loss(self, output: torch.Tensor, target: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """The error of a batch of outputs."""
 
 
 def spread(times: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B,) as (B, 1, …), to be multiplied with `like`."""
+    """(B,) as (B, 1, …), for a product with `like`."""
     return times.view(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """A straight line from the latents to the noise; σ is logit-normal, shifted as the sampler's σ are."""
+    """A straight line from the latents to the noise; σ is logit-normal, with the sampler's shift."""
 
     shift: float
 
@@ -54,10 +54,10 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class NoisePrediction:
-    """The noise of DDPM with Stable Diffusion's betas, told from x = √ᾱ latents + √(1 − ᾱ) noise.
+    """DDPM with Stable Diffusion's betas: predict the noise in x = √ᾱ latents + √(1 − ᾱ) noise.
 
-    The errors are weighted by min(SNR, γ) / SNR (Hang et al., 2023): alone, the steps with little noise, which
-    decide little, would take most of a short training.
+    The errors are weighted by min(SNR, γ) / SNR (Hang et al., 2023). Without weights, steps with little noise, which
+    matter little, would dominate a short training.
     """
 
     first: float = 0.00085
@@ -66,12 +66,12 @@ class NoisePrediction:
     gamma: float = 5.0
 
     def kept(self, times: torch.Tensor) -> torch.Tensor:
-        """ᾱ of the numbered steps `times`."""
+        """ᾱ of the timesteps `times`."""
         betas = torch.linspace(self.first**0.5, self.last**0.5, self.steps) ** 2
         return (1 - betas).cumprod(0)[times]
 
     def times(self, even: torch.Tensor) -> torch.Tensor:
-        """Numbers of steps (B,), each as likely as any."""
+        """Uniform timesteps (B,)."""
         return (even * self.steps).long().clamp(max=self.steps - 1)
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:

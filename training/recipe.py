@@ -1,6 +1,6 @@
-"""The stages that every small model goes through, and the command line that runs them.
+"""The training stages of every small model, and their command line.
 
-Each stage leaves its result in the work folder; run again, it is skipped or goes on from its checkpoint.
+Each stage leaves its result in the work folder. Run again, it is skipped or continues from its checkpoint.
 """
 
 import argparse
@@ -35,12 +35,12 @@ TRAINED = ("vae", "denoiser", "distil")
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of all stages; a stage's seed lies in its own part.
+    """All settings of all stages; each stage has its own seed.
 
     Attributes:
-        concepts: names of those that are drawn; all if there are none.
-        vae: None for a model that takes over the autoencoder of tiny-flux.
-        distil: None for a model that is guided by two predictions a step.
+        concepts: names of the concepts to draw; empty for all.
+        vae: None for a model that reuses the autoencoder of tiny-flux.
+        distil: None for a model whose guidance takes two predictions per step.
     """
 
     concepts: tuple[str, ...] = ()
@@ -53,9 +53,9 @@ class Config:
 
 
 class Recipe(ABC):
-    """The stages in their order; each asks for what the stages before it made.
+    """The stages in order; each calls the stages that it depends on.
 
-    A model says what it is made of: `untrained`, `tokenizers`, `normalised` and `pipeline`.
+    A model implements `untrained`, `tokenizers` and `pipeline`, and `normalised` if it differs.
     """
 
     name: ClassVar[str]
@@ -65,46 +65,46 @@ class Recipe(ABC):
     def __init__(self, config: Config, work_dir: Path, output: Path) -> None:
         self.config, self.folder, self.output = config, work_dir, output
         known = concepts.read_concepts()
-        self.words = concepts.words(known)  # of all, so that encoders fit the tokenizers of another model
+        self.words = concepts.words(known)  # of all concepts, so that encoders fit the tokenizers of another model
         self.concepts = concepts.choose(known, config.concepts)
         self.subjects = concepts.subjects(self.concepts)
         work_dir.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def folder_of_model(cls) -> Path:
-        """Where the exported pipeline goes unless told otherwise."""
+        """The default folder of the exported pipeline."""
         return ROOT / "models" / cls.name
 
     @abstractmethod
     def untrained(self) -> nn.Module:
-        """The denoiser with its text encoders, to be called as `training.denoiser` says."""
+        """The denoiser with its text encoders, called as `training.denoiser` describes."""
 
     @abstractmethod
     def tokenizers(self) -> tuple[Any, ...]:
-        """The tokenizers, in the order in which the pipeline asks them; they need no training."""
+        """The tokenizers, in the order of the pipeline; they need no training."""
 
     @abstractmethod
     def pipeline(self, model: nn.Module, vae: nn.Module) -> DiffusionPipeline:
-        """The pipeline of the trained parts."""
+        """The pipeline with the trained parts."""
 
     def normalised(self, latents: torch.Tensor, vae: Any) -> torch.Tensor:
-        """Latents as the denoiser takes them."""
+        """Latents as the denoiser expects them."""
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
-    def data(self) -> dataset.Pictures:
-        """Draw all pictures, once."""
+    def data(self) -> dataset.Images:
+        """Draw all images, once."""
         path = self.folder / "pictures.pt"
         if path.exists():
-            return dataset.Pictures(**torch.load(path, weights_only=True))
+            return dataset.Images(**torch.load(path, weights_only=True))
         source = emoji.fetch(self.folder)
         originals = emoji.read_pictures(source, [concept.emoji for concept in self.concepts])
-        pictures = dataset.draw_all(self.subjects, originals, self.config.variants)
-        torch.save(dataclasses.asdict(pictures), path)
-        logger.info("%d pictures of %d subjects", len(pictures.pixels), len(self.subjects))
-        return pictures
+        images = dataset.draw_all(self.subjects, originals, self.config.variants)
+        torch.save(dataclasses.asdict(images), path)
+        logger.info("%d images of %d subjects", len(images.pixels), len(self.subjects))
+        return images
 
     def vae(self) -> AutoencoderKL:
-        """Train the autoencoder, and note the mean and scale of its latents in its configuration."""
+        """Train the autoencoder, and store the mean and scale of its latents in its configuration."""
         if self.config.vae is None:
             return AutoencoderKL.from_pretrained(TINY_FLUX / "vae").eval()
         pixels = self.data().pixels
@@ -115,7 +115,7 @@ class Recipe(ABC):
         return model
 
     def latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """The latents of all pictures, as the autoencoder gives them."""
+        """The latents of all images, as the autoencoder returns them."""
         path = self.folder / "latents.pt"
         if not path.exists():
             torch.save(encode_all(vae, pixels), path)
@@ -128,14 +128,14 @@ class Recipe(ABC):
         return model
 
     def distil(self) -> nn.Module:
-        """Teach the guidance scale, where there is an embedding of it."""
+        """Distil guidance, if the model has a guidance embedding."""
         model = self.denoiser()
         if self.config.distil is not None:
             distil_guidance(model, self.training_data(), self.config.denoiser, self.config.distil, self.folder)
         return model
 
     def export(self) -> None:
-        """Write the pipeline in half precision, with what the newest checkpoint holds."""
+        """Write the pipeline in half precision, with the weights of the newest checkpoint."""
         model = self._seeded()
         load_average(model, self.folder)
         save_pipeline(self.pipeline(model, self.vae()), self.call_defaults, self.output)
@@ -143,7 +143,7 @@ class Recipe(ABC):
             write_prompts(self.prompts(), self.output)
 
     def prompts(self) -> list[tuple[str, str]]:
-        """What to ask the model for, with categories, where it doesn't know all of the package's list "tiny"."""
+        """Prompts with categories, for a model that does not know all concepts of the list "tiny"."""
         grounds = list(concepts.BACKGROUNDS)
         return [
             (f"{concept.name} on {grounds[place % len(grounds)]}" if place % 2 else concept.name, "thing")
@@ -155,13 +155,13 @@ class Recipe(ABC):
         draw_sheet(self.output, self.folder, self.sheet_prompts())
 
     def sheet_prompts(self) -> list[str]:
-        """Those of the contact sheet that ask for a concept of this model."""
+        """The prompts of the contact sheet that name a concept of this model."""
         names = tuple(name for concept in self.concepts for name in (concept.name, concept.also) if name)
         lines = PROMPTS_FILE.read_text(encoding="utf-8").splitlines()
         return [line for line in lines if f" {line.partition(' on ')[0]}".endswith(tuple(f" {n}" for n in names))]
 
     def texts(self, forms: int) -> tuple[list[str], tuple[int, ...]]:
-        """`forms` seeded ways to ask for everything that is drawn, and the dimensions that they fill."""
+        """`forms` seeded prompts for each combination of subject and background, and the dimensions of this table."""
         rng = np.random.default_rng(self.config.denoiser.seed)
         texts = [
             concepts.prompt(subject, name, rng)
@@ -172,18 +172,18 @@ class Recipe(ABC):
         return texts, (len(self.subjects), len(concepts.BACKGROUNDS), forms)
 
     def tokenize(self, texts: list[str]) -> Prompts:
-        """Token numbers of `texts` (…, tokens), cut and padded as the pipeline does it."""
-        how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        return tuple(tokenizer(texts, **how).input_ids for tokenizer in self.tokenizers())
+        """Token ids of `texts` (…, tokens), truncated and padded as in the pipeline."""
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return tuple(tokenizer(texts, **options).input_ids for tokenizer in self.tokenizers())
 
     def training_data(self) -> TrainingData:
-        """Latents and prompts, as the denoiser takes them."""
-        pictures, vae = self.data(), self.vae()
-        latents = self.normalised(self.latents(vae, pictures.pixels), vae)
+        """Latents and prompts, as the denoiser expects them."""
+        data, vae = self.data(), self.vae()
+        latents = self.normalised(self.latents(vae, data.pixels), vae)
         texts, dimensions = self.texts(self.config.denoiser.prompts)
         prompts = tuple(tokens.view(*dimensions, -1) for tokens in self.tokenize(texts))
         empty = tuple(tokens[0] for tokens in self.tokenize([""]))
-        return TrainingData(latents, pictures.shown, prompts, empty)
+        return TrainingData(latents, data.shown, prompts, empty)
 
     def _seeded(self) -> nn.Module:
         torch.manual_seed(self.config.denoiser.seed)
@@ -191,7 +191,7 @@ class Recipe(ABC):
 
 
 def with_steps(config: Config, steps: dict[str, int | None]) -> Config:
-    """`config` with other numbers of training steps, where they are given."""
+    """`config` with the given numbers of training steps."""
     for name, count in steps.items():
         part = getattr(config, name)
         if count is not None and part is not None:
@@ -201,19 +201,19 @@ def with_steps(config: Config, steps: dict[str, int | None]) -> Config:
 
 
 def main(recipe: type[Recipe]) -> None:
-    """Read the command line and run the stages asked for."""
-    parser = argparse.ArgumentParser(description=f"Make {recipe.name}.")
+    """Parse the command line and run its stages."""
+    parser = argparse.ArgumentParser(description=f"Train {recipe.name}.")
     parser.add_argument("stage", choices=("all", *STAGES))
     work_dir, output = ROOT / "build" / recipe.name, recipe.folder_of_model()
-    parser.add_argument("--work-dir", type=Path, default=work_dir, help="checkpoints go here")
-    parser.add_argument("--output", type=Path, default=output, help="the exported pipeline goes here")
+    parser.add_argument("--work-dir", type=Path, default=work_dir, help="folder of the checkpoints")
+    parser.add_argument("--output", type=Path, default=output, help="folder of the exported pipeline")
     parser.add_argument("--threads", type=int, default=2)
     for name in TRAINED:
-        parser.add_argument(f"--{name}-steps", type=int, help="steps of this stage, in place of the recipe's")
+        parser.add_argument(f"--{name}-steps", type=int, help="number of steps of this stage; default: the recipe's")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(args.threads)
     steps = {name: getattr(args, f"{name}_steps") for name in TRAINED}
-    made = recipe(with_steps(recipe.config, steps), args.work_dir, args.output)
+    instance = recipe(with_steps(recipe.config, steps), args.work_dir, args.output)
     for stage in STAGES if args.stage == "all" else (args.stage,):
-        getattr(made, stage)()
+        getattr(instance, stage)()

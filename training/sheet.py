@@ -1,4 +1,4 @@
-"""A contact sheet that somebody who has not read the prompts can judge."""
+"""A contact sheet for judging a model without knowing the prompts."""
 
 import logging
 from pathlib import Path
@@ -21,21 +21,21 @@ MARGIN = 40
 
 
 def draw_sheet(model: Path, folder: Path, prompts: list[str]) -> None:
-    """Draw every one of `prompts` with every seed, shuffled and numbered, to sheet.png, the key to sheet-key.txt."""
+    """Sample each prompt with each seed, shuffled and numbered, into sheet.png; the key goes to sheet-key.txt."""
     jobs = _shuffled([(prompt, seed) for prompt in prompts for seed in SEEDS])
-    pictures = _generate(model, jobs)
+    images = _generate(model, jobs)
     rows = -(-len(jobs) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (CELL + 4), rows * (CELL + LABEL)), "gray")
     pen = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         x, y = number % COLUMNS * (CELL + 4), number // COLUMNS * (CELL + LABEL)
         pen.text((x + 2, y + 1), str(number + 1), fill="white")
-        sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
+        sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
     _save(sheet, jobs, folder)
 
 
 def draw_strips(model: Path, folder: Path, prompts: list[str]) -> None:
-    """The same of videos: every other frame of one of every prompt, one video below the other."""
+    """The same for videos: every other frame of a video of each prompt, one video below the other."""
     jobs = _shuffled([(prompt, STRIP_SEED) for prompt in prompts])
     pipeline = _load(model)
     strips = []
@@ -60,7 +60,7 @@ def _save(sheet: Image.Image, jobs: list[tuple[str, int]], folder: Path) -> None
     sheet.save(folder / "sheet.png")
     key = "".join(f"{number}\t{prompt}\tseed {seed}\n" for number, (prompt, seed) in enumerate(jobs, 1))
     (folder / "sheet-key.txt").write_text(key, encoding="utf-8")
-    logger.info("%d drawings in %s", len(jobs), folder / "sheet.png")
+    logger.info("%d samples in %s", len(jobs), folder / "sheet.png")
 
 
 def _load(model: Path) -> DiffusionPipeline:
@@ -70,9 +70,9 @@ def _load(model: Path) -> DiffusionPipeline:
 
 
 def _generate(model: Path, jobs: list[tuple[str, int]], batch: int = 20) -> list[Image.Image]:
-    pipeline, pictures = _load(model), []
+    pipeline, images = _load(model), []
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         generators = [torch.Generator().manual_seed(seed) for _, seed in part]
-        pictures += pipeline([prompt for prompt, _ in part], generator=generators).images
-    return pictures
+        images += pipeline([prompt for prompt, _ in part], generator=generators).images
+    return images

@@ -1,4 +1,4 @@
-"""Tokenizers with a vocabulary of the prompts' own words, and untrained text encoders of fitting size."""
+"""Tokenizers whose vocabulary is the words of the prompts, and untrained text encoders."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ PRINTABLE = [chr(code) for code in range(33, 127)]
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the two encoders; both read prompts of `tokens` tokens, padding included."""
+    """Sizes of the two encoders; both take prompts of `tokens` tokens, including padding."""
 
     tokens: int = 16
     clip_width: int = 64
@@ -39,11 +39,11 @@ class TextConfig:
 
 
 def make_clip_tokenizer(words: list[str], tokens: int) -> CLIPTokenizer:
-    """Byte pairs merged until every word of `words` is one token; all else falls to pieces, never unknown."""
+    """Byte pairs merged until each of `words` is one token; other words become several tokens, none is unknown."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     last = [f"{letter}</w>" for letter in alphabet]
     trainer = trainers.BpeTrainer(
-        special_tokens=last,  # else numbered at random, and with them the merges that are as frequent as each other
+        special_tokens=last,  # otherwise their ids, and the order of equally frequent merges, would be random
         vocab_size=100_000,
         min_frequency=0,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -66,7 +66,7 @@ def _state(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def make_t5_tokenizer(words: list[str], tokens: int) -> T5TokenizerFast:
-    """Whole words, small and capitalised, since a normaliser would be lost on loading; then characters."""
+    """Whole words in lower case and capitalised, because loading drops a normaliser; then characters."""
     whole = [f"▁{form}" for word in words for form in (word, word.capitalize())]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
     pieces += [(piece, -5.0) for piece in dict.fromkeys(whole)]
@@ -76,7 +76,7 @@ def make_t5_tokenizer(words: list[str], tokens: int) -> T5TokenizerFast:
 
 
 def make_word_tokenizer(words: list[str], tokens: int) -> PreTrainedTokenizerFast:
-    """One token for each word, in small letters, and one for all words unknown; a start stands before them."""
+    """One token for each word in lower case, and one for all unknown words, after a start token."""
     vocabulary = {piece: index for index, piece in enumerate(["<pad>", "<s>", "<unk>", *words])}
     whole = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     whole.normalizer = normalizers.Lowercase()
@@ -105,14 +105,14 @@ def make_clip(tokenizer: CLIPTokenizer, config: TextConfig, kind: type[CLIPEncod
 
 
 def take_over_clip(clip: CLIPTextModelWithProjection, trained: Path) -> None:
-    """Start `clip` from an encoder without projection, whose pooled output it gives at first."""
+    """Load the weights of an encoder without projection into `clip`; the projection starts as the identity."""
     weights = CLIPTextModel.from_pretrained(trained).state_dict()
     clip.text_model.load_state_dict(weights)
     nn.init.eye_(clip.text_projection.weight)
 
 
 def make_t5(tokenizer: T5TokenizerFast, config: TextConfig, kind: type[T5Encoder] = T5EncoderModel) -> T5Encoder:
-    """The encoder whose tokens every block of the denoiser looks at."""
+    """The encoder whose tokens every block of the denoiser attends to."""
     return kind(
         kind.config_class(
             vocab_size=len(tokenizer),
@@ -129,7 +129,7 @@ def make_t5(tokenizer: T5TokenizerFast, config: TextConfig, kind: type[T5Encoder
 
 
 def make_llama(tokenizer: PreTrainedTokenizerFast, config: TextConfig) -> LlamaModel:
-    """One layer that HunyuanVideo looks at, and the two after it, which it skips."""
+    """The layer that HunyuanVideo uses, and the two after it, which it ignores."""
     return LlamaModel(
         LlamaConfig(
             vocab_size=len(tokenizer),

@@ -1,4 +1,4 @@
-"""Make the tiny FLUX that ships: ``python -m training.tiny_flux all``."""
+"""Train the tiny FLUX that ships: ``python -m training.tiny_flux all``."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from training import text
 from training.denoiser import DistilConfig, Prompts, zero_outputs
 from training.recipe import TINY_FLUX, Config, Recipe, main
 
-# FLUX.1-dev's own settings; they give 64 tokens a shift of 1.6, which is what the training draws σ with.
+# The settings of FLUX.1-dev. For 64 tokens they give a shift of 1.6, with which the training draws σ.
 SCHEDULER = {
     "base_image_seq_len": 256,
     "base_shift": 0.5,
@@ -27,7 +27,7 @@ SIDE = 8  # tokens
 
 
 class TinyFlux(nn.Module):
-    """Transformer and text encoders as one model, since they learn together."""
+    """Transformer and text encoders as one model, because they are trained together."""
 
     def __init__(self, transformer: Transformer, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 
 class TinyFluxRecipe(Recipe):
-    """FLUX.1-dev in small: two kinds of blocks, rotary positions, a guidance embedding."""
+    """A small FLUX.1-dev: two kinds of blocks, rotary positions, a guidance embedding."""
 
     name = "tiny-flux"
     config = Config(distil=DistilConfig())
@@ -76,7 +76,7 @@ class TinyFluxRecipe(Recipe):
 
     @classmethod
     def folder_of_model(cls) -> Path:
-        """It ships with the package."""
+        """The assets of the package."""
         return TINY_FLUX
 
     def tokenizers(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Make a tiny HunyuanVideo: ``python -m training.tiny_hunyuan all``."""
+"""Train a tiny HunyuanVideo: ``python -m training.tiny_hunyuan all``."""
 
 import dataclasses
 from typing import Any
@@ -22,12 +22,12 @@ from training.recipe import TINY_FLUX, Config, main
 from training.vae import take_over_pictures
 from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH, VideoRecipe, channel_moments
 
-CLIP_TOKENS = 77  # the pipeline asks for no fewer; the pooled token is the first end of text, wherever it stands
-USED_STATE = -3  # the pipeline takes Llama's state two layers before its last
+CLIP_TOKENS = 77  # the pipeline's minimum; the pooled token is the first end-of-text token
+USED_STATE = -3  # the pipeline uses Llama's hidden state two layers before the last
 
 
 class TinyHunyuan(nn.Module):
-    """Transformer and text encoders as one model, since they learn together."""
+    """Transformer and text encoders as one model, because they are trained together."""
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, llama: LlamaModel, clip: CLIPTextModel) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class TinyHunyuan(nn.Module):
     ) -> torch.Tensor:
         """The velocity noise − data at `noisy` (B, 16, 4, 12, 12), for σ and `guidance` (B,)."""
         llama, clip = prompts
-        said = (llama != self.llama.config.pad_token_id).long()
-        states = self.llama(llama, attention_mask=said, output_hidden_states=True).hidden_states
+        mask = (llama != self.llama.config.pad_token_id).long()
+        states = self.llama(llama, attention_mask=mask, output_hidden_states=True).hidden_states
         return self.transformer(
             hidden_states=noisy,
             timestep=1000 * times,
             encoder_hidden_states=states[USED_STATE],
-            encoder_attention_mask=said,
+            encoder_attention_mask=mask,
             pooled_projections=self.clip(clip).pooler_output,
             guidance=1000 * guidance,
             return_dict=False,
@@ -52,18 +52,18 @@ class TinyHunyuan(nn.Module):
 
 
 class TinyHunyuanRecipe(VideoRecipe):
-    """HunyuanVideo in small: joint attention over 144 tokens of space and time, a guidance embedding."""
+    """A small HunyuanVideo: joint attention over 144 tokens of space and time, a guidance embedding."""
 
     name = "tiny-hunyuan"
     config = Config(
         concepts=video.CONCEPTS,
-        vae=dataclasses.replace(VAE, optim=dataclasses.replace(VAE.optim, steps=1500)),  # it begins with tiny-flux's
+        vae=dataclasses.replace(VAE, optim=dataclasses.replace(VAE.optim, steps=1500)),  # starts from tiny-flux's
         denoiser=dataclasses.replace(
             DENOISER,
             compile=False,  # the masks are built in a loop over the batch
             optim=dataclasses.replace(DENOISER.optim, steps=2200),
         ),
-        text=text.TextConfig(t5_width=64, t5_heads=2, t5_hidden=128),  # three layers are stored, and one is looked at
+        text=text.TextConfig(t5_width=64, t5_heads=2, t5_hidden=128),  # three layers are stored, one is used
         distil=DistilConfig(optim=OptimConfig(steps=300, batch=32, rate=6e-4, average=0.99, warmup=30, save_every=100)),
     )
     call_defaults = {
@@ -78,7 +78,7 @@ class TinyHunyuanRecipe(VideoRecipe):
         return text.make_word_tokenizer(words, self.config.text.tokens), text.make_clip_tokenizer(words, CLIP_TOKENS)
 
     def untrained_vae(self) -> AutoencoderKLHunyuanVideo:
-        """A quarter of the size and of the frames, as 13 frames of 48×48 become 4 of 12×12."""
+        """It compresses 13 frames of 48×48 to 4 of 12×12."""
         widths = (WIDTH, 2 * WIDTH, 3 * WIDTH)
         vae = AutoencoderKLHunyuanVideo(
             latent_channels=CHANNELS,
@@ -95,19 +95,19 @@ class TinyHunyuanRecipe(VideoRecipe):
         return vae
 
     def note_scales(self, vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> None:
-        """HunyuanVideo knows one factor and no means: its 1×1 convolutions take in both, and reconstruct as before."""
+        """HunyuanVideo has one factor and no means, so fold both into its 1×1 convolutions."""
         mean, std = channel_moments(latents)
         quant, post_quant = vae.quant_conv, vae.post_quant_conv
         with torch.no_grad():
             quant.weight[:CHANNELS] /= std.view(-1, 1, 1, 1, 1)
             quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - mean) / std
-            quant.bias[CHANNELS:] -= 2 * std.log()  # of the variances' logarithms
+            quant.bias[CHANNELS:] -= 2 * std.log()  # log-variances
             post_quant.bias += post_quant.weight[:, :, 0, 0, 0] @ mean
             post_quant.weight *= std.view(1, -1, 1, 1, 1)
         vae.register_to_config(scaling_factor=1.0)
 
     def normalised(self, latents: torch.Tensor, vae: AutoencoderKLHunyuanVideo) -> torch.Tensor:
-        """As the autoencoder gives them once it has taken in means and scales."""
+        """As the autoencoder returns them, with means and scales folded in."""
         mean, std = (values.view(1, -1, 1, 1, 1) for values in channel_moments(latents))
         return (latents - mean) / std
 
@@ -132,7 +132,7 @@ class TinyHunyuanRecipe(VideoRecipe):
         return TinyHunyuan(transformer, text.make_llama(llama, sizes), text.make_clip(clip, sizes))
 
     def pipeline(self, model: TinyHunyuan, vae: AutoencoderKLHunyuanVideo) -> DiffusionPipeline:
-        """With a shift for small videos; the large model's is 7."""
+        """With shift 3 for small videos; the large model has 7."""
         llama, clip = self.tokenizers()
         return HunyuanVideoPipeline(
             text_encoder=model.llama,

@@ -1,4 +1,4 @@
-"""Make a tiny Stable Diffusion 3: ``python -m training.tiny_sd3 all``."""
+"""Train a tiny Stable Diffusion 3: ``python -m training.tiny_sd3 all``."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from training.recipe import TINY_FLUX, Config, Recipe, main
 
 
 class TinySD3(nn.Module):
-    """Transformer and the three text encoders as one model, since they learn together."""
+    """Transformer and the three text encoders as one model, because they are trained together."""
 
     def __init__(self, transformer: SD3Transformer2DModel, clips: nn.ModuleList, t5: T5EncoderModel) -> None:
         super().__init__()
@@ -30,19 +30,19 @@ class TinySD3(nn.Module):
         self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
     ) -> torch.Tensor:
         """The velocity noise − data at `noisy` (B, 4, 16, 16), for σ (B,)."""
-        told = [clip(ids, output_hidden_states=True) for clip, ids in zip(self.clips, prompts, strict=False)]
-        joined = torch.cat([clip.hidden_states[-2] for clip in told], dim=-1)  # (B, 16, 128)
+        encoded = [clip(ids, output_hidden_states=True) for clip, ids in zip(self.clips, prompts, strict=False)]
+        joined = torch.cat([clip.hidden_states[-2] for clip in encoded], dim=-1)  # (B, 16, 128)
         return self.transformer(
             hidden_states=noisy,
             timestep=1000 * times,
-            pooled_projections=torch.cat([clip.text_embeds for clip in told], dim=-1),
+            pooled_projections=torch.cat([clip.text_embeds for clip in encoded], dim=-1),
             encoder_hidden_states=torch.cat([joined, self.t5(prompts[2])[0]], dim=1),
             return_dict=False,
         )[0]
 
 
 class TinySD3Recipe(Recipe):
-    """Stable Diffusion 3 in small: joint blocks, three text encoders, guidance by two predictions."""
+    """A small Stable Diffusion 3: joint blocks, three text encoders, guidance by two predictions."""
 
     name = "tiny-sd3"
     config = Config(
@@ -58,13 +58,13 @@ class TinySD3Recipe(Recipe):
     }
 
     def tokenizers(self) -> tuple[Any, ...]:
-        """CLIP's twice, and T5's."""
+        """CLIP's twice, then T5's."""
         tokens = self.config.text.tokens
         clips = (text.make_clip_tokenizer(self.words, tokens) for _ in range(2))
         return (*clips, text.make_t5_tokenizer(self.words, tokens))
 
     def untrained(self) -> TinySD3:
-        """The first CLIP and the T5 start from tiny-flux's, whose vocabularies are the same."""
+        """The first CLIP and the T5 start from those of tiny-flux, which have the same vocabularies."""
         tokenizer, sizes = self.tokenizers()[0], self.config.text
         transformer = SD3Transformer2DModel(
             sample_size=16,

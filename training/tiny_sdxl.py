@@ -1,4 +1,4 @@
-"""Make a tiny Stable Diffusion XL: ``python -m training.tiny_sdxl all``."""
+"""Train a tiny Stable Diffusion XL: ``python -m training.tiny_sdxl all``."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from training.optim import OptimConfig
 from training.process import NoisePrediction
 from training.recipe import TINY_FLUX, Config, Recipe, main
 
-# Stable Diffusion XL's own settings.
+# The settings of Stable Diffusion XL.
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -27,7 +27,7 @@ SCHEDULER = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
-# Few things and narrow blocks: convolutions cost so much more than tokens that training is short.
+# Few concepts and narrow blocks: convolutions cost much more than tokens, so the training is short.
 CONCEPTS = (
     "apple",
     "lemon",
@@ -62,14 +62,14 @@ CONCEPTS = (
     "sunflower",
     "heart",
 )
-# Original size, place of the crop, wanted size: the pipeline tells them, here they never change.
+# Original size, crop position and target size, which the pipeline passes. Here they never change.
 SIZES = (64, 64, 0, 0, 64, 64)
 SIZE_WIDTH = 16
 WIDTHS = (32, 64)
 
 
 class TinySDXL(nn.Module):
-    """U-Net and both text encoders as one model, since they learn together."""
+    """U-Net and both text encoders as one model, because they are trained together."""
 
     def __init__(self, unet: UNet2DConditionModel, clip: CLIPTextModel, clip_2: CLIPTextModelWithProjection) -> None:
         super().__init__()
@@ -78,22 +78,22 @@ class TinySDXL(nn.Module):
     def forward(
         self, noisy: torch.Tensor, times: torch.Tensor, guidance: torch.Tensor, prompts: Prompts
     ) -> torch.Tensor:
-        """The noise in `noisy` (B, 4, 16, 16), for numbered steps `times` (B,)."""
-        told = [
+        """The noise in `noisy` (B, 4, 16, 16), for timesteps `times` (B,)."""
+        encoded = [
             clip(ids, output_hidden_states=True) for clip, ids in zip((self.clip, self.clip_2), prompts, strict=True)
         ]
         sizes = torch.tensor(SIZES, dtype=torch.float32).expand(len(noisy), -1)
         return self.unet(
             noisy,
             times,
-            encoder_hidden_states=torch.cat([clip.hidden_states[-2] for clip in told], dim=-1),  # (B, 16, 128)
-            added_cond_kwargs={"text_embeds": told[1].text_embeds, "time_ids": sizes},
+            encoder_hidden_states=torch.cat([clip.hidden_states[-2] for clip in encoded], dim=-1),  # (B, 16, 128)
+            added_cond_kwargs={"text_embeds": encoded[1].text_embeds, "time_ids": sizes},
             return_dict=False,
         )[0]
 
 
 class TinySDXLRecipe(Recipe):
-    """Stable Diffusion XL in small: a U-Net that tells the noise, two CLIPs, guidance by two predictions."""
+    """A small Stable Diffusion XL: a U-Net that predicts the noise, two CLIPs, guidance by two predictions."""
 
     name = "tiny-sdxl"
     config = Config(
@@ -101,7 +101,7 @@ class TinySDXLRecipe(Recipe):
         vae=None,
         denoiser=DenoiserConfig(
             process=NoisePrediction(),
-            compile=False,  # takes minutes and gains nothing here
+            compile=False,  # takes minutes and gains nothing
             bfloat16=False,
             optim=OptimConfig(steps=900, batch=64, rate=2e-3, average=0.998, save_every=200),
         ),
@@ -113,7 +113,7 @@ class TinySDXLRecipe(Recipe):
         return tuple(text.make_clip_tokenizer(self.words, self.config.text.tokens) for _ in range(2))
 
     def untrained(self) -> TinySDXL:
-        """The first CLIP is tiny-flux's, and the second starts from it too, with a projection."""
+        """Both CLIPs start from that of tiny-flux; the second has a projection."""
         tokenizer, sizes = self.tokenizers()[0], self.config.text
         unet = UNet2DConditionModel(
             sample_size=16,
@@ -136,18 +136,18 @@ class TinySDXLRecipe(Recipe):
         return TinySDXL(unet, clip, clip_2)
 
     def vae(self) -> AutoencoderKL:
-        """Tiny-flux's, with the shift under the name that this pipeline knows."""
+        """Tiny-flux's, with the mean and scale under the names that this pipeline reads."""
         vae = super().vae()
         mean, std = vae.config.shift_factor, 1 / vae.config.scaling_factor
         vae.register_to_config(shift_factor=None, scaling_factor=1.0, latents_mean=[mean] * 4, latents_std=[std] * 4)
         return vae
 
     def normalised(self, latents: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
-        """With unit variance, as the noise is mixed into them."""
+        """With unit variance, because noise is mixed in."""
         return (latents - vae.config.latents_mean[0]) / vae.config.latents_std[0]
 
     def pipeline(self, model: TinySDXL, vae: AutoencoderKL) -> DiffusionPipeline:
-        """The empty prompt is encoded as the others are, and not replaced by zeros: so it was trained."""
+        """The empty prompt is encoded like the others and not replaced by zeros, as in training."""
         first, second = self.tokenizers()
         return StableDiffusionXLPipeline(
             scheduler=EulerDiscreteScheduler(num_train_timesteps=1000, **SCHEDULER),

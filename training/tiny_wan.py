@@ -1,4 +1,4 @@
-"""Make a tiny Wan: ``python -m training.tiny_wan all``."""
+"""Train a tiny Wan: ``python -m training.tiny_wan all``."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from training.video_recipe import CALL_DEFAULTS, CHANNELS, DENOISER, VAE, WIDTH,
 
 
 class TinyWan(nn.Module):
-    """Transformer and text encoder as one model, since they learn together."""
+    """Transformer and text encoder as one model, because they are trained together."""
 
     def __init__(self, transformer: WanTransformer3DModel, t5: UMT5EncoderModel) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class TinyWan(nn.Module):
     ) -> torch.Tensor:
         """The velocity noise − data at `noisy` (B, 16, 4, 12, 12), for σ (B,)."""
         (ids,) = prompts
-        said = ids != self.t5.config.pad_token_id
-        told = self.t5(ids, said.long()).last_hidden_state * said[..., None]  # as the pipeline fills it up with zeros
-        return self.transformer(noisy, timestep=1000 * times, encoder_hidden_states=told, return_dict=False)[0]
+        mask = ids != self.t5.config.pad_token_id
+        encoded = self.t5(ids, mask.long()).last_hidden_state * mask[..., None]  # the pipeline pads with zeros
+        return self.transformer(noisy, timestep=1000 * times, encoder_hidden_states=encoded, return_dict=False)[0]
 
 
 class TinyWanRecipe(VideoRecipe):
-    """Wan 2.1 in small: self- and cross-attention over 144 tokens of space and time, guidance by two predictions."""
+    """A small Wan 2.1: self- and cross-attention over 144 tokens of space and time, guidance by two predictions."""
 
     name = "tiny-wan"
     config = Config(concepts=video.CONCEPTS, vae=VAE, denoiser=DENOISER)
@@ -49,7 +49,7 @@ class TinyWanRecipe(VideoRecipe):
         return (text.make_t5_tokenizer(words, self.config.text.tokens),)
 
     def untrained_vae(self) -> AutoencoderKLWan:
-        """A quarter of the size and of the frames, as 13 frames of 48×48 become 4 of 12×12."""
+        """It compresses 13 frames of 48×48 to 4 of 12×12."""
         return AutoencoderKLWan(
             base_dim=WIDTH,
             z_dim=CHANNELS,
@@ -63,12 +63,12 @@ class TinyWanRecipe(VideoRecipe):
         )
 
     def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
-        """Wan knows a mean and a deviation for every channel."""
+        """Wan has a mean and a standard deviation for each channel."""
         mean, std = channel_moments(latents)
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 
     def normalised(self, latents: torch.Tensor, vae: AutoencoderKLWan) -> torch.Tensor:
-        """By channel."""
+        """With the mean and deviation of each channel."""
         shape = (1, -1, 1, 1, 1)
         mean, std = (torch.tensor(values).view(shape) for values in (vae.config.latents_mean, vae.config.latents_std))
         return (latents - mean) / std
@@ -92,7 +92,7 @@ class TinyWanRecipe(VideoRecipe):
         return TinyWan(transformer, text.make_t5(self.tokenizers()[0], sizes, UMT5EncoderModel))
 
     def pipeline(self, model: TinyWan, vae: AutoencoderKLWan) -> DiffusionPipeline:
-        """With Wan's scheduler and the shift it has for small videos."""
+        """With Wan's scheduler and its shift for small videos."""
         scheduler = UniPCMultistepScheduler(
             num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )

@@ -1,4 +1,4 @@
-"""The autoencoder: 64×64 pictures to 16×16 latents and back."""
+"""The autoencoder: 64×64 images to 16×16 latents and back."""
 
 import logging
 import re
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the training: what is cut from the pictures or videos until a share of the steps is done.
+    """A part of the training, with the size of its crops.
 
     Attributes:
-        until: the share.
-        crop: side of the squares in pixels; None for whole pictures.
-        frames: how many in a row; None for whole videos, and for pictures.
-        batch: how many; None for that of the optimiser's settings.
+        until: share of the steps at which the part ends.
+        crop: side of the square crops in pixels; None for whole images.
+        frames: number of consecutive frames; None for whole videos, and for images.
+        batch: batch size; None for that of the optimizer's settings.
     """
 
     until: float
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Sizes of the autoencoder, the weights of its losses, and the parts of its training: what is cheap comes first."""
+    """Sizes of the autoencoder, weights of its losses, and the parts of its training, the cheap ones first."""
 
     channels: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 4
@@ -49,7 +49,7 @@ class VaeConfig:
 
 
 def make_vae(config: VaeConfig) -> AutoencoderKL:
-    """An untrained autoencoder that halves its picture once less than it has widths."""
+    """An untrained autoencoder, with one downsampling less than it has widths."""
     levels = len(config.channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -66,12 +66,12 @@ def make_vae(config: VaeConfig) -> AutoencoderKL:
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels as floats from -1 to 1."""
+    """uint8 pixels as floats from −1 to 1."""
     return pixels.float() / 127.5 - 1
 
 
 def train_vae(make: Callable[[VaeConfig], Any], pixels: torch.Tensor, config: VaeConfig, folder: Path) -> Any:
-    """Train what `make` gives on uint8 `pixels` (N, 3, …, H, W), part by part."""
+    """Train the autoencoder of `make` on uint8 `pixels` (N, 3, …, H, W), part by part."""
     torch.manual_seed(config.seed)
     vae = make(config)
     optimizers = make_optimizers([], vae.parameters(), config.optim)
@@ -104,7 +104,7 @@ def cut(images: torch.Tensor, part: Part, generator: torch.Generator) -> torch.T
 
 
 def vae_loss(vae: Any, images: torch.Tensor, config: VaeConfig) -> torch.Tensor:
-    """Absolute and squared error, error of the edges, and a light pull of the latents to a unit normal."""
+    """Absolute and squared error, error of the edges, and a small KL divergence from the unit normal."""
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.sample()).sample
@@ -116,10 +116,10 @@ def vae_loss(vae: Any, images: torch.Tensor, config: VaeConfig) -> torch.Tensor:
 
 @torch.no_grad()
 def take_over_pictures(video: nn.Module, picture: nn.Module) -> None:
-    """Begin HunyuanVideo's autoencoder with what one of pictures knows, as far as their channels go.
+    """Start HunyuanVideo's autoencoder from an image autoencoder, as far as their channels match.
 
-    A kernel of pictures becomes the last of a kernel's moments, which is the present; the others begin at zero, the
-    channels of the latents that pictures don't have with little noise.
+    A 2D kernel becomes the last time slice of a 3D kernel, which is the present frame; the other slices start at zero.
+    Latent channels that the image autoencoder lacks start with little noise.
     """
     known = dict(picture.named_parameters())
     for name, parameter in video.named_parameters():
@@ -135,19 +135,19 @@ def take_over_pictures(video: nn.Module, picture: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
     own, known_channels = len(video.post_quant_conv.bias), len(picture.encoder.conv_out.bias) // 2
     for values in (video.encoder.conv_out.conv.weight, video.encoder.conv_out.conv.bias):
-        values[known_channels:] = 0  # among them the pictures' variances, which lie elsewhere
+        values[known_channels:] = 0  # including the log-variances, which have other indices
     video.encoder.conv_out.conv.bias[own:] = -6
 
 
 @torch.no_grad()
 def encode_all(vae: Any, pixels: torch.Tensor, batch: int = 256) -> torch.Tensor:
-    """Means of the latents of all pictures, (N, C, …) in float32."""
+    """Means of the latents of all images, (N, C, …) in float32."""
     return torch.cat([vae.encode(to_unit(part)).latent_dist.mean for part in pixels.split(batch)])
 
 
 @torch.no_grad()
 def psnr(vae: Any, pixels: torch.Tensor) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio of their reconstructions, in dB."""
+    """PSNR of the reconstructions in dB, mean over images."""
     images = to_unit(pixels)
     output = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     mse = functional.mse_loss(output, images, reduction="none").flatten(1).mean(1) / 4

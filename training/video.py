@@ -1,4 +1,4 @@
-"""Draw the training videos: emoji that drift, spin, bounce, grow or shrink, and the prompts that ask for them."""
+"""Draw the training videos, emoji that drift, spin, bounce, grow or shrink, and their prompts."""
 
 import math
 import zlib
@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.concepts import BACKGROUNDS, Concept
 
-# Easy to tell from each other in 48×48 pixels.
+# Easy to tell apart in 48×48 pixels.
 CONCEPTS = (
     "apple",
     "banana",
@@ -45,7 +45,7 @@ SIZE, FRAMES = 48, 13
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the thing is in one frame: shifts and side as shares of the picture's side, angle in degrees."""
+    """Position of the object in a frame: shifts and side as shares of the frame's side, angle in degrees."""
 
     x: float = 0.0
     y: float = 0.0
@@ -53,7 +53,7 @@ class Pose:
     angle: float = 0.0
 
 
-# From the time, 0 to 1, to the pose; the names are the words of the prompts.
+# From the time, 0 to 1, to the pose. The names are words of the prompts.
 MOTIONS: dict[str, Callable[[float], Pose]] = {
     "moving left": lambda t: Pose(x=0.19 - 0.38 * t),
     "moving right": lambda t: Pose(x=0.38 * t - 0.19),
@@ -68,7 +68,7 @@ MOTIONS: dict[str, Callable[[float], Pose]] = {
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """How many videos are drawn of a concept in a motion, and how far they stray from the motion."""
+    """Number of videos per concept and motion, and how far they deviate."""
 
     variants: int = 12
     shift: float = 0.04
@@ -92,12 +92,12 @@ class Videos:
 
     @property
     def shown(self) -> tuple[torch.Tensor, ...]:
-        """What the videos show: the first dimensions of the table of prompts."""
+        """Indices into the first dimensions of the table of prompts."""
         return self.subject, self.background, self.motion
 
 
 def frame(picture: Image.Image, pose: Pose, background: str) -> np.ndarray:
-    """`picture` in one pose: uint8 (48, 48, 3); drawn twice as large, so that it moves by half pixels."""
+    """`picture` in one pose: uint8 (48, 48, 3). Drawn at twice the size, so that it moves by half pixels."""
     large = 2 * SIZE
     canvas = Image.new("RGB", (large, large), BACKGROUNDS[background])
     side = round(large * pose.side)
@@ -120,7 +120,7 @@ def draw(
 
 
 def draw_all(concepts: list[Concept], originals: dict[str, Image.Image], config: VideoConfig) -> Videos:
-    """Every concept in every motion, on the backgrounds in turn, every other one mirrored where it may be."""
+    """Every concept in every motion, on the backgrounds in turn; half of them mirrored if the concept may be."""
     pixels, shown = [], []
     for subject, concept in enumerate(concepts):
         rng = np.random.default_rng([config.seed, zlib.crc32(concept.name.encode())])
@@ -138,7 +138,7 @@ def draw_all(concepts: list[Concept], originals: dict[str, Image.Image], config:
 
 
 def prompt(concept: Concept, background: str, motion: str, rng: np.random.Generator) -> str:
-    """One of the ways to ask for `concept` in `motion`; a prompt without background means white."""
+    """A random wording of a prompt for `concept` in `motion`; a prompt without background means white."""
     colour = concept.colour if rng.random() < 0.3 else ""
     phrase = f"{colour} {concept.name}".strip()
     forms = FORMS if background == "white" else FORMS[2:]

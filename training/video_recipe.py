@@ -1,4 +1,4 @@
-"""The stages of a model of videos: those of pictures, with moving things, and strips of frames to look at."""
+"""The training stages of a video model: those of an image model, with moving objects and strips of frames."""
 
 import dataclasses
 import logging
@@ -19,13 +19,13 @@ from training.vae import Part, VaeConfig, psnr, train_vae
 
 logger = logging.getLogger(__name__)
 CHANNELS = 16
-WIDTH = 16  # a narrower autoencoder would take as long: so small, it spends its time between the convolutions
+WIDTH = 16  # narrower would not be faster: at this size, the time goes into overhead between convolutions
 VAE = VaeConfig(
     latent_channels=CHANNELS,
     parts=(
         Part(0.3, crop=24, frames=1, batch=64),
         Part(0.65, crop=32, frames=5),
-        Part(1.0, crop=32),  # whole length: the frames are decoded one after the other, and errors add up
+        Part(1.0, crop=32),  # whole videos: frames are decoded one after the other, so errors accumulate
     ),
     bfloat16=False,  # slower than float32 for these convolutions
     optim=OptimConfig(steps=2200, batch=8, rate=3e-3, average=0.995, save_every=100),
@@ -45,17 +45,17 @@ CALL_DEFAULTS = {
 
 
 def channel_moments(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of every channel of latents (N, C, F, H, W)."""
+    """Mean and standard deviation of each channel of latents (N, C, F, H, W)."""
     channels = latents.transpose(0, 1).flatten(1)
     return channels.mean(1), channels.std(1)
 
 
 class VideoRecipe(Recipe):
-    """A model says, beside the other things, what its untrained autoencoder is."""
+    """A model also implements `untrained_vae` and `note_scales`."""
 
     @abstractmethod
     def untrained_vae(self) -> Any:
-        """The autoencoder of videos."""
+        """The untrained video autoencoder."""
 
     def data(self) -> Any:
         """Draw all videos, once."""
@@ -65,11 +65,11 @@ class VideoRecipe(Recipe):
         originals = emoji.read_pictures(emoji.fetch(self.folder), [concept.emoji for concept in self.concepts])
         videos = video.draw_all(self.concepts, originals, self.config.videos)
         torch.save(dataclasses.asdict(videos), path)
-        logger.info("%d videos of %d things", len(videos.pixels), len(self.concepts))
+        logger.info("%d videos of %d objects", len(videos.pixels), len(self.concepts))
         return videos
 
     def vae(self) -> Any:
-        """Train the autoencoder, and note the means and scales of its channels in its configuration."""
+        """Train the autoencoder, and store the means and scales of its channels in its configuration."""
         assert self.config.vae is not None
         pixels = self.data().pixels
         vae = train_vae(lambda config: self.untrained_vae(), pixels, self.config.vae, self.folder)
@@ -79,10 +79,10 @@ class VideoRecipe(Recipe):
 
     @abstractmethod
     def note_scales(self, vae: nn.Module, latents: torch.Tensor) -> None:
-        """Write into the configuration what brings the latents to unit variance."""
+        """Store in the configuration what normalises the latents to unit variance."""
 
     def texts(self, forms: int) -> tuple[list[str], tuple[int, ...]]:
-        """`forms` seeded ways to ask for every thing, on every background, in every motion."""
+        """`forms` seeded prompts for every object on every background in every motion."""
         rng = np.random.default_rng(self.config.denoiser.seed)
         texts = [
             video.prompt(concept, background, motion, rng)
@@ -94,16 +94,16 @@ class VideoRecipe(Recipe):
         return texts, (len(self.concepts), len(video.GROUNDS), len(video.MOTIONS), forms)
 
     def prompts(self) -> list[tuple[str, str]]:
-        """Every thing once, the motions and backgrounds in turn; the category is the motion."""
+        """Every object once, with motions and backgrounds in turn; the category is the motion."""
         motions = list(video.MOTIONS)
         rows = []
         for place, concept in enumerate(self.concepts):
             motion = motions[place % len(motions)]
             ground = video.GROUNDS[(place + place // len(motions)) % len(video.GROUNDS)]
-            said = "" if ground == "white" else f" on {ground}"
-            rows.append((f"{concept.name} {motion}{said}", motion))
+            suffix = "" if ground == "white" else f" on {ground}"
+            rows.append((f"{concept.name} {motion}{suffix}", motion))
         return rows
 
     def sheet(self) -> None:
-        """A video of each of the model's prompts, to be judged by somebody who hasn't read them."""
+        """Draw a video of each of the model's prompts, for judging without knowing them."""
         draw_strips(self.output, self.folder, [text for text, _ in self.prompts()])

@@ -20,8 +20,8 @@ TOOLS = ("pytest>=8", "hypothesis>=6.100", "accelerate>=1.0", "ftfy>=6", "scipy>
 """What the tests need. ftfy and scipy are for pipelines and schedulers of older diffusers."""
 CORE = ("schedule", "forecast", "history", "run", "axis", "own_loop", "aborts", "hooks", "methods", "loops", "changes")
 DESELECTED = {"lowest": "not QwenImage and not compile and not step_is_unknown"}
-"""The lowest diffusers lacks arguments of the tests' QwenImage and names of SkyReels-V2's branches, and the lowest PyTorch
-fails to compile its attention (docs/compatibility.md)."""
+"""The lowest diffusers lacks arguments of the tests' QwenImage and names of SkyReels-V2's branches, and the lowest
+PyTorch fails to compile its attention (docs/compatibility.md)."""
 
 
 def lowest(requirements: str) -> list[str]:

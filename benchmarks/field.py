@@ -1,8 +1,8 @@
-"""The tables of docs/results that `spectrum reproduce` does not make: default, orders, sites, time axes, late steps …
+"""The tables of docs/results that `spectrum reproduce` does not write: default, orders, sites, time axes, late steps …
 
 python -m benchmarks.field [default-14 orders …] [--pairs 16] [--write docs/results]
 
-The work is done by `evaluate`, in build/field: an interrupted run continues.
+`evaluate` does the work in build/field, so an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .marks import replace_block
 
 FOLDER = Path(__file__).parents[1] / "build" / "field"
 LITE = {"taylor_factors_dtype": "float32", "use_lite_mode": True}
-"""diffusers' TaylorSeer after the last block; per module it leaves out less than half of a FLUX block's work."""
+"""diffusers' TaylorSeer after the last block. Per module it skips less than half of the work of a FLUX block."""
 
 
 def _row(method: str, **options: Any) -> Row:
@@ -36,7 +36,7 @@ def _row(method: str, **options: Any) -> Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The page of a comparison, its rows, the small model and the options of its call."""
+    """A comparison: its page, its rows, the small model, and the arguments of the pipeline's call."""
 
     page: str
     rows: tuple[Row, ...]
@@ -45,7 +45,7 @@ class Table:
 
 
 LATE = (0, 1, 2, 4, 7, 11, 16, 22, 28, 34, 39, 43, 46, 48)
-"""14 evaluations too, fewer of them early and more of them late."""
+"""Also 14 evaluated steps, fewer of them early and more of them late."""
 SCHEDULES = (
     _row("fewer-steps", speedup=50 / 14),
     _row("reuse"),
@@ -58,7 +58,7 @@ SCHEDULES = (
 
 
 SLOPES = {14: {5: 0.75, 2: 0.41}, 10: {5: 3.0, 2: 1.14}}
-"""By evaluations and warm-up."""
+"""Slope, by number of evaluations and warm-up."""
 FORECASTS: tuple[tuple[str, dict[str, int]], ...] = (
     ("reuse", {}),
     ("taylor", {"order": 1}),
@@ -119,17 +119,17 @@ TABLES: dict[str, Table] = {
     "guidance-4": Table("guidance.md", SCHEDULES, "tiny-sd3", {"guidance_scale": 4.0}),
     "guidance-1": Table("guidance.md", SCHEDULES, "tiny-sd3", {"guidance_scale": 1.0}),
 }
-"""By the marks in their pages."""
+"""Tables by the names of their marks in the pages."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", help=f"{', '.join(TABLES)}; all without")
-    parser.add_argument("--pairs", type=int, default=16, help="prompts, with seed 0 each")
-    parser.add_argument("--write", type=Path, help="folder of pages whose marked blocks are replaced")
+    parser.add_argument("tables", nargs="*", help=f"{', '.join(TABLES)}; default: all")
+    parser.add_argument("--pairs", type=int, default=16, help="number of prompts, with seed 0 each")
+    parser.add_argument("--write", type=Path, help="folder of the pages, whose marked blocks are replaced")
     arguments = parser.parse_args()
     if unknown := set(arguments.tables) - set(TABLES):
-        parser.error(f"there is no table {', '.join(sorted(unknown))}: choose among {', '.join(TABLES)}")
+        parser.error(f"table {', '.join(sorted(unknown))} is unknown: choose among {', '.join(TABLES)}")
     torch.set_num_threads(1)
     prompts = tuple(spread(load_prompts("tiny"), arguments.pairs))
     for name in arguments.tables or TABLES:

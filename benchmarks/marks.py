@@ -1,4 +1,4 @@
-"""Where in a Markdown file a command puts its table."""
+"""Replace the generated blocks of Markdown pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def replace_block(path: Path, table: str, block: str) -> None:
-    """Put the table between the file's marks of that name."""
+    """Replace the text between the marks named ``block``."""
     begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
     text = path.read_text(encoding="utf-8")
     head, rest = text.split(begin)

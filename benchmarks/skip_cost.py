@@ -1,9 +1,9 @@
-"""What a skipped step costs, as a share of an evaluated one: by width, by kept features K, by tokens.
+"""The cost of a skipped step as a share of an evaluated one, by width, number of tokens and number of kept features K.
 
     python -m benchmarks.skip_cost [--write docs/benchmarks.md]
 
-A FLUX of random weights (2 double and 4 single blocks; full-size FLUX.1 has 19 and 38, so there the shares are about
-ten times smaller). Runs are interleaved, ratios of their medians are printed.
+The model is a FLUX with random weights, 2 double and 4 single blocks. Full-size FLUX.1 has 19 and 38, so its shares are
+about ten times smaller. Runs are interleaved, and the ratios of their medians are printed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ TOKENS = (64, 256, 1024)
 KEPT = (2, 6, 13)
 REPEATS = 7
 
+INTRODUCTION = """\
+A skipped step still computes embeddings, the final norm and projection, and the forecast. The tables measure a FLUX
+with random weights, 2 double and 4 single blocks. Full-size FLUX.1 has 19 and 38, so its shares are about ten times
+smaller."""
+FLOOR = """\
+The floor is the same model without blocks: embeddings, final norm and projection. The last column is a difference of
+two small numbers, and varies by a percent or more if the machine does other work."""
+WEIGHTED_SUM = """\
+The weighted sum alone, width 1024, float32. Its time is proportional to K and to the number of tokens."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,7 +46,8 @@ def main() -> None:
     table = "\n".join([*by_width(), "", *by_kept(), "", environment()])
     print(table)
     if arguments.write:
-        Path(arguments.write).write_text(f"# What a skipped step costs\n\n{table}\n", encoding="utf-8")
+        page = f"# What a skipped step costs\n\n{INTRODUCTION}\n\n{table}\n"
+        Path(arguments.write).write_text(page, encoding="utf-8")
 
 
 def by_width() -> list[str]:
@@ -51,12 +62,7 @@ def by_width() -> list[str]:
                 f"| {width} | {tokens} | {1e3 * evaluated:.1f} | {skipped / evaluated:.2%} | {floor / evaluated:.2%} "
                 f"| {(skipped - floor) / evaluated:.2%} |"
             )
-    lines += [
-        "",
-        "The floor is the same model without blocks: embeddings, final norm and projection. The last column is a "
-        "difference of two small numbers; with other work on the machine it varies by a percent or more.",
-    ]
-    return lines
+    return [*lines, "", FLOOR]
 
 
 def by_kept() -> list[str]:
@@ -70,11 +76,7 @@ def by_kept() -> list[str]:
             features = [torch.randn(1, tokens, 1024) for _ in range(kept)]
             cells.append(f"{1e3 * median(lambda f=features: weighted_sum([0.1] * len(f), f)):.3f}")
         lines.append(f"| {kept} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "The weighted sum alone, width 1024, float32. Its time is proportional to K and to the number of tokens.",
-    ]
-    return lines
+    return [*lines, "", WEIGHTED_SUM]
 
 
 def measure(width: int, tokens: int) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import spectrum_diffusion
-from benchmarks import results
+from benchmarks import results, skip_cost
 from spectrum_diffusion import METHODS, make_method
 from spectrum_diffusion.bench.reproduce.claims import LEGEND
 from spectrum_diffusion.bench.reproduce.page import EXPLANATION, OVERVIEW_LEGEND, SWEEP_LEGEND
@@ -178,6 +178,8 @@ def test_the_results_read_as_they_are_generated() -> None:
     assert EXPLANATION.format(seed="0") in index
     assert OVERVIEW_LEGEND in index
     assert LEGEND in (folder / "claims.md").read_text(encoding="utf-8")
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert all(text in benchmarks for text in (skip_cost.INTRODUCTION, skip_cost.FLOOR, skip_cost.WEIGHTED_SUM))
     for path in folder.glob("tiny-*.md"):
         text = path.read_text(encoding="utf-8")
         assert text.count(SWEEP_LEGEND) == len(re.findall(r"^## fig(?:5|6|10):", text, re.MULTILINE)) == 3

@@ -12,12 +12,13 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-versions lint types docs lines bench train wheel clean
+.PHONY: help venv demo test test-slow test-versions test-diffusers lint types docs lines bench train wheel clean
 
 help:
 	@echo "make demo           images from 14 of 50 evaluations beside the 50-step ones"
 	@echo "make test           the tests; make test-slow: the exhaustive ones too"
 	@echo "make test-versions  the core tests with the lowest and the newest supported versions"
+	@echo "make test-diffusers DIFFUSERS=path  diffusers' own pipeline tests, with every pipeline enabled"
 	@echo "make lint           ruff, format and rules; make types: mypy"
 	@echo "make docs           the pages of the methods and the drawings"
 	@echo "make lines          lines of code by part, in docs/design.md"
@@ -46,6 +47,11 @@ test-slow: $(STAMP)
 # In environments of their own, one at a time; they take several gigabytes and are deleted.
 test-versions:
 	$(PYTHON) .ci/versions.py $(BOUNDS)
+
+# DIFFUSERS is a checkout or a git directory; TESTS names folders of its tests/pipelines, by default all of them.
+test-diffusers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt parameterized requests-mock
+	PYTHONPATH=tests $(BIN)/python -m diffusers_suite $(DIFFUSERS) --only $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -44,10 +44,14 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
 
 def schedulers_of(pipe: Any) -> list[tuple[Any, str]]:
     """The schedulers of a pipeline and of the pipelines inside it, each once, as owner and attribute."""
-    inside = [value for value in vars(pipe).values() if is_pipeline(value)]
     places: dict[int, tuple[Any, str]] = {}
-    for owner in (*inside, pipe):
+    for owner in pipelines_of(pipe):
         for name, value in owner.components.items():
             if hasattr(value, "set_timesteps"):
                 places.setdefault(id(value), (owner, name))
     return list(places.values())
+
+
+def pipelines_of(pipe: Any) -> list[Any]:
+    """The pipelines inside a combined pipeline, and the pipeline itself."""
+    return [*(value for value in vars(pipe).values() if is_pipeline(value)), pipe]

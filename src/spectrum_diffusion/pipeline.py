@@ -196,23 +196,33 @@ def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator
         yield
 
 
+OVERRIDES = ("sigmas", "timesteps", "prior_timesteps", "decoder_timesteps")
+"""Arguments of pipelines that take the place of a number of steps."""
+
+
 def _with_sampler_steps(
     method: AnyMethod, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The call's keywords with the number of steps that the method wants of the sampler."""
+    """The call's keywords with the numbers of steps, one for each stage, that the method wants of the sampler."""
     if not method.sets_steps:
         return kwargs
     bound = inspect.signature(function).bind(*args, **kwargs)
-    by_position = "num_inference_steps" in bound.arguments and "num_inference_steps" not in kwargs
+    by_position = bound.arguments.keys() - kwargs.keys()
     bound.apply_defaults()
-    steps = bound.arguments.get("num_inference_steps")
-    for override in ("sigmas", "timesteps"):
+    for override in OVERRIDES:
         if bound.arguments.get(override) is not None:
             raise InvalidOptionError(
                 f"{name_of(method)} sets num_inference_steps, which {override}=… would override: leave {override} out"
             )
-    if not isinstance(steps, int) or (wanted := method.sampler_steps(steps)) == steps:
-        return kwargs
-    if by_position:
-        raise InvalidOptionError(f"{name_of(method)} sets num_inference_steps: give it by keyword, not by position")
-    return {**kwargs, "num_inference_steps": wanted}
+    asked = {name: steps for name, steps in bound.arguments.items() if name.endswith("num_inference_steps")}
+    if not any(isinstance(steps, int) for steps in asked.values()):
+        raise InvalidOptionError(
+            f"{name_of(method)} sets the number of steps, and this call has none (num_inference_steps): pass one, or "
+            "use another method"
+        )
+    wanted = {name: method.sampler_steps(steps) for name, steps in asked.items() if isinstance(steps, int)}
+    changed = {name: steps for name, steps in wanted.items() if steps != asked[name]}
+    if positional := by_position & changed.keys():
+        name = min(positional)
+        raise InvalidOptionError(f"{name_of(method)} sets {name}, which was given by position: give it by keyword")
+    return {**kwargs, **changed}

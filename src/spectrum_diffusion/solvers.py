@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from .discovery import pipelines_of, schedulers_of
 from .errors import InvalidOptionError, UnsupportedModelError
 
 CLASSES = {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
 """The solvers of :data:`methods.base.SOLVERS`."""
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
 """Settings of flow matching that these solvers lack, or that mean another noise schedule for them."""
+
+GENERATOR_IN_STEP = re.compile(r"self\.scheduler\.step\([^)]*\bgenerator=generator")
 
 
 def check_solver(target: Any, solver: str) -> None:
@@ -34,6 +37,12 @@ def check_solver(target: Any, solver: str) -> None:
     if isinstance(target, nn.Module):
         raise InvalidOptionError(
             f"solver={solver!r} needs a pipeline, but got a bare model: use {CLASSES[solver]} in your own loop"
+        )
+    if getattr(target, "scheduler", None) is None:
+        names = ", ".join(name for _, name in schedulers_of(target))
+        raise UnsupportedModelError(
+            f"{type(target).__name__} has no component named scheduler (its schedulers: {names}), so solver={solver!r} "
+            "would not know which to replace: leave solver out"
         )
     if reason := obstacle(target, solver):
         able = [f"solver={other!r}" for other in CLASSES if not obstacle(target, other)]
@@ -50,13 +59,24 @@ def sampling_with(pipe: Any, solver: str | None) -> Iterator[None]:
         yield
         return
     check_solver(pipe, solver)  # the scheduler may have been changed since enable(…)
-    own = pipe.scheduler
-    # Not by setattr, with which the pipeline would write the new class into its configuration.
-    pipe.__dict__["scheduler"] = make(own, solver)
+    own, owners = pipe.scheduler, _owners(pipe)
+    replacement = make(own, solver)
+    # Not by setattr, with which a pipeline would write the new class into its configuration.
+    for owner in owners:
+        owner.__dict__["scheduler"] = replacement
     try:
         yield
     finally:
-        pipe.__dict__["scheduler"] = own
+        for owner in owners:
+            owner.__dict__["scheduler"] = own
+
+
+def _owners(pipe: Any) -> list[Any]:
+    """The pipeline and, if it is a combined one, the stages inside it that step its main scheduler.
+
+    The prior of a combined pipeline has a scheduler of its own kind and keeps it.
+    """
+    return [owner for owner in pipelines_of(pipe) if getattr(owner, "scheduler", None) is pipe.scheduler]
 
 
 def make(scheduler: Any, solver: str) -> Any:
@@ -78,7 +98,9 @@ def is_flow_matching(scheduler: Any) -> bool:
 def obstacle(pipe: Any, solver: str) -> str:
     """Why the pipeline cannot sample with the solver, or ""."""
     flow = is_flow_matching(pipe.scheduler)
-    return (_flow_obstacle if flow else _noise_obstacle)(pipe.scheduler, solver) or _call_obstacle(pipe, solver)
+    if reason := (_flow_obstacle if flow else _noise_obstacle)(pipe.scheduler, solver):
+        return reason
+    return next((reason for owner in _owners(pipe) if (reason := _call_obstacle(owner, solver))), "")
 
 
 def _flow_obstacle(scheduler: Any, solver: str) -> str:
@@ -113,6 +135,8 @@ def _call_obstacle(pipe: Any, solver: str) -> str:
         return "the pipeline passes sigmas, which it takes for flow matching only"
     if re.search(r"\bmu=mu\b", source) and solver == "dpm++" and not made.config.get("use_dynamic_shifting"):
         return "the pipeline passes mu, which it takes with use_dynamic_shifting=True only"
+    if GENERATOR_IN_STEP.search(source) and "generator" not in inspect.signature(made.step).parameters:
+        return "the pipeline passes a generator to step, which does not take it"
     if "scheduler.scale_noise(" in source and not hasattr(made, "scale_noise"):
         return "the pipeline adds noise to an image with scale_noise, which it does not have"
     return ""

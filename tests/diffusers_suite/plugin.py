@@ -76,9 +76,9 @@ class Suite:
             if self._inside or self.mode == "without":
                 return plain(pipe, *args, **kwargs)
             self._inside = True
+            put_in_evaluation_mode(pipe)
             try:
-                with evaluation_mode(pipe):
-                    return getattr(self, self.mode)(pipe, plain, args, kwargs)
+                return getattr(self, self.mode)(pipe, plain, args, kwargs)
             finally:
                 self._inside = False
 
@@ -170,17 +170,11 @@ def copied(value: Any) -> Any:
     return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
 
 
-@contextmanager
-def evaluation_mode(pipe: Any) -> Iterator[None]:
+def put_in_evaluation_mode(pipe: Any) -> None:
     """Many tests leave their models in training mode, in which nothing can be enabled."""
-    modules = [m for c in pipe.components.values() if isinstance(c, nn.Module) for m in c.modules() if m.training]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.eval()
 
 
 @contextmanager

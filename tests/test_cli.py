@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS, loading
 from spectrum_diffusion.bench import pipelines
-from spectrum_diffusion.bench.atomic import written
+from spectrum_diffusion.bench.atomic import StoreError, written
 from spectrum_diffusion.bench.evaluate import sampling
 from spectrum_diffusion.bench.prompts import load_prompts
 from spectrum_diffusion.cli import app, doctor
@@ -475,7 +475,7 @@ def _write_half(path: Path) -> None:
 def test_write_atomically_keeps_the_old_file_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(StoreError, match="full"):
         _write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -29,8 +29,8 @@ from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
 from spectrum_diffusion.bench import atomic, cost
+from spectrum_diffusion.bench.atomic import StoreError
 from spectrum_diffusion.bench.evaluate import Row, evaluate, files, lock
-from spectrum_diffusion.bench.evaluate.files import StoreError
 from spectrum_diffusion.bench.evaluate.identity import code_of, code_of_modules, fingerprint
 from spectrum_diffusion.bench.prompts import Prompt
 from spectrum_diffusion.cli import app

@@ -1,33 +1,50 @@
-"""Files that are there whole or not at all: written under a temporary name, then renamed."""
+"""Atomic files: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import SpectrumError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
+"""Names of unfinished files."""
+
+
+class StoreError(SpectrumError):
+    """A file can't be written, mostly because the disk is full or read-only."""
+
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; what is written there takes the place of ``path`` at the end, on the disk.
+    """A temporary path beside ``path``, which replaces ``path`` at the end. Missing folders are created.
 
     Raises:
-        OSError: the file can't be written; ``path`` is as it was.
+        StoreError: the file can't be written; ``path`` is unchanged.
     """
-    # The suffix stays the last: Pillow and ffmpeg choose the format by it.
+    # The suffix stays last: Pillow and ffmpeg choose the format by it.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise StoreError(
+            f"{path} can't be written ({error.strerror or error}): {advice} and run the same command again"
+        ) from error
     finally:
         remove(temporary)
 
 
 def remove(path: Path) -> None:
-    """Remove a file if it is there and can be removed."""
+    """Remove a file if it exists and can be removed."""
     try:
         path.unlink(missing_ok=True)
     except OSError:  # a disk that refuses this too has been reported already
@@ -35,6 +52,6 @@ def remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """See that the bytes are on the disk before the name is: a machine that goes down leaves no empty file."""
+    """Put the bytes on the disk before the name, so that a crash of the machine leaves no empty file."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

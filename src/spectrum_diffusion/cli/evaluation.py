@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..core.words import counted_name
-from .guard import FailureError, MistakeError, errors_console, sampling_failures
+from .guard import MistakeError, errors_console, sampling_failures
 from .request import MethodSpec, Request
 
 if TYPE_CHECKING:
@@ -65,11 +65,10 @@ def run(
         settings: fields of the library's request.
 
     Raises:
-        SpectrumError: the model can't be loaded, or the request is wrong.
-        FailureError: the folder can't be written, or the untouched pipeline fails.
+        SpectrumError: the model can't be loaded, the request is wrong, or the folder can't be written.
+        FailureError: the untouched pipeline fails.
     """
     from ..bench import evaluate as library
-    from ..bench.evaluate.files import StoreError
 
     asked = library.Request(
         model=request.model,
@@ -81,11 +80,8 @@ def run(
         **settings,
     )
     pipe = request.load()
-    try:
-        with progress_meter() as meter, sampling_failures(pipe):
-            return engine(pipe, asked, folder, meter)
-    except StoreError as error:
-        raise FailureError(str(error)) from error
+    with progress_meter() as meter, sampling_failures(pipe):
+        return engine(pipe, asked, folder, meter)
 
 
 def table_of(results: Results) -> Table:

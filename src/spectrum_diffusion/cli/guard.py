@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from .._interrupts import exit_interrupted, was_interrupted
+from ..bench.atomic import StoreError
 from ..core.words import first_line
 from ..errors import SpectrumError, SpectrumWarning
 from .encoding import never_fail_to_print
@@ -47,6 +48,8 @@ class GuardedGroup(TyperGroup):
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # they are RuntimeErrors
             raise
+        except StoreError as error:
+            raise _exit(error, FAILURE) from None
         except SpectrumError as error:
             raise _exit(error, MISTAKE) from None
         except (FailureError, OSError, ImportError, ValueError, RuntimeError) as error:

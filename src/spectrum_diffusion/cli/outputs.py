@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bench import mp4
 from ..bench.atomic import written
-from .guard import FailureError, MistakeError
+from .guard import MistakeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,12 +96,12 @@ def save(path: Path, frames: list[Image], provenance: dict[str, Any], fps: int) 
     """Write one image, or a video of several frames.
 
     Raises:
-        FailureError: the file can't be written.
+        StoreError: the file can't be written.
     """
     if len(frames) == 1 and path.suffix.lower() in IMAGES:
         save_image(path, frames[0], provenance)
         return
-    with _written(path) as temporary:
+    with written(path) as temporary:
         if path.suffix.lower() in ANIMATIONS:
             _save_animation(temporary, frames, fps)
         else:
@@ -115,7 +113,7 @@ def save_image(path: Path, image: Image, provenance: dict[str, Any]) -> None:
     options: dict[str, Any] = {"quality": QUALITY}
     if path.suffix.lower() == ".png":
         options = {"pnginfo": _png_text(provenance)}
-    with _written(path) as temporary:
+    with written(path) as temporary:
         image.convert("RGB").save(temporary, **options)
 
 
@@ -124,20 +122,9 @@ def _save_animation(path: Path, frames: list[Image], fps: int) -> None:
     first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=QUALITY)
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    try:
-        with written(path) as temporary:
-            yield temporary
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space" if is_full else "choose another place"
-        raise FailureError(f"{path} can't be written ({error.strerror or error}): {advice} and run it again") from error
-
-
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON."""
-    with _written(path) as temporary:
+    with written(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

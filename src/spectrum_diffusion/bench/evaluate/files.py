@@ -1,51 +1,24 @@
-"""Atomic files: written under a temporary name, then renamed.
+"""Text, JSON and frames as atomic files.
 
 Frames are kept losslessly, because metrics are computed from the kept files: an image as PNG, a video as a zip of PNGs.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import SpectrumError
-from .. import atomic
+from ..atomic import TEMPORARY, remove, written
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Timestamp of every member of a zip, so that the same frames give the same bytes."""
-
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
-"""Names of unfinished files. Their writer is gone once another process holds the folder's lock."""
-
-
-class StoreError(SpectrumError):
-    """Results can't be written or read, mostly because the disk is full or read-only."""
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which replaces ``path`` at the end.
-
-    Raises:
-        StoreError: the file can't be written; ``path`` is unchanged.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.written(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise StoreError(_reason(path, error)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,21 +73,13 @@ def digest(data: bytes) -> str:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the unfinished files of a killed evaluation."""
+    """Remove the unfinished files of a killed evaluation, once this process holds the folder's lock."""
     for path in folder.rglob(".*"):
         if TEMPORARY.fullmatch(path.name):
-            atomic.remove(path)
+            remove(path)
 
 
 def _png(frame: Image) -> bytes:
     buffer = io.BytesIO()
     frame.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _reason(path: Path, error: OSError) -> str:
-    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-    return (
-        f"{path} can't be written ({error.strerror or error}): {advice} and run the same command again; "
-        "finished work is kept"
-    )

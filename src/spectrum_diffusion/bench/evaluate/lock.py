@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import ConflictError
-from .files import StoreError
+from ..atomic import StoreError
 
 try:
     import fcntl

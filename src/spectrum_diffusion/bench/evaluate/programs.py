@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...errors import InvalidOptionError, MissingPackageError, SpectrumError
+from ..atomic import StoreError
 from ..metrics.programs import Entry, Program, ProgramResult, write_manifest
 from . import files
 from .identity import key_of
@@ -39,7 +40,7 @@ def run_programs(plan: WorkPlan, store: Store, programs: dict[str, Program], dev
             on_unit(total, total, f"{label}: {program.title}")
             try:
                 _run(program, judged(program, units, store), store, device)
-            except files.StoreError:
+            except StoreError:
                 raise
             except (SpectrumError, OSError) as error:  # OSError: the program can't be started
                 plan.problems[label, program.name] = str(error)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import mp4
+from ..atomic import written
 from . import files
 from .plan import Unit
 from .sampling import Sample
@@ -104,7 +105,7 @@ class Store:
     def _save_video(self, unit: Unit, frames: list[Image]) -> None:
         """Write an mp4 for viewing beside the lossless frames, if a package can."""
         if mp4.can_write():
-            with files.written(self._path(unit, ".mp4")) as temporary:
+            with written(self._path(unit, ".mp4")) as temporary:
                 mp4.write(temporary, frames)
 
     def _path(self, unit: Unit, suffix: str) -> Path:

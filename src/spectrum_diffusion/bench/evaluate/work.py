@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ...errors import SpectrumError
+from ..atomic import StoreError
 from ..metrics import PictureJudge
-from . import files
 from .measures import measure
 from .plan import Unit, WorkPlan
 from .request import Row
@@ -73,7 +73,7 @@ class Work:
             if unit.row:
                 self._generate(unit, reference)
             self._measure(unit, reference)
-        except files.StoreError:
+        except StoreError:
             raise
         except Exception as error:  # of the pipeline or any library: the other rows continue
             log.debug("%s failed", unit.label, exc_info=error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..atomic import written
 from ..evaluate import REFERENCE, files, plots
 from ..evaluate.examples import beside, evenly
 from ..evaluate.store import Store
@@ -25,7 +26,7 @@ def draw_figure(result: TableResult, folder: Path) -> str:
         return ""
     if result.table.images:
         name = f"{result.name}-{result.key}.png"
-        with files.written(folder / name) as temporary:
+        with written(folder / name) as temporary:
             _grid(result).save(temporary, format="png", optimize=True)
         return name
     plot = sweep_plot(result) if result.table.sweep else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConflictError, SpectrumError
+from ..atomic import StoreError
 from ..evaluate import Request, evaluate, files
 from ..evaluate.lock import locked
 from ..evaluate.measures import CLIP_SCORE, check_metrics, judges
@@ -154,7 +155,7 @@ class _Run:
             for prompts, sharing in self._by_prompts(key, names).items():
                 self._say(f"{source}, prompts of {prompts}")
                 results += self._with_prompts(key, pipe, sharing, prompts)
-        except (files.StoreError, ConflictError):  # of the folder, not of the model
+        except (StoreError, ConflictError):  # of the folder, not of the model
             raise
         except (SpectrumError, RuntimeError, OSError, ValueError) as error:
             problem = reason_of(error)

@@ -1,4 +1,4 @@
-"""What a metric is: what all of them have in common, and the class of those that compare with a reference."""
+"""Base classes of metrics, and the class of those that compare with a reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InvalidOptionError, MissingPackageError
 from .frames import Frames, to_video
@@ -20,62 +20,57 @@ if TYPE_CHECKING:
 Against = Literal["reference", "prompt"]
 
 
-class Judge(Protocol):
-    """What every metric has, be it computed here or by another program, of one picture or of many as one."""
+class Judge:
+    """What all metrics share: of one image or of many together, computed here or by another program.
 
-    @property
-    def name(self) -> str:
-        """How it is asked for."""
+    Attributes:
+        name: how it is requested.
+        title: how tables name it.
+        unit: of its values, such as "dB"; empty if they have none.
+        against: what an image is compared with. A metric that needs no reference is computed for the reference too.
+        whole: whether it judges all images of a method together, so that a single one has no value.
+    """
 
-    @property
-    def title(self) -> str:
-        """As a table writes it."""
-
-    @property
-    def unit(self) -> str: ...
-
-    @property
-    def higher_is_better(self) -> bool: ...
+    name: str
+    title: str
+    higher_is_better: bool
+    unit: str = ""
+    against: Against = "prompt"
+    whole: bool = False
 
     @property
     def source(self) -> str:
         """Where it is published, and what it runs with."""
-
-    @property
-    def against(self) -> Against:
-        """What a picture is held against. What needs no reference is computed of the reference too."""
-
-    @property
-    def whole(self) -> bool:
-        """It judges all pictures of a method as one: a single one has no value."""
+        raise NotImplementedError
 
     @property
     def module(self) -> str:
-        """Where its code is. With :meth:`fingerprint` it says whether a kept value is still right."""
+        """Where its code is. Together with :meth:`fingerprint` it tells whether a kept value is up to date."""
+        return type(self).__module__
 
     def fingerprint(self) -> str:
-        """What its values depend on beside its code, the pictures and what they are held against."""
+        """What its values depend on besides its code, the images and what they are compared with."""
+        raise NotImplementedError
 
     def available(self) -> str:
-        """Empty if it can be had here, else why not and what to do."""
+        """Empty if it can be computed here, else why not and what to do."""
+        raise NotImplementedError
 
 
-class PictureJudge(Judge, Protocol):
-    """A metric that is computed here, of one picture or video at a time."""
+class PictureJudge(Judge):
+    """A metric that is computed here, of one image or video at a time."""
 
     def judge(self, video: Frames, against: Any) -> float:
-        """The value of a picture or video, held against its reference or its prompt."""
+        """The value of an image or video, compared with its reference or its prompt."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """Likeness of a picture or video to its reference.
+class Metric(PictureJudge):
+    """Similarity of an image or video to its reference.
 
     Attributes:
         name: its key in ``METRICS``.
-        title: as a table writes it.
-        unit: of its values, such as "dB"; empty where they have none.
-        higher_is_better: which way is like the reference.
         score: of videos ``(F, 3, H, W)`` in [0, 1], in float64: a value for each frame ``(F,)``, or one for the
             video ``(1,)`` where a metric looks at motion.
         needs: checks that each answer "" or why the metric can't be had here, and what to do.
@@ -92,7 +87,6 @@ class Metric:
     smallest: int = 1
     source: str = field(default="", repr=False)
     against: Against = field(default="reference", init=False)
-    whole: bool = field(default=False, init=False)
 
     @property
     def module(self) -> str:

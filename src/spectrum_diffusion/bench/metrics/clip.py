@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidOptionError, MissingPackageError
-from .base import Against, average
+from .base import PictureJudge, average
 from .frames import Frames, to_video
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PIECES, LENGTH = 64, 4096
 
 
 @dataclass(frozen=True)
-class ClipScore:
+class ClipScore(PictureJudge):
     """How well a picture fits its prompt; the score of a video is the mean over its frames.
 
     Attributes:
@@ -37,13 +37,9 @@ class ClipScore:
 
     model: str | Path = CLIP_MODEL
     device: str = "cpu"
-    name: str = field(default="clip_score", init=False)
-    title: str = field(default="CLIP Score", init=False)
-    unit: str = field(default="", init=False)
-    higher_is_better: bool = field(default=True, init=False)
-    against: Against = field(default="prompt", init=False)
-    whole: bool = field(default=False, init=False)
-    module: str = field(default=__name__, init=False)
+    name = "clip_score"
+    title = "CLIP Score"
+    higher_is_better = True
 
     @property
     def source(self) -> str:

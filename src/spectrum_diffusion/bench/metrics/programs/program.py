@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import MissingPackageError, ProgramError
-from ..base import Against
+from ..base import Judge
 from .environment import last_lines, python_of
 from .manifest import MANIFEST, Entry, read_manifest
 from .quality import QUALITY, quality_dimensions, vbench_quality
@@ -35,7 +35,7 @@ class ProgramResult:
 
 
 @dataclass(frozen=True)
-class Program:
+class Program(Judge):
     """A metric without reference, computed by another program; higher is better in both.
 
     Attributes:
@@ -60,10 +60,7 @@ class Program:
     arguments: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     source: str = field(default="", repr=False)
-    unit: str = field(default="", init=False)
-    higher_is_better: bool = field(default=True, init=False)
-    against: Against = field(default="prompt", init=False)
-    module: str = field(default=__name__, init=False)
+    higher_is_better = True
 
     def available(self) -> str:
         """Empty if its environment is made, else how to make it."""

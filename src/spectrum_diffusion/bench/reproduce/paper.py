@@ -1,4 +1,4 @@
-"""The paper's experiments as data: models, settings, tables, and the numbers it reports (`paper.csv`).
+"""The paper's experiments as data: models (`models.csv`), settings, tables, and its numbers (`paper.csv`).
 
 A setting is a method with its options. The same settings run on the full-size models and on the small ones of the same
 architectures. A number that the paper's text does not give is missing here too.
@@ -7,6 +7,7 @@ architectures. A number that the paper's text does not give is missing here too.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -33,40 +34,19 @@ class Model:
     video: bool = False
 
 
-MODELS: dict[str, Model] = {
-    "flux": Model(
-        "FLUX.1-dev",
-        "black-forest-labs/FLUX.1-dev",
-        "tiny-flux",
-        {"height": 1024, "width": 1024, "guidance_scale": 3.5, "num_inference_steps": 50},
-    ),
-    "sd3": Model(
-        "SD3.5-Large",
-        "stabilityai/stable-diffusion-3.5-large",
-        "tiny-sd3",
-        {"height": 1024, "width": 1024, "guidance_scale": 7.0, "num_inference_steps": 50},
-    ),
-    "wan": Model(
-        "Wan2.1-T2V-14B",
-        "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        "tiny-wan",
-        {"height": 480, "width": 832, "num_frames": 81, "guidance_scale": 5.0, "num_inference_steps": 50},
-        video=True,
-    ),
-    "hunyuan": Model(
-        "HunyuanVideo",
-        "hunyuanvideo-community/HunyuanVideo",
-        "tiny-hunyuan",
-        {"height": 480, "width": 832, "num_frames": 81, "guidance_scale": 6.0, "num_inference_steps": 50},
-        video=True,
-    ),
-    "sdxl": Model(
-        "SDXL",
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "tiny-sdxl",
-        {"height": 1024, "width": 1024, "num_inference_steps": 50},
-    ),
-}
+def _read(file: str) -> tuple[dict[str, str], ...]:
+    """The rows of a CSV file beside this module."""
+    text = resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+def _model(row: Mapping[str, str]) -> Model:
+    call = {name: json.loads(value) for name, value in row.items() if name in CALL and value}
+    return Model(row["name"], row["real"], row["tiny"], call, video=bool(row["num_frames"]))
+
+
+CALL = ("height", "width", "num_frames", "guidance_scale", "num_inference_steps")
+MODELS: dict[str, Model] = {row["key"]: _model(row) for row in _read("models.csv")}
 """SDXL is only in the paper's figures, so the paper has no numbers for it."""
 
 SEED = 42
@@ -388,8 +368,7 @@ RMSE: dict[tuple[str, str], tuple[float, ...]] = {
 @cache
 def reported() -> tuple[dict[str, str], ...]:
     """The rows of `paper.csv`."""
-    text = resources.files(__package__).joinpath("paper.csv").read_text(encoding="utf-8")
-    return tuple(csv.DictReader(text.splitlines()))
+    return _read("paper.csv")
 
 
 def is_reported(table: str, model: Model) -> bool:

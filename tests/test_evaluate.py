@@ -406,14 +406,14 @@ def test_the_lock_of_a_killed_process_is_free(pipe: Any, tmp_path: Path) -> None
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert wait_for(forked(work)) == signal.SIGKILL
-    assert "pid" in (tmp_path / lock.LOCK_FILE).read_text()
+    assert "pid" in (tmp_path / lock.HOLDER_FILE).read_text()
     with lock.locked(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("age", [0, lock.DEAD + 5])
 def test_the_lock_of_another_machine_is_free_when_it_gives_no_sign(age: float, tmp_path: Path) -> None:
-    file = tmp_path / lock.LOCK_FILE
+    file = tmp_path / lock.HOLDER_FILE
     file.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
     os.utime(file, (time.time() - age,) * 2)
     if age:

@@ -202,19 +202,19 @@ def test_what_was_done_to_the_pipeline_counts_and_what_was_undone_does_not() -> 
 
 
 def test_other_versions_are_made_anew(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_diffusion.bench.evaluate import plan
+    from spectrum_diffusion.bench.evaluate import units
 
     evaluate(pipe, request(), tmp_path)
-    original = plan.environment
-    monkeypatch.setattr(plan, "environment", lambda pipe: {**original(pipe), "torch": "0.0"})
+    original = units.environment
+    monkeypatch.setattr(units, "environment", lambda pipe: {**original(pipe), "torch": "0.0"})
     assert evaluate(pipe, request(), tmp_path).computed == CALLS
 
 
 def test_another_code_of_a_method_is_another_result(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_diffusion.bench.evaluate import plan
+    from spectrum_diffusion.bench.evaluate import units
 
     evaluate(pipe, request(), tmp_path)
-    monkeypatch.setattr(plan, "code_of", lambda method: "changed")
+    monkeypatch.setattr(units, "code_of", lambda method: "changed")
     # The untouched pipeline runs no code of a method.
     assert evaluate(pipe, request(), tmp_path).computed == CALLS - len(TEXTS) - 1
 
@@ -465,13 +465,13 @@ def test_a_row_that_fails_is_left_out_from_there_on(pipe: Any, tmp_path: Path, m
 
 
 def test_a_method_that_the_pipeline_can_not_have_is_a_failure(pipe: Any, tmp_path: Path) -> None:
-    from spectrum_diffusion.bench.evaluate import plan
+    from spectrum_diffusion.bench.evaluate import units
 
     def refuse(pipe: Any, row: Row) -> dict[str, Any]:
         raise sd.UnsupportedModelError(f"{row.label} needs something else")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "probe", refuse)
+        patch.setattr(units, "probe", refuse)
         results = evaluate(pipe, request(), tmp_path)
     assert results.failures == {"fewer": "fewer needs something else", "reuse": "reuse needs something else"}
     assert results.computed == len(TEXTS) + 1

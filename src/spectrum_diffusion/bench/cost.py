@@ -171,11 +171,11 @@ def _count(pipe: Any, call: Callable[[], Any], method: MethodOptions | None) -> 
 
 def _cost(samples: list[_Sample], flops: Flops | None) -> Cost:
     spent = [sample.spent for sample in samples]
-    loops = [one.loop for one in spent if one.loop is not None]
+    loops = [call.loop for call in spent if call.loop is not None]
     return Cost(
-        call=Timing(tuple(one.seconds for one in spent)),
+        call=Timing(tuple(call.seconds for call in spent)),
         loop=Timing(tuple(loops)) if loops else None,
-        memory=max((one.memory for one in spent), key=lambda memory: memory.bytes),
+        memory=max((call.memory for call in spent), key=lambda memory: memory.bytes),
         summary=samples[-1].summary,
         flops=flops,
     )

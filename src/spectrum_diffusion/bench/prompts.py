@@ -133,17 +133,13 @@ def _coco_captions(annotations: list[dict[str, Any]]) -> list[Any]:
     return list(captions.values())
 
 
-def _json_lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
-
-
 def _table(delimiter: str) -> Callable[[str], list[Any]]:
     return lambda text: list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
 _PARSERS: dict[str, Callable[[str], list[Any]]] = {
     ".json": _json,
-    ".jsonl": _json_lines,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
     ".csv": _table(","),
     ".tsv": _table("\t"),
 }
@@ -180,12 +176,9 @@ class HubList:
                 f"the prompts {self.repository} (split {self.split}, columns {', '.join(wanted)}) can't be loaded: "
                 f"{str(error).splitlines()[0]}; go online once, or give a file of prompts"
             ) from error
-        return [Prompt(_first(text).strip(), *categories) for text, *categories in rows]
-
-
-def _first(text: str | list[str]) -> str:
-    """COCO has several captions for each image: take the first."""
-    return text if isinstance(text, str) else text[0]
+        # COCO has several captions for each image: take the first.
+        firsts = [(text if isinstance(text, str) else text[0], categories) for text, *categories in rows]
+        return [Prompt(text.strip(), *categories) for text, categories in firsts]
 
 
 def _vbench(model: str) -> list[Prompt]:

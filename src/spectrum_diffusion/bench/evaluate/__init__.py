@@ -20,11 +20,11 @@ from . import files
 from .identity import machine
 from .lock import locked
 from .measures import choose_metrics
-from .plan import WorkPlan, make_work_plan
-from .programs import run_programs
 from .request import REFERENCE, Case, Request, Row
 from .results import Results, collect
+from .scores import run_programs
 from .store import Store
+from .units import WorkPlan, make_work_plan
 from .work import OnUnit, Work
 
 
@@ -74,7 +74,8 @@ def evaluation(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None
         results = collect(folder, plan, store, metrics)
         results.computed, results.manifest = work.computed, manifest
         yield results
-        _end(folder, manifest, work)
+        manifest["runs"][-1] |= {"ended": _now(), "computed": work.computed}
+        files.write_json(folder / "manifest.json", manifest)
 
 
 def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
@@ -92,11 +93,6 @@ def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
     }
     files.write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def _end(folder: Path, manifest: dict[str, Any], work: Work) -> None:
-    manifest["runs"][-1] |= {"ended": _now(), "computed": work.computed}
-    files.write_json(folder / "manifest.json", manifest)
 
 
 def _write(results: Results) -> None:

@@ -24,7 +24,7 @@ SIDE, FRAME_SIDE = 384, 192
 """Longest side of an image and of a video's frame in pixels; larger ones are scaled down."""
 EXACT = 160
 """Images up to this side are embedded losslessly."""
-QUALITY = 85
+JPEG_QUALITY = 85
 GAIN = 4
 """Factor by which differences are brightened."""
 
@@ -108,5 +108,5 @@ def beside(frames: list[Image]) -> Image:
 def _uri(image: Image) -> str:
     kind = "png" if image.height <= EXACT and image.width <= EXACT * FRAMES else "jpeg"
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **({"quality": QUALITY} if kind == "jpeg" else {"optimize": True}))
+    image.save(buffer, format=kind, **({"quality": JPEG_QUALITY} if kind == "jpeg" else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

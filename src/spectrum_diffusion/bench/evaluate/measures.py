@@ -13,9 +13,9 @@ from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge, base, fra
 from ..metrics.clip import CLIP_MODEL
 from ..metrics.programs import PROGRAMS, Program
 from .identity import code_of_modules, key_of
-from .plan import Unit
 from .request import CLIP_SCORE, REFERENCE, Request
 from .store import Store
+from .units import Unit
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def check_metrics(names: Iterable[str], clip: str | None = None) -> None:
             raise InvalidOptionError(f"metric {name!r} is not available: {problem}")
 
 
-def measure(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> dict[str, str]:
+def measure_unit(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> dict[str, str]:
     """Compute and keep the missing metrics of a finished unit.
 
     Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 from ...core.summary import Flops
 from ..metrics import Judge
 from .measures import Metrics, applies, read_metrics
-from .plan import Unit, WorkPlan
-from .programs import judged, read_score
 from .request import REFERENCE
-from .statistics import by_prompt, difference, estimate, median, quartiles, verdict
+from .scores import judged, read_score
+from .statistics import Values, by_prompt, difference, estimate, median, quartiles, verdict
 from .store import Store
+from .units import Unit, WorkPlan
 
-Values = Mapping[tuple[str, int], float | None]
 FACTS = ("title", "unit", "higher_is_better", "source", "whole")
 """What the results say about a metric."""
 

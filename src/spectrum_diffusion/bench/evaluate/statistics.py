@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+Values = Mapping[tuple[str, int], float | None]
+"""Values by prompt and seed."""
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 ENOUGH = 6
@@ -43,12 +46,8 @@ class Estimate:
         return asdict(self)
 
 
-def by_prompt(values: Mapping[tuple[str, int], float | None]) -> dict[str, float]:
-    """Mean over the seeds of each prompt, ignoring None.
-
-    Args:
-        values: (prompt, seed) → value.
-    """
+def by_prompt(values: Values) -> dict[str, float]:
+    """Mean over the seeds of each prompt, ignoring None."""
     grouped: dict[str, list[float]] = {}
     for (prompt, _), value in values.items():
         if value is not None:
@@ -56,9 +55,7 @@ def by_prompt(values: Mapping[tuple[str, int], float | None]) -> dict[str, float
     return {prompt: statistics.fmean(of_prompt) for prompt, of_prompt in grouped.items()}
 
 
-def difference(
-    values: Mapping[tuple[str, int], float | None], baseline: Mapping[tuple[str, int], float | None]
-) -> Estimate:
+def difference(values: Values, baseline: Values) -> Estimate:
     """The paired difference to a baseline over their common cases."""
     pairs = {
         case: value - other

@@ -18,8 +18,8 @@ import numpy as np
 from .. import mp4
 from ..atomic import written
 from . import files
-from .plan import Unit
 from .sampling import Sample
+from .units import Unit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ class Store:
             "prompt": unit.case.prompt.text,
             "seed": unit.case.seed,
             "frames": len(sample.frames),
-            "files": {self._name(path): files.digest(content) for path, content in contents.items()},
+            "files": {path.relative_to(self.folder).as_posix(): files.digest(data) for path, data in contents.items()},
             **measured,
         }
         self.save_record(unit, record)
@@ -111,9 +111,6 @@ class Store:
     def _path(self, unit: Unit, suffix: str) -> Path:
         # with_suffix would cut the name at a dot of the prompt.
         return self.folder / f"{unit.name}{suffix}"
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
 
     def _file(self, record: dict[str, Any], *suffixes: str) -> str:
         return next((name for name in record["files"] if name.endswith(suffixes)), "")

@@ -10,7 +10,7 @@ from ...core.words import counted_name
 from ..cost import ALLOCATED
 from .results import Results
 
-MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
+VERDICT_MARKS = {"better": "+", "worse": "−", "no difference seen": "≈", "too few prompts": "?"}
 """Marks for a verdict beside a value."""
 
 BRIEF = 3
@@ -167,7 +167,7 @@ def metric_text(metric: dict[str, Any], digits: int, *, intervals: bool = True) 
     if intervals and metric["low"] is not None:
         text += f" [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
     if gap := metric.get("against_baseline"):
-        text += f" {MARKS[gap['verdict']]}"
+        text += f" {VERDICT_MARKS[gap['verdict']]}"
     return text
 
 

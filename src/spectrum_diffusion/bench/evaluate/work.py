@@ -13,11 +13,11 @@ import torch
 from ...errors import SpectrumError
 from ..atomic import StoreError
 from ..metrics import PictureJudge
-from .measures import measure
-from .plan import Unit, WorkPlan
+from .measures import measure_unit
 from .request import Row
 from .sampling import Sample, path_rmse, sample
 from .store import Store
+from .units import Unit, WorkPlan
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Work:
     def _measure(self, unit: Unit, reference: Unit) -> None:
         problems, label = self.plan.problems, unit.label
         metrics = {name: judge for name, judge in self.metrics.items() if (label, name) not in problems}
-        for name, problem in measure(self.store, unit, reference, metrics).items():
+        for name, problem in measure_unit(self.store, unit, reference, metrics).items():
             problems[label, name] = problem
 
     def _generate(self, unit: Unit, reference: Unit | None = None) -> None:

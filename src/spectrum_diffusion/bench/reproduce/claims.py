@@ -6,13 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..evaluate.statistics import ENOUGH, Estimate, difference, verdict
+from ..evaluate.statistics import ENOUGH, Values, difference, verdict
 from ..evaluate.tables import line
 from .paper import SLOPES, Setting, paper_value
 from .result import TableResult
-
-Values = dict[tuple[str, int], float | None]
-"""By prompt and seed."""
 
 WORDS = {
     "better": "**yes**",
@@ -134,8 +131,8 @@ def _nearer(winner: str, loser: str, result: TableResult) -> str | None:
         return None
     words = []
     for step in result.table.path:
-        gap = _gap(result, winner, loser, partial(_rmse_after, step))
-        if gap is None:
+        gap = difference(_rmse_after(step, result, winner), _rmse_after(step, result, loser))
+        if gap.mean is None:
             return None
         words.append(f"{step}: {WORDS[verdict(gap, False)]}")
     return ", ".join(words)
@@ -145,13 +142,8 @@ def _compared(result: TableResult, winner: str, loser: str) -> str | None:
     """The word for whether one row has the higher PSNR; None if a row is incomplete."""
     if result.psnr(winner) is None or result.psnr(loser) is None:
         return None
-    gap = _gap(result, winner, loser, _psnrs)
-    return WORDS[verdict(gap, True)] if gap else None
-
-
-def _gap(result: TableResult, row: str, other: str, values: Callable[[TableResult, str], Values]) -> Estimate | None:
-    gap = difference(values(result, row), values(result, other))
-    return gap if gap.mean is not None else None
+    gap = difference(_psnrs(result, winner), _psnrs(result, loser))
+    return WORDS[verdict(gap, True)] if gap.mean is not None else None
 
 
 def _psnrs(result: TableResult, label: str) -> Values:
@@ -167,7 +159,7 @@ def _rmse_after(step: int, result: TableResult, label: str) -> Values:
     }
 
 
-MAIN = ("table1", "table2")
+MAIN_TABLES = ("table1", "table2")
 OTHERS = {
     14: ("15 steps", "FORA N 4", "ToCa N 4", "TeaCache at 14", "TaylorSeer N 4 O 1", "TaylorSeer N 4 O 2"),
     10: ("FORA N 6", "ToCa N 6", "TeaCache at 10", "TaylorSeer N 6 O 1", "TaylorSeer N 6 O 2"),
@@ -176,14 +168,18 @@ OTHERS = {
 
 CLAIMS: tuple[Claim, ...] = (
     *(
-        Claim(f"Spectrum at {nfe} is better than {label}", MAIN, partial(_better, f"Spectrum α {SLOPES[nfe]:g}", label))
+        Claim(
+            f"Spectrum at {nfe} is better than {label}",
+            MAIN_TABLES,
+            partial(_better, f"Spectrum α {SLOPES[nfe]:g}", label),
+        )
         for nfe, labels in OTHERS.items()
         for label in labels
     ),
     *(
         Claim(
             f"TaylorSeer N {interval}: order 1 is better than order 2",
-            MAIN,
+            MAIN_TABLES,
             partial(_better, f"TaylorSeer N {interval} O 1", f"TaylorSeer N {interval} O 2"),
         )
         for interval in (4, 6)

@@ -46,7 +46,9 @@ def page(results: Sequence[TableResult], figures: dict[tuple[str, str], str], co
         seconds: duration of the work in this folder over all runs.
     """
     ran = [result for result in results if result.results]
-    parts = [_head(ran, command, seconds), _overview(ran), _claims(ran), "## Tables and figures"]
+    claims = claims_table(ran)
+    parts = [_head(ran, command, seconds), _overview(ran), claims and f"## The paper's claims\n\n{claims}"]
+    parts.append("## Tables and figures")
     parts += [_table(result, figures.get((result.name, result.key), "")) for result in results]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -70,11 +72,6 @@ def _effort(names: list[str], units: list[dict[str, Any]], seconds: float) -> st
     sampling = f"{len(calls):,} calls of a pipeline in {hours(sum(calls.values()))}"
     everything = f"with calibration, counting of operations and metrics, this folder took {hours(seconds)}"
     return f"on {', '.join(names) or 'nothing'}, {sampling}; {everything}."
-
-
-def _claims(ran: Sequence[TableResult]) -> str:
-    table = claims_table(ran)
-    return f"## The paper's claims\n\n{table}" if table else ""
 
 
 def _overview(ran: Sequence[TableResult]) -> str:

@@ -142,16 +142,12 @@ def _first_order(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
     return tuple(setting for setting in settings if setting.options.get("order") != 2)
 
 
-def _scheduled_only(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    return tuple(setting for setting in settings if setting.nfe)
-
-
 def _for_u_nets(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
     """ToCa and TeaCache need a transformer."""
     return tuple(setting for setting in settings if setting.method not in ("toca", "teacache"))
 
 
-COCO = tuple(replace(setting, which=0) if setting.tuned else setting for setting in FAST)
+COCO_ROWS = tuple(replace(setting, which=0) if setting.tuned else setting for setting in FAST)
 
 ADAPTIVE = (
     Setting(
@@ -172,7 +168,7 @@ ADAPTIVE = (
     Setting("Spectrum adaptive", "paper", {"slope": 3.0}, 10, {"method": "Spectrum", "interval": "2"}),
 )
 
-SITES = tuple(
+SITE_ROWS = tuple(
     Setting(
         f"{label} {site.replace('_', ' ')}",
         method,
@@ -309,10 +305,10 @@ TABLES: dict[str, Table] = {
         ("psnr", "ssim", "lpips", "vbench_quality"),
     ),
     "table3": Table("adaptive against uniform, 10 evaluations", ("sd3", "wan"), ADAPTIVE, small=EVERYWHERE),
-    "table4": Table("last block against per module", ("flux",), SITES, small=EVERYWHERE),
+    "table4": Table("last block against per module", ("flux",), SITE_ROWS, small=EVERYWHERE),
     "table5": Table("latent RMSE along the path", ("flux",), PATH, (), path=(10, 20, 30, 40, 50)),
-    "table6": Table("evaluations of every row", EVERYWHERE, _scheduled_only(MAIN), ()),
-    "table7": Table("COCO 2017 captions", ("flux",), COCO, prompts="coco"),
+    "table6": Table("evaluations of every row", EVERYWHERE, tuple(setting for setting in MAIN if setting.nfe), ()),
+    "table7": Table("COCO 2017 captions", ("flux",), COCO_ROWS, prompts="coco"),
     "table8": Table(
         "latent RMSE along the path",
         ("hunyuan",),

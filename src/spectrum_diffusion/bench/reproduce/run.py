@@ -14,7 +14,7 @@ from ..atomic import StoreError
 from ..evaluate import Request, evaluate, files
 from ..evaluate.lock import locked
 from ..evaluate.measures import CLIP_SCORE, check_metrics, judges
-from ..evaluate.plan import slug
+from ..evaluate.units import slug
 from ..evaluate.work import OnUnit, reason_of
 from ..prompts import Prompt, load_prompts, spread
 from .figures import draw_figure

@@ -101,17 +101,12 @@ def make_work_plan(pipe: Any, request: Request) -> WorkPlan:
         except SpectrumError as error:
             plan.failures[row.label] = str(error)
             continue
-        own = {**settings, "method": row.method, "options": options, **_code(row.method)}
+        cls = METHODS[row.method]
+        own = {**settings, "method": row.method, "options": options, "code": code_of(cls), "package": cls.version()}
         plan.units[row.label] = [_unit(own, row, case) for case in cases]
         if request.flops:
             plan.flops[row.label] = _counted(own, row, cases[0])
     return plan
-
-
-def _code(method: str) -> dict[str, str]:
-    """The method's code, and the version of its package if it belongs to another one."""
-    cls = METHODS[method]
-    return {"code": code_of(cls), "package": cls.version()}
 
 
 def _counted(settings: dict[str, Any], row: Row | None, case: Case) -> Unit:

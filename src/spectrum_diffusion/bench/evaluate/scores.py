@@ -15,12 +15,12 @@ import torch
 
 from ...errors import InvalidOptionError, MissingPackageError, SpectrumError
 from ..atomic import StoreError
-from ..metrics.programs import Entry, Program, ProgramResult, write_manifest
+from ..metrics.programs import Entry, Program, write_manifest
 from . import files
 from .identity import key_of
 from .measures import code_key, keys_of
-from .plan import Unit, WorkPlan, slug
 from .store import Store
+from .units import Unit, WorkPlan, slug
 from .work import OnUnit
 
 SCORE = "score.json"
@@ -68,12 +68,16 @@ def _run(program: Program, units: list[Unit], store: Store, device: str) -> None
     folder = _folder(program, new, store)
     folder.mkdir(parents=True, exist_ok=True)
     listed = {_file(program, unit, store, folder): unit for unit in new}
-    write_manifest(folder, [_entry(program, file, unit) for file, unit in listed.items()])
+    prompts = {file: unit.case.prompt for file, unit in listed.items()}
+    entries = [Entry(file, prompt.text, program.category(prompt.category) or "") for file, prompt in prompts.items()]
+    write_manifest(folder, entries)
     result = program.run(folder, device)
     if program.whole:
         files.write_json(folder / SCORE, {"key": _key(program, units), **asdict(result)})
-    else:
-        _save(program, listed, result, store)
+        return
+    for file, unit in listed.items():
+        value = {"key": _unit_key(program, unit), "value": result.files[file]}
+        store.save_metrics(unit, {**store.metrics(unit), program.name: value})
 
 
 def _new(program: Program, units: list[Unit], store: Store) -> list[Unit]:
@@ -81,17 +85,6 @@ def _new(program: Program, units: list[Unit], store: Store) -> list[Unit]:
     if program.whole:
         return [] if read_score(program, units, store) else units
     return [unit for unit in units if store.metrics(unit).get(program.name, {}).get("key") != _unit_key(program, unit)]
-
-
-def _save(program: Program, listed: dict[str, Unit], result: ProgramResult, store: Store) -> None:
-    for file, unit in listed.items():
-        value = {"key": _unit_key(program, unit), "value": result.files[file]}
-        store.save_metrics(unit, {**store.metrics(unit), program.name: value})
-
-
-def _entry(program: Program, file: str, unit: Unit) -> Entry:
-    prompt = unit.case.prompt
-    return Entry(file, prompt.text, program.category(prompt.category) or "")
 
 
 def _file(program: Program, unit: Unit, store: Store, folder: Path) -> str:

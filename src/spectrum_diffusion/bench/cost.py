@@ -6,13 +6,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from ..core.flops import counting
 from ..core.schedule import check_integer
@@ -118,30 +119,29 @@ def measure(
     check_integer("warm_up", warm_up, least=0)
     if not methods:
         raise InvalidOptionError("there is no method to measure: give one or more, None for the untouched pipeline")
-    taken: dict[str, list[_Sample]] = {label: [] for label in methods}
+    timed: dict[str, list[tuple[Spent, Summary | None]]] = {label: [] for label in methods}
+    order = list(methods)
     for repetition in range(-warm_up, repeats):
-        # Each begins a round in turn, so that none always runs into what another left behind.
-        for label in _rotated(list(methods), repetition):
+        first = repetition % len(order)  # each begins a round in turn, so that none always runs after the same one
+        for label in (*order[first:], *order[:first]):
             sample = _generate(pipe, call, methods[label])
             if repetition >= 0:
-                taken[label].append(sample)
-    counted = {label: _count(pipe, call, method) if flops else None for label, method in methods.items()}
-    return {label: _cost(taken[label], counted[label]) for label in methods}
+                timed[label].append(sample)
+    costs = {label: _cost(samples) for label, samples in timed.items()}
+    for label, method in methods.items():
+        if flops and method:
+            _, summary = _generate(pipe, call, method, flops=True)
+            costs[label] = replace(costs[label], flops=summary.flops if summary else None)
+    return costs
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One timed generation."""
-
-    spent: Spent
-    summary: Summary | None
-
-
-def _generate(pipe: Any, call: Callable[[], Any], method: MethodOptions | None) -> _Sample:
+def _generate(
+    pipe: Any, call: Callable[[], Any], method: MethodOptions | None, *, flops: bool = False
+) -> tuple[Spent, Summary | None]:
     with ExitStack() as stack:
-        handle = stack.enter_context(enable(pipe, method[0], **method[1])) if method else None
+        handle = stack.enter_context(enable(pipe, method[0], flops=flops, **method[1])) if method else None
         _, spent = watched(pipe, call)
-        return _Sample(spent, handle.summary() if handle else None)
+        return spent, handle.summary() if handle else None
 
 
 def watched(pipe: Any, call: Callable[[], T]) -> tuple[T, Spent]:
@@ -161,29 +161,15 @@ def device_of(pipe: Any) -> torch.device:
     return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 
 
-def _count(pipe: Any, call: Callable[[], Any], method: MethodOptions | None) -> Flops | None:
-    if method is None:
-        return None
-    with enable(pipe, method[0], flops=True, **method[1]) as handle:
-        call()
-        return handle.summary().flops
-
-
-def _cost(samples: list[_Sample], flops: Flops | None) -> Cost:
-    spent = [sample.spent for sample in samples]
+def _cost(samples: list[tuple[Spent, Summary | None]]) -> Cost:
+    spent = [call for call, _ in samples]
     loops = [call.loop for call in spent if call.loop is not None]
     return Cost(
         call=Timing(tuple(call.seconds for call in spent)),
         loop=Timing(tuple(loops)) if loops else None,
         memory=max((call.memory for call in spent), key=lambda memory: memory.bytes),
-        summary=samples[-1].summary,
-        flops=flops,
+        summary=samples[-1][1],
     )
-
-
-def _rotated(labels: list[str], by: int) -> list[str]:
-    by %= len(labels)
-    return labels[by:] + labels[:by]
 
 
 @contextmanager
@@ -232,7 +218,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        with _no_permission():
+        with suppress(OSError):  # a container may forbid the reset; then the peak is that of the process so far
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark alone
 
 
@@ -261,15 +247,6 @@ def _peak_since_start() -> Memory:
     return Memory(unit * peak, "resident in the process since its start")
 
 
-@contextmanager
-def _no_permission() -> Iterator[None]:
-    """A container may forbid the reset: then the peak is that of the process so far."""
-    try:
-        yield
-    except OSError:
-        return
-
-
 def forward_flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     """FLOP of one forward, two for a multiplication with its addition, counted on meta tensors: nothing is computed.
 
@@ -281,7 +258,7 @@ def forward_flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
         UnsupportedModelError: the model is not on the meta device and has no configuration to make it from.
     """
     with torch.no_grad(), counting() as counter:
-        on_meta(model)(**_to_meta(dict(inputs)))
+        on_meta(model)(**tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), dict(inputs)))
     return int(counter.get_total_flops())
 
 
@@ -298,13 +275,3 @@ def on_meta(model: nn.Module) -> nn.Module:
     with torch.device("meta"):
         twin: nn.Module = make(model.config)
     return twin.eval()
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to("meta")
-    if isinstance(value, dict):
-        return {key: _to_meta(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to_meta(one) for one in value)
-    return value

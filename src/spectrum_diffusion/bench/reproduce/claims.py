@@ -1,4 +1,4 @@
-"""The paper's claims, each tested on every model: confirmed, contradicted, or no difference seen."""
+"""The paper's claims (`claims.csv`), each tested on every model: confirmed, contradicted, or no difference seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from ..evaluate.statistics import ENOUGH, Values, difference, verdict
 from ..evaluate.tables import line
-from .paper import SLOPES, Setting, paper_value
+from .paper import Setting, paper_value, read_table
 from .result import TableResult
 
 WORDS = {
@@ -159,52 +159,11 @@ def _rmse_after(step: int, result: TableResult, label: str) -> Values:
     }
 
 
-MAIN_TABLES = ("table1", "table2")
-OTHERS = {
-    14: ("15 steps", "FORA N 4", "ToCa N 4", "TeaCache at 14", "TaylorSeer N 4 O 1", "TaylorSeer N 4 O 2"),
-    10: ("FORA N 6", "ToCa N 6", "TeaCache at 10", "TaylorSeer N 6 O 1", "TaylorSeer N 6 O 2"),
-}
-"""Labels of the rows that the paper compares with Spectrum: 13 to 16 evaluations, and 9 to 12."""
+TESTS: dict[str, Callable[..., str | None]] = {"better": _better, "best": _best, "rises": _rises, "nearer": _nearer}
 
-CLAIMS: tuple[Claim, ...] = (
-    *(
-        Claim(
-            f"Spectrum at {nfe} is better than {label}",
-            MAIN_TABLES,
-            partial(_better, f"Spectrum α {SLOPES[nfe]:g}", label),
-        )
-        for nfe, labels in OTHERS.items()
-        for label in labels
-    ),
-    *(
-        Claim(
-            f"TaylorSeer N {interval}: order 1 is better than order 2",
-            MAIN_TABLES,
-            partial(_better, f"TaylorSeer N {interval} O 1", f"TaylorSeer N {interval} O 2"),
-        )
-        for interval in (4, 6)
-    ),
-    *(
-        Claim(
-            f"{name}, 10 evaluations: adaptive is better than uniform",
-            ("table3",),
-            partial(_better, f"{name} adaptive", f"{name} uniform"),
-        )
-        for name in ("Taylor", "Spectrum")
-    ),
-    *(
-        Claim(
-            f"{name}: the last block alone is better than every module",
-            ("table4",),
-            partial(_better, f"{name} last block", f"{name} module"),
-        )
-        for name in ("TaylorSeer", "Spectrum")
-    ),
-    Claim("λ = 0.1 is the best, at five slopes", ("fig5",), partial(_best, "λ 0.1")),
-    Claim("quality rises from M 2 to 4, to 6 by less", ("fig6",), partial(_rises, "M 2", "M 4", "M 6")),
-    Claim(
-        "Spectrum (10) keeps the latents nearer than TaylorSeer N 6 (12), at step",
-        ("table5", "table8"),
-        partial(_nearer, "Spectrum α 3", "TaylorSeer N 6 O 1"),
-    ),
-)
+
+def _claim(row: Mapping[str, str]) -> Claim:
+    return Claim(row["claim"], tuple(row["tables"].split()), partial(TESTS[row["test"]], *row["rows"].split("; ")))
+
+
+CLAIMS = tuple(_claim(row) for row in read_table("claims.csv"))

@@ -1,4 +1,5 @@
-"""The paper's experiments as data: models (`models.csv`), settings, tables, and its numbers (`paper.csv`).
+"""The paper's experiments as data: models (`models.csv`), tables (`tables.csv`), settings, and numbers
+(`paper.csv`).
 
 A setting is a method with its options. The same settings run on the full-size models and on the small ones of the same
 architectures. A number that the paper's text does not give is missing here too.
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Model:
     video: bool = False
 
 
-def _read(file: str) -> tuple[dict[str, str], ...]:
+def read_table(file: str) -> tuple[dict[str, str], ...]:
     """The rows of a CSV file beside this module."""
     text = resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
     return tuple(csv.DictReader(text.splitlines()))
@@ -46,7 +47,7 @@ def _model(row: Mapping[str, str]) -> Model:
 
 
 CALL = ("height", "width", "num_frames", "guidance_scale", "num_inference_steps")
-MODELS: dict[str, Model] = {row["key"]: _model(row) for row in _read("models.csv")}
+MODELS: dict[str, Model] = {row["key"]: _model(row) for row in read_table("models.csv")}
 """SDXL is only in the paper's figures, so the paper has no numbers for it."""
 
 SEED = 42
@@ -147,8 +148,6 @@ def _for_u_nets(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
     return tuple(setting for setting in settings if setting.method not in ("toca", "teacache"))
 
 
-COCO_ROWS = tuple(replace(setting, which=0) if setting.tuned else setting for setting in FAST)
-
 ADAPTIVE = (
     Setting(
         "Taylor uniform",
@@ -180,9 +179,6 @@ SITE_ROWS = tuple(
     for site in ("module", "last_block")
 )
 """The text of Table 4 does not give the N of its uniform schedule; here it is N 6 with W 5."""
-
-PATH = (_taylorseer(6, 12), _spectrum(10))
-
 
 DEFAULTS = {"ridge": 0.1, "degree": 4}
 
@@ -248,9 +244,6 @@ def _every_method(nfe: int) -> tuple[Setting, ...]:
     )
 
 
-EVERYWHERE = ("flux", "sd3", "wan", "hunyuan", "sdxl")
-
-
 @dataclass(frozen=True)
 class Table:
     """A table or figure of the paper: what is measured on which models.
@@ -263,18 +256,18 @@ class Table:
         prompts: list for the full-size image models; video models use VBench's, small models their own.
         small: keys of the small models on which it runs; default: ``models``.
         path: steps at which it reports the latents' RMSE instead of metrics.
-        sweep: for a table of one number per row and column, which of the two is the x axis of its plot.
+        sweep: "rows" or "columns" of a table of one number per cell, which are the x axis of its plot; else empty.
         images: how many prompts a figure of images shows; 0 for a table.
     """
 
     title: str
     models: tuple[str, ...]
     settings: tuple[Setting, ...]
-    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips")
-    prompts: str = "drawbench"
+    metrics: tuple[str, ...]
+    prompts: str
     small: tuple[str, ...] = ()
     path: tuple[int, ...] = ()
-    sweep: Literal["", "rows", "columns"] = ""
+    sweep: str = ""
     images: int = 0
 
     def on(self, real: bool) -> tuple[str, ...]:
@@ -286,69 +279,42 @@ class Table:
         return "tiny" if not real else "vbench" if model.video else self.prompts
 
 
-def _shown(title: str, settings: tuple[Setting, ...], *models: str) -> Table:
-    return Table(title, models, settings, (), images=4)
-
-
-TABLES: dict[str, Table] = {
-    "table1": Table(
-        "text to image",
-        ("flux", "sd3"),
-        MAIN,
-        ("psnr", "ssim", "lpips", "image_reward", "clip_score"),
-        small=("flux", "sd3", "sdxl"),
-    ),
-    "table2": Table(
-        "text to video",
-        ("wan", "hunyuan"),
-        MAIN,
-        ("psnr", "ssim", "lpips", "vbench_quality"),
-    ),
-    "table3": Table("adaptive against uniform, 10 evaluations", ("sd3", "wan"), ADAPTIVE, small=EVERYWHERE),
-    "table4": Table("last block against per module", ("flux",), SITE_ROWS, small=EVERYWHERE),
-    "table5": Table("latent RMSE along the path", ("flux",), PATH, (), path=(10, 20, 30, 40, 50)),
-    "table6": Table("evaluations of every row", EVERYWHERE, tuple(setting for setting in MAIN if setting.nfe), ()),
-    "table7": Table("COCO 2017 captions", ("flux",), COCO_ROWS, prompts="coco"),
-    "table8": Table(
-        "latent RMSE along the path",
-        ("hunyuan",),
-        PATH,
-        (),
-        small=("sd3", "wan", "hunyuan", "sdxl"),
-        path=(10, 20, 30, 40, 50),
-    ),
-    "fig5": Table(
-        "λ of the ridge",
-        ("flux", "sd3"),
-        _sweep("ridge", "λ", (1e-3, 1e-2, 0.1, 1.0, 10.0)),
-        ("psnr",),
-        small=EVERYWHERE,
-        sweep="rows",
-    ),
-    "fig6": Table(
-        "degree M of the basis",
-        ("flux", "sd3"),
-        _sweep("degree", "M", (2, 3, 4, 5, 6)),
-        ("psnr",),
-        small=EVERYWHERE,
-        sweep="rows",
-    ),
-    "fig10": Table(
-        "quality against evaluations", ("flux", "sd3"), _budgets(), ("psnr",), small=EVERYWHERE, sweep="columns"
-    ),
-    "fig3": _shown("images, the faster settings", FAST, "flux"),
-    "fig4": _shown("frames, the faster settings", _first_order(FAST), "hunyuan", "wan"),
-    "fig7": _shown("images, the slower settings", SLOW, "flux"),
-    "fig8": _shown("images, both settings", (*SLOW, *FAST), "sd3"),
-    "fig9": _shown("images, both settings", _for_u_nets((*SLOW, *FAST)), "sdxl"),
-    "fig11": _shown("frames, the slower settings", _first_order(SLOW), "wan", "hunyuan"),
-    "methods": Table(
-        "every method at 14 and at 10 evaluations",
-        ("flux", "sd3"),
-        (*_every_method(14), *_every_method(10)),
-        small=EVERYWHERE,
-    ),
+ROWS: dict[str, tuple[Setting, ...]] = {
+    "main": MAIN,
+    "slow": SLOW,
+    "fast": FAST,
+    "slow and fast": (*SLOW, *FAST),
+    "slow of first order": _first_order(SLOW),
+    "fast of first order": _first_order(FAST),
+    "for U-Nets": _for_u_nets((*SLOW, *FAST)),
+    "scheduled": tuple(setting for setting in MAIN if setting.nfe),
+    "COCO": tuple(replace(setting, which=0) if setting.tuned else setting for setting in FAST),
+    "adaptive": ADAPTIVE,
+    "sites": SITE_ROWS,
+    "path": (_taylorseer(6, 12), _spectrum(10)),
+    "ridge": _sweep("ridge", "λ", (1e-3, 1e-2, 0.1, 1.0, 10.0)),
+    "degree": _sweep("degree", "M", (2, 3, 4, 5, 6)),
+    "budgets": _budgets(),
+    "methods": (*_every_method(14), *_every_method(10)),
 }
+"""The settings by the names that `tables.csv` gives them."""
+
+
+def _table(row: Mapping[str, str]) -> Table:
+    return Table(
+        row["title"],
+        tuple(row["models"].split()),
+        ROWS[row["rows"]],
+        tuple(row["metrics"].split()),
+        row["prompts"],
+        tuple(row["small"].split()),
+        tuple(map(int, row["path"].split())),
+        row["sweep"],
+        int(row["images"] or 0),
+    )
+
+
+TABLES: dict[str, Table] = {row["name"]: _table(row) for row in read_table("tables.csv")}
 """By name. Figures 3, 4, 7, 8, 9 and 11 show images; our text of the paper lacks their prompts and rows.
 "methods" is not from the paper: it shows every method of this package on every model."""
 
@@ -364,7 +330,7 @@ RMSE: dict[tuple[str, str], tuple[float, ...]] = {
 @cache
 def reported() -> tuple[dict[str, str], ...]:
     """The rows of `paper.csv`."""
-    return _read("paper.csv")
+    return read_table("paper.csv")
 
 
 def is_reported(table: str, model: Model) -> bool:

@@ -17,15 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS, loading
-from spectrum_diffusion.bench import pipelines
 from spectrum_diffusion.bench.atomic import StoreError, written
 from spectrum_diffusion.bench.evaluate import sampling
 from spectrum_diffusion.bench.prompts import load_prompts
-from spectrum_diffusion.cli import app, doctor
+from spectrum_diffusion.cli import app, doctor, pipelines
 from spectrum_diffusion.cli.guard import MistakeError
 from spectrum_diffusion.cli.outputs import paths_for, save
 from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size, read_prompts
-from spectrum_diffusion.errors import InvalidOptionError
 
 STEPS = 10
 QUICK = ["--steps", str(STEPS), "--device", "cpu"]
@@ -38,13 +36,13 @@ def loaded_once() -> Any:
     patch = pytest.MonkeyPatch()
     original, cache = pipelines.load, {}
 
-    def load(model: str, call: dict[str, Any], *, device: str | None, dtype: str | None, offload: str) -> Any:
-        if model != "tiny-flux":
-            return original(model, call, device=device, dtype=dtype, offload=offload)
+    def load(request: Any) -> Any:
+        if request.model != "tiny-flux":
+            return original(request)
         if "pipe" not in cache:
-            cache["pipe"] = original(model, call, device=device, dtype=dtype, offload=offload)
-        pipelines.pick_device(device, offload)
-        pipelines.check_call(cache["pipe"], call)
+            cache["pipe"] = original(request)
+        pipelines.pick_device(request.device, request.offload)
+        pipelines.check_call(cache["pipe"], request)
         return cache["pipe"]
 
     patch.setattr(pipelines, "load", load)
@@ -491,7 +489,7 @@ def test_frames_become_a_video(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(InvalidOptionError, match="is not there"):
+    with pytest.raises(MistakeError, match="is not there"):
         pipelines.pick_device("cuda:99")
 
 

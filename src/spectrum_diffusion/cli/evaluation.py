@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..core.words import counted_name
+from . import pipelines
 from .guard import MistakeError, errors_console, sampling_failures
 from .request import MethodSpec, Request
 
@@ -79,7 +80,7 @@ def run(
         command=shlex.join(["spectrum", *sys.argv[1:]]),
         **settings,
     )
-    pipe = request.load()
+    pipe = pipelines.load(request)
     with progress_meter() as meter, sampling_failures(pipe):
         return engine(pipe, asked, folder, meter)
 

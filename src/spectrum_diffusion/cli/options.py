@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..bench.pipelines import DEFAULT_MODEL, DTYPES, OFFLOADS
 from .completion import complete_from, complete_methods, complete_model
 from .guard import MistakeError
 from .request import (
+    DEFAULT_MODEL,
+    DTYPES,
+    OFFLOADS,
     MethodSpec,
     Request,
     join_options,

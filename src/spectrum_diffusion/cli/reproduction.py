@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import pipelines
 from .evaluation import progress_meter
 from .guard import MistakeError, errors_console
 from .request import Request, check_model
@@ -55,7 +56,6 @@ def make_job(tables: list[str], folder: Path, loading: Mapping[str, Any], **fiel
         loading: how to load a model: fields of the command line's request.
         fields: of the job.
     """
-    from ..bench import pipelines
     from ..bench.reproduce import Job
 
     Request(prompts=("any",), **loading)
@@ -63,7 +63,7 @@ def make_job(tables: list[str], folder: Path, loading: Mapping[str, Any], **fiel
     return Job(
         tables=tables,
         folder=folder,
-        load=lambda source: pipelines.load(source, **loading),
+        load=lambda source: pipelines.load(Request(prompts=(source,), model=source, **loading)),
         command=_command(tables, {**fields, **loading}),
         **fields,
     )

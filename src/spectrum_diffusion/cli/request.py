@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..bench.pipelines import DEFAULT_MODEL, DTYPES, OFFLOADS
 from ..errors import InvalidOptionError
 from .guard import MistakeError
 
+DEFAULT_MODEL = "tiny-flux"
+OFFLOADS = ("none", "model", "sequential", "group")
+DTYPES = ("float32", "float16", "bfloat16")
 PLAN = "plan:"
 """What a plan's file begins with among the methods."""
 MAX_SEED = 2**63 - 1
@@ -67,18 +69,6 @@ class Request:
             "num_frames": self.frames,
         }
         return {name: value for name, value in asked.items() if value is not None}
-
-    def load(self) -> Any:
-        """The pipeline, on its device.
-
-        Raises:
-            InvalidOptionError: the model or the device does not exist, or the pipeline does not take what was asked.
-        """
-        from ..bench import pipelines
-
-        return pipelines.load(
-            self.model, self.call_options(), device=self.device, dtype=self.dtype, offload=self.offload
-        )
 
 
 @dataclass(frozen=True)

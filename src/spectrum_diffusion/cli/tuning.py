@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import outputs
+from . import outputs, pipelines
 from .guard import MistakeError, sampling_failures
 from .request import MethodSpec, Request
 
@@ -42,7 +42,7 @@ def tune(
     """
     from ..tune import tune as tuned
 
-    pipe = request.load()
+    pipe = pipelines.load(request)
     with sampling_failures(pipe):
         plans = tuned(
             pipe,

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ...bench import mp4
 from ...plan import versions
-from .. import outputs
+from .. import outputs, pipelines
 from ..app import app
 from ..completion import complete_method
 from ..guard import interruptible, sampling_failures
@@ -79,11 +79,9 @@ def generate(
 
 
 def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
-    from ...bench.pipelines import makes_videos, steps_of
-
-    pipe, call = request.load(), request.call_options()
-    outputs.check_kind(output, makes_videos(pipe))
-    spec.check(steps_of(pipe, call))
+    pipe = pipelines.load(request)
+    outputs.check_kind(output, pipelines.makes_videos(pipe))
+    spec.check(pipelines.steps_of(pipe, request))
     results = []
     with progress_bar() as progress:
         for prompt, path in zip(
@@ -96,7 +94,7 @@ def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> lis
                     err=True,
                 )
             outputs.save(path, result.frames, _provenance(request, spec, prompt, result), fps)
-            results.append(_result(request, spec, prompt, path, result, steps_of(pipe, call)))
+            results.append(_result(request, spec, prompt, path, result, pipelines.steps_of(pipe, request)))
     return results
 
 

@@ -1,64 +1,47 @@
-"""Loads the pipeline that a command names, places it on a device, and checks what its call takes."""
+"""Loads the pipeline of a request, places it on a device, and checks what its call takes."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.words import first_line
-from ..errors import InvalidOptionError, SpectrumError
+from ..errors import SpectrumError
+from .guard import MistakeError
+from .request import DEFAULT_MODEL, Request
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "tiny-flux"
-OFFLOADS = ("none", "model", "sequential", "group")
-DTYPES = ("float32", "float16", "bfloat16")
 
-
-def load(
-    model: str,
-    call: Mapping[str, Any] | None = None,
-    *,
-    device: str | None = None,
-    dtype: str | None = None,
-    offload: str = "none",
-) -> Any:
-    """Load a pipeline and place it on its device.
-
-    Args:
-        model: name of a small model, a folder of a diffusers pipeline, or an id on the Hub.
-        call: the arguments of its call, which are checked before the weights move to the device.
-        device: default: the best device of this machine.
-        dtype: one of :data:`DTYPES`; default: bfloat16 on an accelerator, else float32.
-        offload: one of :data:`OFFLOADS`.
+def load(request: Request) -> Any:
+    """Load the pipeline of a request, and place it on its device.
 
     Raises:
-        InvalidOptionError: the model or the device does not exist, or the pipeline does not take the call.
+        MistakeError: the model or the device does not exist, or the pipeline does not take what was asked for.
     """
     from ..loading import ASSETS, load_pipeline
 
-    place = pick_device(device, offload)
+    device = pick_device(request.device, request.offload)
     # The shipped model wins over a folder of its name in the current folder.
-    source = ASSETS / DEFAULT_MODEL if model == DEFAULT_MODEL else model
+    source = ASSETS / DEFAULT_MODEL if request.model == DEFAULT_MODEL else request.model
     try:
         with warnings.catch_warnings():
             # The old name of the argument is the one that every supported version of diffusers knows.
             warnings.filterwarnings("ignore", "`torch_dtype`", FutureWarning)
-            pipe = load_pipeline(source, torch_dtype=_pick_dtype(model, dtype, place))
+            pipe = load_pipeline(source, torch_dtype=_pick_dtype(request, device))
     except (SpectrumError, ImportError, MemoryError):
         raise
     except Exception as error:  # not found, no network, broken weights, wrong configuration: of many libraries
-        raise InvalidOptionError(f"--model {model!r} can't be loaded: {first_line(error)}") from error
+        raise MistakeError(f"--model {request.model!r} can't be loaded: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    check_call(pipe, call or {})
-    _place(pipe, place, offload)
-    log.info("%s on %s", type(pipe).__name__, place)
+    check_call(pipe, request)
+    _place(pipe, device, request.offload)
+    log.info("%s on %s", type(pipe).__name__, device)
     return pipe
 
 
@@ -66,7 +49,7 @@ def pick_device(name: str | None, offload: str = "none") -> torch.device:
     """The named device, or the best one of this machine.
 
     Raises:
-        InvalidOptionError: this machine has no such device, or offload makes no sense on it.
+        MistakeError: this machine has no such device, or offload makes no sense on it.
     """
     import torch
 
@@ -75,39 +58,39 @@ def pick_device(name: str | None, offload: str = "none") -> torch.device:
     try:
         device = torch.device(name or here[0])
     except RuntimeError:
-        raise InvalidOptionError(f"--device {name!r} is unknown: this machine has {', '.join(here)}") from None
+        raise MistakeError(f"--device {name!r} is unknown: this machine has {', '.join(here)}") from None
     # A kind that is not in the list (xpu, npu …) is left to torch, which knows whether it is there.
     if not has.get(device.type, True) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise InvalidOptionError(f"--device {name!r} is not there: this machine has {', '.join(here)}")
+        raise MistakeError(f"--device {name!r} is not there: this machine has {', '.join(here)}")
     if device.type == "cpu" and offload != "none":
-        raise InvalidOptionError(
+        raise MistakeError(
             f"--offload {offload} saves the memory of an accelerator, but the device is the CPU: leave it out"
         )
     return device
 
 
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Raise :class:`InvalidOptionError` for an argument that the pipeline does not take, or an impossible size."""
+def check_call(pipe: Any, request: Request) -> None:
+    """Raise :class:`MistakeError` for an argument that the pipeline does not take, or an impossible size."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     flags = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_frames": "frames"}
-    for name in call:
+    for name in request.call_options():
         if name not in parameters:
-            raise InvalidOptionError(f"{type(pipe).__name__} takes no {name}: leave out --{flags.get(name, 'size')}")
+            raise MistakeError(f"{type(pipe).__name__} takes no {name}: leave out --{flags.get(name, 'size')}")
     factor = _size_factor(pipe)
-    width, height = call.get("width", factor), call.get("height", factor)
+    width, height = request.size or (factor, factor)
     if width % factor or height % factor:
         nearest = "x".join(str(max(factor, round(side / factor) * factor)) for side in (width, height))
-        raise InvalidOptionError(
+        raise MistakeError(
             f"--size {width}x{height} does not fit {type(pipe).__name__}: "
             f"both sides must be multiples of {factor}, such as {nearest}"
         )
 
 
-def steps_of(pipe: Any, call: Mapping[str, Any]) -> int | None:
-    """Number of steps of a call, the pipeline's default included; None if its call has no such argument."""
+def steps_of(pipe: Any, request: Request) -> int | None:
+    """Number of steps of a request, the pipeline's default included; None if its call has no such argument."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     default = parameter.default if parameter and isinstance(parameter.default, int) else None
-    return call.get("num_inference_steps", default)
+    return request.steps or default
 
 
 def makes_videos(pipe: Any) -> bool:
@@ -115,14 +98,14 @@ def makes_videos(pipe: Any) -> bool:
     return "num_frames" in inspect.signature(type(pipe).__call__).parameters
 
 
-def _pick_dtype(model: str, dtype: str | None, device: torch.device) -> torch.dtype:
+def _pick_dtype(request: Request, device: torch.device) -> torch.dtype:
     import torch
 
     from ..loading import named_models
 
-    if dtype is not None:
-        return getattr(torch, dtype)  # type: ignore[no-any-return]
-    exact = device.type == "cpu" or model in named_models()  # which are so small that float32 is as fast
+    if request.dtype is not None:
+        return getattr(torch, request.dtype)  # type: ignore[no-any-return]
+    exact = device.type == "cpu" or request.model in named_models()  # which are so small that float32 is as fast
     return torch.float32 if exact else torch.bfloat16
 
 

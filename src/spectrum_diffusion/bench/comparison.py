@@ -24,11 +24,7 @@ SIMILARITY = ("psnr", "ssim")
 
 
 def compare(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Comparison:
-    """Evaluate without counting operations, and with the metrics of similarity that are available.
-
-    Raises:
-        ConflictError, StoreError, SpectrumError: as :func:`evaluate`.
-    """
+    """Evaluate without counting operations, and with the metrics of similarity that are available."""
     available = tuple(name for name in SIMILARITY if not METRICS[name].available())
     with evaluation(pipe, replace(request, metrics=available, flops=False), folder, on_unit) as results:
         return Comparison(results)
@@ -86,13 +82,13 @@ class Comparison:
 
     def _line(self, row: Mapping[str, Any]) -> dict[str, Any]:
         units = self._units[row["label"]]
-        psnr, ssim = _psnr(units), [unit["metrics"]["ssim"] for unit in units if _has(unit, "ssim")]
-        nfe = _mean_nfe(units)
+        psnr, ssim = _psnr(units), _known(units, "ssim")
+        nfe, method = _mean_nfe(units), METHODS[row["method"]] if units and row["method"] else None
         return {
             "method": row["label"],
-            "package": _package(row["method"]) if units else None,
+            "package": {"name": method.package, "version": method.version()} if method and method.package else None,
             "nfe": nfe,
-            "evaluated": units[-1]["evaluated"] if units and row["method"] else None,
+            "evaluated": units[-1]["evaluated"] if method else None,
             "speedup": self.steps / nfe if nfe else None,
             "seconds": row["seconds"],
             "psnr": psnr if psnr is not None and math.isfinite(psnr) else None,
@@ -110,13 +106,12 @@ def _sample(unit: Mapping[str, Any]) -> dict[str, Any]:
 
 def _psnr(units: list[dict[str, Any]]) -> float | None:
     """The mean over the samples that differ from the reference; infinite if none does."""
-    values = [unit["metrics"]["psnr"] for unit in units if _has(unit, "psnr")]
-    identical = [math.inf for unit in units if "psnr" in unit["infinite"]]
-    return average([*values, *identical]) if values or identical else None
+    values = _known(units, "psnr") + [math.inf for unit in units if "psnr" in unit["infinite"]]
+    return average(values) if values else None
 
 
-def _has(unit: Mapping[str, Any], metric: str) -> bool:
-    return unit["metrics"].get(metric) is not None
+def _known(units: list[dict[str, Any]], metric: str) -> list[float]:
+    return [value for unit in units if (value := unit["metrics"].get(metric)) is not None]
 
 
 def _mean_nfe(units: list[dict[str, Any]]) -> float | None:
@@ -125,9 +120,3 @@ def _mean_nfe(units: list[dict[str, Any]]) -> float | None:
         return None
     mean = statistics.fmean(unit["nfe"] for unit in units)
     return int(mean) if mean.is_integer() else round(mean, 2)
-
-
-def _package(method: str | None) -> dict[str, str] | None:
-    """Name and version of the package whose cache a method is; None for this library's own."""
-    cls = METHODS[method] if method else None
-    return {"name": cls.package, "version": cls.version()} if cls and cls.package else None

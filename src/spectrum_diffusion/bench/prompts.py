@@ -74,7 +74,7 @@ def read_file(path: Path) -> list[Prompt]:
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
-        prompts = _from_records(_PARSERS.get(path.suffix.lower(), _lines)(text), str(path))
+        prompts = _from_records(_PARSERS.get(path.suffix.lower(), str.splitlines)(text), str(path))
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise InvalidOptionError(
             f"{path} can't be read as {path.suffix or 'text'} ({error}): save it as UTF-8 text with one prompt a line, "
@@ -85,7 +85,7 @@ def read_file(path: Path) -> list[Prompt]:
 
 def _read_stdin() -> list[Prompt]:
     try:
-        return _not_empty(_from_records(_lines(sys.stdin.read().removeprefix("\ufeff")), "stdin"), "stdin")
+        return _not_empty(_from_records(sys.stdin.read().removeprefix("\ufeff").splitlines(), "stdin"), "stdin")
     except UnicodeDecodeError as error:
         raise InvalidOptionError(f"stdin can't be read as text ({error}): pipe UTF-8, one prompt a line") from error
 
@@ -112,10 +112,6 @@ def _prompt(record: Any, name: str) -> Prompt:
         )
     category = next((fields[column] for column in CATEGORY_COLUMNS if fields.get(column)), "")
     return Prompt(text.strip(), category if isinstance(category, str) else ",".join(map(str, category)))
-
-
-def _lines(text: str) -> list[str]:
-    return text.splitlines()
 
 
 def _json(text: str) -> list[Any]:

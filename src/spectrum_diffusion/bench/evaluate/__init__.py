@@ -58,11 +58,7 @@ def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | 
 
 @contextmanager
 def evaluation(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Iterator[Results]:
-    """Generate and measure what a folder lacks, and yield all results while the folder is locked.
-
-    Raises:
-        ConflictError, StoreError, SpectrumError: as :func:`evaluate`.
-    """
+    """Generate and measure what a folder lacks, and yield all results while the folder is locked."""
     metrics, say = choose_metrics(request), on_unit or (lambda done, total, what: None)
     with locked(folder):
         files.remove_temporaries(folder)

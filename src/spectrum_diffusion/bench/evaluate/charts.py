@@ -26,18 +26,14 @@ class Chart:
     plots: list[str]
 
 
-def quality(results: Results) -> list[Chart]:
-    """Each metric against evaluations, time and operations, and its difference to the baseline."""
-    return [_chart(results, name) for name in known_metrics(results)]
-
-
 def is_crowded(results: Results) -> bool:
     """Whether a plot has no room for the names of all rows."""
     rows, names = results.rows, known_metrics(results)
     return any(sum(name in row["metrics"] for row in rows) > plots.ROOM for name in names)
 
 
-def _chart(results: Results, name: str) -> Chart:
+def chart_of(results: Results, name: str) -> Chart:
+    """A metric against evaluations, time and operations, and its difference to the baseline."""
     metric = results.metrics[name]
     svgs = []
     for cost, value in COSTS.items():

@@ -117,16 +117,12 @@ def _processor() -> str:
 
 def code_of(method: type) -> str:
     """A digest of the files that a method's results depend on: its class, its base classes and the shared machinery."""
-    return _digest(*(cls.__module__ for cls in method.__mro__), shared=SHARED)
-
-
-def code_of_modules(*names: str) -> str:
-    """A digest of the files of some modules alone."""
-    return _digest(*names)
+    return code_of_modules(*(cls.__module__ for cls in method.__mro__), shared=SHARED)
 
 
 @functools.cache
-def _digest(*names: str, shared: tuple[str, ...] = ()) -> str:
+def code_of_modules(*names: str, shared: tuple[str, ...] = ()) -> str:
+    """A digest of the files of modules, and of those that match the patterns ``shared``."""
     files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
     paths = {Path(file) for file in files if file} | {path for pattern in shared for path in ROOT.glob(pattern)}
     contents = {str(path.relative_to(ROOT) if ROOT in path.parents else path.name): path.read_bytes() for path in paths}

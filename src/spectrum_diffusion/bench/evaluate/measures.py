@@ -85,8 +85,8 @@ def measure_unit(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str
     record, reference_record = store.record(unit), store.record(reference)
     if not missing or record is None or reference_record is None:
         return {}
-    frames = store.frames(unit, record)
-    against = {"reference": store.frames(reference, reference_record), "prompt": unit.case.prompt.text}
+    frames, reference_frames = (store.read_frames(store.frames_file(kept)) for kept in (record, reference_record))
+    against = {"reference": reference_frames, "prompt": unit.case.prompt.text}
     problems = {}
     for name in missing:
         try:

@@ -34,11 +34,7 @@ VERDICTS = {"better": "▲ better", "worse": "▼ worse", "no difference seen": 
 
 
 def write_report(results: Results, store: Store) -> None:
-    """Write ``report.html`` of an evaluation.
-
-    Raises:
-        StoreError: it can't be written.
-    """
+    """Write ``report.html`` of an evaluation."""
     files.write_text(results.folder / "report.html", page(results, store))
 
 
@@ -134,7 +130,7 @@ def _plots(results: Results) -> dict[str, Any]:
     return {
         "charts": [
             {"name": chart.name, "title": chart.title, "plots": map(Markup, chart.plots)}
-            for chart in charts.quality(results)
+            for chart in (charts.chart_of(results, name) for name in known_metrics(results))
         ],
         "crowded": charts.is_crowded(results),
         "path_plot": Markup(charts.path(curves)),

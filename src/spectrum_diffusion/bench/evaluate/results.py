@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +193,13 @@ def _metric(name: str, judge: Judge, units: list[dict[str, Any]], baseline: list
     """Mean and interval. Infinite values (PSNR of identical images) are counted apart, which favours no method."""
     values = _values(units, name)
     metric: dict[str, Any] = {
-        **estimate(list(by_prompt(values).values())).to_dict(),
+        **asdict(estimate(list(by_prompt(values).values()))),
         "infinite": sum(name in unit["infinite"] for unit in units),
         "problem": next((unit["problems"][name] for unit in units if name in unit["problems"]), None),
     }
     if baseline and units and not judge.whole:
         gap = difference(values, _values(baseline, name))
-        metric["against_baseline"] = {**gap.to_dict(), "verdict": verdict(gap, judge.higher_is_better)}
+        metric["against_baseline"] = {**asdict(gap), "verdict": verdict(gap, judge.higher_is_better)}
     return metric
 
 

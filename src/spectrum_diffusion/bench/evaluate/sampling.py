@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...core.run import OnStep
-from ...errors import SpectrumError
+from ...errors import UnsupportedModelError
 from ...handle import enable
 from ..cost import Spent, watched
 from ..metrics import LatentPath, latent_rmse
@@ -30,10 +30,6 @@ MARKS = {"evaluated": "E", "forecast": "f", "partial": "p", "fallback": "!"}
 """Letters of the decisions; "-" marks a step without a call of the branch."""
 
 CALLBACK = "callback_on_step_end"
-
-
-class SamplingError(SpectrumError):
-    """The pipeline's output contains neither images nor frames."""
 
 
 @dataclass
@@ -116,15 +112,12 @@ def sample(
         if row is not None:
             enabled = enable(pipe, row.method, plan=row.plan, on_step=decisions.note, flops=flops, **row.options)
             handle = stack.enter_context(enabled)
-        extra = {CALLBACK: latents} if path and takes_callback(pipe) else {}
+        takes_callback = CALLBACK in inspect.signature(type(pipe).__call__).parameters
+        extra = {CALLBACK: latents} if path and takes_callback else {}
         frames, spent = _run(pipe, case, {**call, **extra})
         summary = handle.summary() if handle else None
     steps = summary.steps if summary else _steps(pipe)
     return Sample(frames, spent, steps, summary, decisions.strings(), _stacked(latents))
-
-
-def takes_callback(pipe: Any) -> bool:
-    return CALLBACK in inspect.signature(type(pipe).__call__).parameters
 
 
 def probe(pipe: Any, row: Row) -> dict[str, Any]:
@@ -149,7 +142,9 @@ def _frames(result: Any) -> list[Image]:
         if (outputs := getattr(result, name, None)) is not None:
             first = outputs[0]
             return list(first) if isinstance(first, (list, tuple)) else [first]
-    raise SamplingError(f"the pipeline returned {type(result).__name__} without images or frames: use another model")
+    raise UnsupportedModelError(
+        f"the pipeline returned {type(result).__name__} without images or frames: use another model"
+    )
 
 
 def _steps(pipe: Any) -> int:

@@ -27,11 +27,7 @@ SCORE = "score.json"
 
 
 def run_programs(plan: WorkPlan, store: Store, programs: dict[str, Program], device: str, on_unit: OnUnit) -> None:
-    """Run each program over each row with new files; failures are noted in the plan's problems.
-
-    Raises:
-        StoreError: the folder can't be written.
-    """
+    """Run each program over each row with new files; failures are noted in the plan's problems."""
     if programs and torch.cuda.is_available():
         torch.cuda.empty_cache()  # leaves the memory to the programs
     total = len(plan.distinct)

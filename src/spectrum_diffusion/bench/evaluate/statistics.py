@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,6 @@ class Estimate:
     low: float | None
     high: float | None
     prompts: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def by_prompt(values: Values) -> dict[str, float]:

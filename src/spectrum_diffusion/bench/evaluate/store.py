@@ -40,11 +40,7 @@ class Store:
         return record if intact else None
 
     def save(self, unit: Unit, sample: Sample, measured: dict[str, Any]) -> None:
-        """Write a sample: its files, then its record.
-
-        Raises:
-            StoreError: it can't be written.
-        """
+        """Write a sample: its files, then its record."""
         suffix, data = files.encode(sample.frames)
         contents = {self._path(unit, suffix): data}
         if sample.latents is not None and unit.row is None:
@@ -67,10 +63,6 @@ class Store:
     def save_record(self, unit: Unit, record: dict[str, Any]) -> None:
         files.write_json(self._path(unit, ".json"), {**record, "key": unit.key}, indent=None)
 
-    def frames(self, unit: Unit, record: dict[str, Any]) -> list[Image]:
-        """The frames of a finished unit."""
-        return self.read_frames(self.frames_file(record))
-
     def read_frames(self, name: str) -> list[Image]:
         """The frames in a file of the folder."""
         return files.decode((self.folder / name).read_bytes(), Path(name).suffix)
@@ -82,7 +74,7 @@ class Store:
             return self.folder / name if name else None
         path = self._path(unit, suffix)
         if not path.is_file() and self._file(record, ".zip"):  # generated when no package could write it
-            self._save_video(unit, self.frames(unit, record))
+            self._save_video(unit, self.read_frames(self.frames_file(record)))
         return path if path.is_file() else None
 
     def frames_file(self, record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...core.words import first_line
 from ...errors import SpectrumError
 from ..atomic import StoreError
 from ..metrics import PictureJudge
@@ -51,12 +52,7 @@ class Work:
         self._done, self._total = len(self._finished), len(plan.distinct)
 
     def run(self) -> None:
-        """Do all the work.
-
-        Raises:
-            StoreError: the folder can't be written.
-            SpectrumError: the untouched pipeline fails.
-        """
+        """Do all the work. Only a failure of the untouched pipeline, or of the disk, ends it."""
         if self._done < self._total:
             self._warm_up()
         for index, reference in enumerate(self.plan.references):
@@ -164,5 +160,4 @@ def reason_of(error: BaseException) -> str:
     """The message of an exception on one line: libraries write paragraphs."""
     if isinstance(error, SpectrumError):
         return str(error)
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

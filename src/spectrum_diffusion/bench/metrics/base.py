@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...core.words import first_line
 from ...errors import InvalidOptionError, MissingPackageError
 from .frames import Frames, to_video
 
@@ -155,8 +156,9 @@ def package(module: str, install: str) -> Callable[[], str]:
         except ModuleNotFoundError as error:
             return f"the package {(error.name or module).split('.')[0]} is not installed: {install}"
         except Exception as error:  # a broken build fails in any way: missing libraries, wrong operators …
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return f"{module} is installed but can't be imported ({type(error).__name__}: {first}): {install}"
+            return (
+                f"{module} is installed but can't be imported ({type(error).__name__}: {first_line(error)}): {install}"
+            )
         return ""
 
     return check

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.words import first_line
 from ...errors import InvalidOptionError, MissingPackageError
 from .base import PictureJudge, average
 from .frames import Frames, to_video
@@ -113,9 +114,8 @@ def _load(folder: Path, device: str, stated: Stated) -> tuple[Any, Any, Any]:
         clip = clip.eval().to(device)
         return clip, AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     except Exception as error:  # a broken file fails in any way
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MissingPackageError(
-            f"{str(folder)!r} can't be loaded as a CLIP model with its tokenizer and image processor: {first}"
+            f"{str(folder)!r} can't be loaded as a CLIP model with tokenizer and image processor: {first_line(error)}"
         ) from error
 
 

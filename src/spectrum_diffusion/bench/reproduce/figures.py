@@ -62,7 +62,9 @@ def _grid(result: TableResult) -> Image:
     store = Store(result.results.folder)
     every = list(dict.fromkeys(unit["prompt"] for unit in result.results.units))
     prompts = spread(every, result.table.images)
-    titles = {"50 steps": REFERENCE} | {_printable(setting.label): setting.label for setting in result.table.settings}
+    labels = [setting.label for setting in result.table.settings]
+    # The font of Pillow lacks Greek letters.
+    titles = {"50 steps": REFERENCE} | {label.replace("α", "slope"): label for label in labels}
     return make_grid(prompts, [_column(title, label, result, store, prompts) for title, label in titles.items()])
 
 
@@ -77,8 +79,3 @@ def _column(title: str, label: str, result: TableResult, store: Store, prompts: 
     ]
     nfe = result.rows[label]["nfe"] if label in result.rows else None
     return Column(title, f"{nfe['mean']:.3g} evaluations" if nfe else "", cells)
-
-
-def _printable(label: str) -> str:
-    """The label without Greek letters, which the font of Pillow lacks."""
-    return label.replace("α", "slope")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...core.words import counted_name
@@ -56,16 +56,20 @@ def columns(results: Results) -> list[TableColumn]:
     """Cost first, then each metric with its interval and verdict."""
     cost = [
         TableColumn("NFE", _nfe, lambda row: _of(row, "nfe", "mean")),
-        TableColumn(
-            "fewer", lambda row: number(row["fewer_evaluations"], ".2f", "×"), lambda row: row["fewer_evaluations"]
-        ),
-        TableColumn("FLOPs in evaluations", lambda row: number(flops(row), ".2f"), flops),
-        TableColumn("s/call", lambda row: number(row["seconds"], ".3g"), lambda row: row["seconds"], small=_quartiles),
-        TableColumn("faster", lambda row: number(row["faster"], ".2f", "×"), lambda row: row["faster"]),
-        TableColumn("history MiB", lambda row: number(_history(row), ".3g"), _history),
+        _number_column("fewer", lambda row: row["fewer_evaluations"], ".2f", "×"),
+        _number_column("FLOPs in evaluations", flops, ".2f"),
+        replace(_number_column("s/call", lambda row: row["seconds"], ".3g"), small=_quartiles),
+        _number_column("faster", lambda row: row["faster"], ".2f", "×"),
+        _number_column("history MiB", lambda row: mebibytes(row["history_bytes"]), ".3g"),
         TableColumn(PEAK, _peak, lambda row: mebibytes(_of(row, "memory", "median"))),
     ]
     return cost + [_metric_column(results, name) for name in known_metrics(results)]
+
+
+def _number_column(
+    title: str, value: Callable[[dict[str, Any]], float | None], form: str, unit: str = ""
+) -> TableColumn:
+    return TableColumn(title, lambda row: number(value(row), form, unit), value)
 
 
 def _quartiles(row: dict[str, Any]) -> str:
@@ -210,10 +214,6 @@ def _nfe(row: dict[str, Any]) -> str:
     if nfe["least"] == nfe["most"]:
         return str(nfe["least"])
     return f"{nfe['mean']:.1f} ({nfe['least']}…{nfe['most']})"
-
-
-def _history(row: dict[str, Any]) -> float | None:
-    return mebibytes(row["history_bytes"])
 
 
 def _peak(row: dict[str, Any]) -> str:

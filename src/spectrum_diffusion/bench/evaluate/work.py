@@ -101,7 +101,10 @@ class Work:
         request = self.plan.request
         self.computed += 1
         result = sample(self.pipe, unit.case, request.call, unit.row, path=request.path)
-        self.store.save(unit, result, {"run": self.run_id, **_measured(result), **self._path(result, reference)})
+        measured = {"run": self.run_id, **_measured(result)}
+        if reference and result.latents is not None and (record := self.store.record(reference)):
+            measured["path_rmse"] = path_rmse(result.latents, self.store.latents(record))
+        self.store.save(unit, result, measured)
         self._finish(unit)
 
     def _count(self, unit: Unit) -> str:
@@ -122,10 +125,6 @@ class Work:
     def _save_count(self, unit: Unit, flops: dict[str, float] | None, problem: str) -> None:
         self.store.save_record(unit, {"method": unit.method, "flops": flops, "problem": problem})
         self._finish(unit)
-
-    def _path(self, sample: Sample, reference: Unit | None) -> dict[str, Any]:
-        record = self.store.record(reference) if reference and sample.latents is not None else None
-        return {"path_rmse": path_rmse(sample.latents, self.store.latents(record))} if record else {}
 
     def _finish(self, unit: Unit) -> None:
         self._finished.add(unit.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from . import plots
@@ -17,22 +16,13 @@ COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
 }
 
 
-@dataclass(frozen=True)
-class Chart:
-    """The plots of a metric, as SVG."""
-
-    name: str
-    title: str
-    plots: list[str]
-
-
 def is_crowded(results: Results) -> bool:
     """Whether a plot has no room for the names of all rows."""
     rows, names = results.rows, known_metrics(results)
     return any(sum(name in row["metrics"] for row in rows) > plots.ROOM for name in names)
 
 
-def chart_of(results: Results, name: str) -> Chart:
+def plots_of(results: Results, name: str) -> list[str]:
     """A metric against evaluations, time and operations, and its difference to the baseline."""
     metric = results.metrics[name]
     svgs = []
@@ -40,7 +30,7 @@ def chart_of(results: Results, name: str) -> Chart:
         if points := _points(results, name, value):
             title, better = f"{metric['title']} against {cost}", metric["higher_is_better"]
             svgs.append(plots.scatter(points, title, cost, metric_title(metric), higher_is_better=better))
-    return Chart(name, metric["title"], [*svgs, _forest(results, name)])
+    return [*svgs, _forest(results, name)]
 
 
 def _points(results: Results, name: str, cost: Callable[[dict[str, Any]], float | None]) -> list[plots.Point]:

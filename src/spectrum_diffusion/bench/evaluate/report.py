@@ -128,10 +128,7 @@ def _cell(results: Results, row: dict[str, Any], column: TableColumn) -> Cell:
 def _plots(results: Results) -> dict[str, Any]:
     curves = charts.path_curves(results)
     return {
-        "charts": [
-            {"name": chart.name, "title": chart.title, "plots": map(Markup, chart.plots)}
-            for chart in (charts.chart_of(results, name) for name in known_metrics(results))
-        ],
+        "charts": {name: [Markup(plot) for plot in charts.plots_of(results, name)] for name in known_metrics(results)},
         "crowded": charts.is_crowded(results),
         "path_plot": Markup(charts.path(curves)),
         "crowded_path": len(curves) > plots.ROOM,

@@ -232,7 +232,7 @@ def test_a_changed_byte_of_a_file_is_another_code(tmp_path: Path, monkeypatch: p
         (tmp_path / "core").mkdir(exist_ok=True)
         (tmp_path / "core" / "machinery.py").write_text(shared)
         (tmp_path / "own.py").write_text(method)
-        identity._digest.cache_clear()
+        identity.code_of_modules.cache_clear()
         return code_of(Own)
 
     module = types.ModuleType("own_method")
@@ -243,7 +243,7 @@ def test_a_changed_byte_of_a_file_is_another_code(tmp_path: Path, monkeypatch: p
     plain = digest()
     assert digest() == plain
     assert len({plain, digest(method="FORA = 2"), digest(shared="SHARED = 2")}) == 3
-    identity._digest.cache_clear()
+    identity.code_of_modules.cache_clear()
 
 
 def test_the_code_of_a_metric_is_its_own_file() -> None:

@@ -7,6 +7,7 @@ the file every few seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ...errors import ConflictError
 from ..atomic import StoreError, remove
-from .files import read_json, write_json
+from .files import read_json
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 BEAT = 5.0
@@ -47,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
     with lock:
         if _is_alive_elsewhere(holder):
             raise _conflict(folder)
-        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(holder, stop), daemon=True)
         beat.start()

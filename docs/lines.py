@@ -28,7 +28,7 @@ MOVED = {
     "interop": ("methods/rivals",),
     "bench": (
         *("atomic", "cost", "evaluate", "metrics", "mp4", "prompts", "reproduce"),
-        *("cli/comparison", "cli/drawing", "cli/grid"),
+        *("cli/comparison", "cli/grid"),
     ),
 }
 FOLDERS = ("core", "sites", "methods", "interop", "bench", "cli")

@@ -163,10 +163,10 @@ def test_every_form_keeps_each_pixel_in_its_place() -> None:
     [
         ([], "no frame"),
         (np.zeros((0, 8, 8, 3), np.uint8), "one frame or more"),
-        (np.zeros((8, 8), np.uint8), "no video"),
+        (np.zeros((8, 8), np.uint8), "not a video"),
         (torch.zeros(8, 8, 3), "channels second"),
-        (torch.zeros(1, 4, 8, 8), "no video"),
-        (torch.zeros(1, 1, 3, 8, 8), "no video"),
+        (torch.zeros(1, 4, 8, 8), "not a video"),
+        (torch.zeros(1, 1, 3, 8, 8), "not a video"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
         (torch.full((1, 3, 8, 8), -0.5), r"\[-0.5, -0.5\]"),
         (torch.full((1, 3, 8, 8), 255.0), "divide 8-bit values by 255"),
@@ -376,7 +376,7 @@ def test_lpips_without_weights_says_where_they_come_from(tmp_path: Path, monkeyp
     (tmp_path / "checkpoints/alexnet-owt-7be5be79.pth").touch()
     assert METRICS["lpips"].available() == ""
     monkeypatch.setenv(lpips_module.WEIGHTS_VARIABLE, str(tmp_path / "none.pth"))
-    assert "which is no file" in METRICS["lpips"].available()
+    assert "which is not a file" in METRICS["lpips"].available()
 
 
 # --- CLIP Score, with a tiny CLIP made here ---

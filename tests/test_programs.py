@@ -105,8 +105,8 @@ def test_image_reward_is_the_mean_of_its_files(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "can't be read"),
-        ([], "no result of ImageReward"),
-        ({"scores": [{"file": "a.mp4"}]}, "no result of ImageReward"),
+        ([], "not a result of ImageReward"),
+        ({"scores": [{"file": "a.mp4"}]}, "not a result of ImageReward"),
         ({"scores": [{"file": "a.mp4", "score": 1}]}, "no value of b.mp4"),
         ({"scores": [{"file": "a.mp4", "score": 1}, {"file": "b.mp4", "score": float("nan")}]}, "no value of b.mp4"),
     ],
@@ -132,9 +132,9 @@ def test_vbench_results_become_the_quality(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ([], "no result of VBench"),
-        ({"dynamic_degree": 0.5}, "no result of VBench"),
-        ({"dynamic_degree": [0.5, [{}]]}, "no result of VBench"),
+        ([], "not a result of VBench"),
+        ({"dynamic_degree": 0.5}, "not a result of VBench"),
+        ({"dynamic_degree": [0.5, [{}]]}, "not a result of VBench"),
         ({"dynamic_degree": [0.5, videos("a.mp4")]}, "no value of b.mp4"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a method costs: time of the whole call and of its sampling loop, memory, evaluations, FLOP."""
+"""The cost of a method: time of the whole call and of its sampling loop, memory, evaluations, FLOP."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third: half of the repetitions lie between."""
+        """The first and the third quartile: half of the repetitions lie between them."""
         if len(self.seconds) < 2:
             return self.seconds[0], self.seconds[0]
         first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -47,12 +47,12 @@ class Timing:
 
 
 ALLOCATED = "allocated on the device"
-"""Kind of a memory that is the pipeline's alone; the others are of the whole process."""
+"""The kind of memory that only the pipeline uses; the other kinds cover the whole process."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak in bytes, and of what: a device's allocated memory, or what the process had resident."""
+    """A peak in bytes, and its kind: allocated on a device, or resident in the process."""
 
     bytes: int
     kind: str
@@ -60,12 +60,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Spent:
-    """What one call took.
+    """Time and memory of one call.
 
     Attributes:
         seconds: of the whole call.
-        loop: seconds of the sampling loop alone; None for a pipeline that shows no progress bar around it.
-        memory: its peak.
+        loop: seconds of the sampling loop; None if the pipeline shows no progress bar around it.
+        memory: the peak.
     """
 
     seconds: float
@@ -75,14 +75,14 @@ class Spent:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method costs.
+    """The cost of one method.
 
     Attributes:
-        call: of the whole pipeline call: text encoders, sampling loop, decoder.
-        loop: of the sampling loop alone; None for a pipeline that shows no progress bar around it.
-        memory: the highest of the repetitions.
-        summary: of the method's last timed generation; None for the untouched pipeline.
-        flops: of the denoiser's calls of one generation, counted apart from the timed ones; None where not counted.
+        call: the whole pipeline call: text encoders, sampling loop, decoder.
+        loop: the sampling loop; None if the pipeline shows no progress bar around it.
+        memory: the highest peak of the repetitions.
+        summary: that of the last timed generation; None for the untouched pipeline.
+        flops: of all denoiser calls of one more generation, which is not timed; None if not counted.
     """
 
     call: Timing
@@ -101,19 +101,19 @@ def measure(
     warm_up: int = 1,
     flops: bool = False,
 ) -> dict[str, Cost]:
-    """Time methods on a pipeline, by turns: a machine that slows down slows all alike.
+    """Time methods on a pipeline in turns, so that a slow phase of the machine affects all of them alike.
 
     Args:
-        pipe: a diffusers pipeline, enabled for nothing.
-        call: makes one generation with it, such as ``lambda: pipe("red apple", num_inference_steps=50)``.
+        pipe: a diffusers pipeline without an enabled method.
+        call: runs one generation with it, such as ``lambda: pipe("red apple", num_inference_steps=50)``.
         methods: label → method with its options, or None for the untouched pipeline.
-        repeats: timed generations of each.
-        warm_up: generations of each before, which are not timed.
-        flops: count FLOP too, in one more generation of each method.
+        repeats: timed generations of each method.
+        warm_up: generations of each method before them, which are not timed.
+        flops: also count FLOP, in one more generation of each method.
 
     Raises:
-        InvalidOptionError: no method, or a count below what makes sense.
-        SpectrumError: a method can't be had on this pipeline.
+        InvalidOptionError: there is no method, or a count is too small.
+        SpectrumError: the pipeline does not support a method.
     """
     check_integer("repeats", repeats, least=1)
     check_integer("warm_up", warm_up, least=0)
@@ -145,7 +145,7 @@ def _generate(
 
 
 def watched(pipe: Any, call: Callable[[], T]) -> tuple[T, Spent]:
-    """Make one call of a pipeline; what it gave, and what it took. A device is waited for before and after."""
+    """Call a pipeline once: its result, and the time and memory of the call. Waits for the device before and after."""
     device = device_of(pipe)
     with _loop_timer(pipe, device) as loop:
         reset_peak_memory(device)
@@ -157,7 +157,7 @@ def watched(pipe: Any, call: Callable[[], T]) -> tuple[T, Spent]:
 
 
 def device_of(pipe: Any) -> torch.device:
-    """Where a pipeline computes: with offload that is not where its weights lie."""
+    """The device on which a pipeline computes. With offload its weights are elsewhere."""
     return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 
 
@@ -174,7 +174,7 @@ def _cost(samples: list[tuple[Spent, Summary | None]]) -> Cost:
 
 @contextmanager
 def _loop_timer(pipe: Any, device: torch.device) -> Iterator[Callable[[], float | None]]:
-    """Seconds between entering and leaving the progress bar, which pipelines put around their sampling loop."""
+    """Measures the time in the progress bar that pipelines put around their sampling loop."""
     spans: list[Callable[[], float]] = []
     original = pipe.progress_bar
 
@@ -197,7 +197,7 @@ def _timed(bar: Any, device: torch.device, spans: list[Callable[[], float]]) -> 
             begin.record()
             yield entered
             end.record()
-            spans.append(lambda: begin.elapsed_time(end) / 1e3)  # asked for after a synchronisation
+            spans.append(lambda: begin.elapsed_time(end) / 1e3)  # called after a synchronisation
         else:
             synchronize(device)
             start = time.perf_counter()
@@ -208,13 +208,13 @@ def _timed(bar: Any, device: torch.device, spans: list[Callable[[], float]]) -> 
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told; a CPU has."""
+    """Wait until the device has finished its work. A CPU always has."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where that can be done; see :func:`peak_memory`."""
+    """Reset the peak if the system allows it; see :func:`peak_memory`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -225,8 +225,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> Memory:
     """The peak since :func:`reset_peak_memory`.
 
-    On CUDA what PyTorch had allocated. Elsewhere the resident set of the whole process, weights and libraries
-    included: since the reset on Linux, since its beginning on other systems.
+    On CUDA, the memory that PyTorch allocated. Elsewhere the resident set of the whole process, including weights and
+    libraries: since the reset on Linux, since the start of the process on other systems.
     """
     if device.type == "cuda":
         return Memory(torch.cuda.max_memory_allocated(device), ALLOCATED)
@@ -248,14 +248,14 @@ def _peak_since_start() -> Memory:
 
 
 def forward_flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
-    """FLOP of one forward, two for a multiplication with its addition, counted on meta tensors: nothing is computed.
+    """FLOP of one forward, counted on meta tensors, so that nothing is computed. A multiply-add counts as two.
 
     Args:
-        model: on the meta device, or a diffusers model, of which a meta twin is made from its configuration.
+        model: a model on the meta device, or a diffusers model, whose configuration gives a copy there.
         inputs: arguments of its forward by name; only the shapes and dtypes of tensors matter.
 
     Raises:
-        UnsupportedModelError: the model is not on the meta device and has no configuration to make it from.
+        UnsupportedModelError: the model is not on the meta device and has no configuration.
     """
     with torch.no_grad(), counting() as counter:
         on_meta(model)(**tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), dict(inputs)))
@@ -263,14 +263,14 @@ def forward_flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """The model itself if it is on the meta device, else a twin of the same configuration there."""
+    """The model itself if it is on the meta device, else a copy with the same configuration there."""
     if all(parameter.is_meta for parameter in model.parameters()):
         return model
     make = getattr(type(model), "from_config", None)
     if make is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no configuration to make it from on the meta device: "
-            "build it under torch.device('meta') and give that"
+            f"{type(model).__name__} has no configuration to build a copy on the meta device from: "
+            "build it under torch.device('meta') and pass that"
         )
     with torch.device("meta"):
         twin: nn.Module = make(model.config)

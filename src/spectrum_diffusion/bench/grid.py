@@ -1,4 +1,4 @@
-"""One labelled picture of many: rows are prompts, columns are methods."""
+"""A labelled grid of images: rows are prompts, columns are methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 CELL = 256
-"""Pictures smaller than this are enlarged, larger than twice this are made smaller."""
+"""Images smaller than this are enlarged; those larger than twice this are shrunk."""
 GAP = 8
 TITLE, LINE = 18, 24
 PAPER, INK, PALE, RED = "#ffffff", "#111111", "#666666", "#b00020"
@@ -19,7 +19,7 @@ PAPER, INK, PALE, RED = "#ffffff", "#111111", "#666666", "#b00020"
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, a second line below it, and for each row a picture or the reason why there is none."""
+    """A heading, a second line below it, and for each row an image or the reason why it is missing."""
 
     title: str
     subtitle: str
@@ -53,25 +53,25 @@ def make_grid(rows: Sequence[str], columns: Sequence[Column]) -> Image:
 
 
 def _cell_size(columns: Sequence[Column]) -> tuple[int, int]:
-    pictures = [cell for column in columns for cell in column.cells if not isinstance(cell, str)]
-    if not pictures:
+    images = [cell for column in columns for cell in column.cells if not isinstance(cell, str)]
+    if not images:
         return CELL, CELL
-    width, height = pictures[0].size
+    width, height = images[0].size
     longest = max(width, height)
     scale = -(-CELL // longest) if longest < CELL else min(1.0, 2 * CELL / longest)
     return round(width * scale), round(height * scale)
 
 
-def _fitted(picture: Image, size: tuple[int, int]) -> Image:
+def _fitted(image: Image, size: tuple[int, int]) -> Image:
     from PIL.Image import Resampling
 
-    # Small pictures grow by whole factors, so that every pixel shown is one that was drawn.
-    way = Resampling.NEAREST if picture.width < size[0] else Resampling.LANCZOS
-    return picture.convert("RGB").resize(size, way)
+    # Small images grow by whole factors, so that every shown pixel was sampled.
+    resampling = Resampling.NEAREST if image.width < size[0] else Resampling.LANCZOS
+    return image.convert("RGB").resize(size, resampling)
 
 
 def _text(draw: ImageDraw, corner: tuple[int, int], text: str, width: int, fill: str) -> None:
-    """One line: smaller, then cut, where it would run into the next column."""
+    """Write one line, in a smaller size or cut if it would run into the next column."""
     for size in (TITLE, TITLE - 3, TITLE - 6):
         font = _font(size)
         if draw.textlength(text, font=font) <= width:

@@ -1,7 +1,8 @@
-"""Metrics of pictures and videos, each in one place.
+"""Metrics of images and videos, each in one place.
 
-``METRICS["psnr"].compare(video, reference)`` is the likeness to a reference, :class:`ClipScore` how a picture fits its
-prompt, :class:`LatentPath` how far a run strays on its way, and :mod:`.programs` runs ImageReward and VBench.
+``METRICS["psnr"].compare(video, reference)`` is the similarity to a reference. :class:`ClipScore` tells how well an
+image fits its prompt, and :class:`LatentPath` how far a run strays on its way. :mod:`.programs` runs ImageReward and
+VBench.
 """
 
 from __future__ import annotations

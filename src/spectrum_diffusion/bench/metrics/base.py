@@ -74,8 +74,8 @@ class Metric(PictureJudge):
         name: its key in ``METRICS``.
         score: of videos ``(F, 3, H, W)`` in [0, 1], in float64: a value for each frame ``(F,)``, or one for the
             video ``(1,)`` where a metric looks at motion.
-        needs: checks that each answer "" or why the metric can't be had here, and what to do.
-        smallest: the least height and width that it is defined for, in pixels.
+        needs: checks, each of which returns "" or why the metric is not available and what to do.
+        smallest: the smallest height and width for which it is defined, in pixels.
         source: where it is published.
     """
 
@@ -112,12 +112,12 @@ class Metric(PictureJudge):
         """The metric of a video against its reference, averaged over the frames by :func:`average`.
 
         Args:
-            video: frames as :func:`to_video` takes them, such as ``(F, 3, H, W)`` in [0, 1]; a picture is one frame.
+            video: frames as :func:`to_video` takes them, such as ``(F, 3, H, W)`` in [0, 1]; an image is one frame.
             reference: the same number of frames of the same size.
 
         Raises:
             InvalidOptionError: the shapes differ, a value is NaN or out of range, or the frames are too small.
-            MissingPackageError: what the metric needs is not here.
+            MissingPackageError: a package or weights that the metric needs are missing.
         """
         a, b = to_video(video), to_video(reference)
         if a.shape != b.shape:
@@ -126,8 +126,8 @@ class Metric(PictureJudge):
             )
         if min(a.shape[-2:]) < self.smallest:
             raise InvalidOptionError(
-                f"{self.title} is defined from {self.smallest}x{self.smallest} pixels on, these frames have "
-                f"{a.shape[-1]}x{a.shape[-2]}: use another metric, or larger pictures"
+                f"{self.title} needs {self.smallest}x{self.smallest} pixels or more, these frames have "
+                f"{a.shape[-1]}x{a.shape[-2]}: use another metric, or larger images"
             )
         if problem := self.available():
             raise MissingPackageError(f"{self.title} can't be computed: {problem}")
@@ -135,10 +135,10 @@ class Metric(PictureJudge):
 
 
 def average(values: Iterable[float]) -> float:
-    """The mean of the finite values; infinite where all are, as PSNR is of identical pictures.
+    """The mean of the finite values; infinite if all are, as the PSNR of identical images is.
 
     One identical frame, or one prompt that a method leaves untouched, would make the mean PSNR of all others infinite.
-    It is left out, which lowers the mean: no method looks better for it.
+    It is left out, which lowers the mean, so that no method looks better than it is.
     """
     known = list(values)
     finite = [value for value in known if math.isfinite(value)]
@@ -148,14 +148,14 @@ def average(values: Iterable[float]) -> float:
 
 
 def package(module: str, install: str) -> Callable[[], str]:
-    """A check that a module can really be imported; a broken build is told from a missing one."""
+    """A check that a module can be imported. It distinguishes a broken build from a missing one."""
 
     def check() -> str:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             return f"the package {(error.name or module).split('.')[0]} is not installed: {install}"
-        except Exception as error:  # a broken build fails in any way: missing libraries, wrong operators …
+        except Exception as error:  # a broken build can fail in any way: missing libraries, wrong operators …
             return (
                 f"{module} is installed but can't be imported ({type(error).__name__}: {first_line(error)}): {install}"
             )

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     import torch
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
-"""The usual one; the paper does not say which it takes."""
+"""The usual model; the paper does not name its own."""
 
 PIECES, LENGTH = 64, 4096
-"""Pieces looked at in each file of a model, and the bytes of each: other weights differ in some of them."""
+"""Pieces read from each file of a model, and the bytes of each: other weights differ in some of them."""
 
 
 @dataclass(frozen=True)
 class ClipScore(PictureJudge):
-    """How well a picture fits its prompt; the score of a video is the mean over its frames.
+    """How well an image fits its prompt. The score of a video is the mean over its frames.
 
     Attributes:
         model: a folder with a CLIP model, its tokenizer and image processor, or an id on the Hub.
@@ -48,20 +48,20 @@ class ClipScore(PictureJudge):
         return f"Hessel et al.: CLIPScore, 2021; 100 · max(cos, 0) of {named}"
 
     def available(self) -> str:
-        """Empty if the model is on this machine, else why not and what to do."""
+        """Empty if the model is on this machine, else why it is not and what to do."""
         folder = _find(str(self.model))
         lacks = _lacks(folder) if folder is not None else "nothing of it"
         if not lacks:
             return ""
         if folder == Path(self.model):
-            return f"{folder} is no folder of a CLIP model: {lacks}"
+            return f"{folder} is not the folder of a CLIP model: {lacks}"
         return (
             f"the model {str(self.model)!r} is not on this machine ({lacks}): give the folder of a CLIP model, "
             f"or fetch it once with hf download {self.model}"
         )
 
     def fingerprint(self) -> str:
-        """A digest of the model's files, from pieces of each; empty where there is no model."""
+        """A digest of the model's files, from pieces of each; empty if the model is missing."""
         folder = _find(str(self.model))
         return _digest(_stated(folder)) if folder is not None else ""
 
@@ -70,18 +70,18 @@ class ClipScore(PictureJudge):
         return self.score(video, against)
 
     def score(self, video: Frames, prompt: str) -> float:
-        """The score of a picture or video, 0 … 100; a prompt longer than the text encoder's reach is cut.
+        """The score of an image or video, 0 … 100. A prompt longer than the text encoder takes is cut.
 
         Args:
             video: frames as :func:`to_video` takes them, such as ``(F, 3, H, W)`` in [0, 1].
-            prompt: what was asked for.
+            prompt: the text that it was sampled from.
 
         Raises:
-            InvalidOptionError: the prompt is empty, or the frames are none.
-            MissingPackageError: the model is not here, or is no CLIP model.
+            InvalidOptionError: the prompt is empty, or the frames are not valid.
+            MissingPackageError: the model is missing, or is not a CLIP model.
         """
         if not prompt.strip():
-            raise InvalidOptionError("CLIP Score needs the prompt of the picture: it is empty")
+            raise InvalidOptionError("CLIP Score needs the prompt of the image: it is empty")
         return average(self._cosines(to_video(video), prompt).clamp(min=0).mul(100).tolist())
 
     def _cosines(self, video: torch.Tensor, prompt: str) -> torch.Tensor:
@@ -91,8 +91,8 @@ class ClipScore(PictureJudge):
         pixels = processor(images=list((video * 255).round().byte()), return_tensors="pt")["pixel_values"]
         text = tokenizer([prompt], padding=True, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            found = model(pixel_values=pixels.to(self.device), **text.to(self.device))
-        return torch.cosine_similarity(found.image_embeds, found.text_embeds).double().cpu()  # (F, D), (1, D) → (F,)
+            output = model(pixel_values=pixels.to(self.device), **text.to(self.device))
+        return torch.cosine_similarity(output.image_embeds, output.text_embeds).double().cpu()  # (F, D), (1, D) → (F,)
 
     def _load(self) -> tuple[Any, Any, Any]:
         if problem := self.available():
@@ -104,37 +104,37 @@ class ClipScore(PictureJudge):
 
 @lru_cache(maxsize=1)
 def _load(folder: Path, device: str, stated: Stated) -> tuple[Any, Any, Any]:
-    """From the folder, so that nothing is fetched; once for the files as they are."""
+    """Load from the folder, so that nothing is downloaded; once for each state of its files."""
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     try:
         clip, info = CLIPModel.from_pretrained(folder, output_loading_info=True)
-        if missing := sorted(info["missing_keys"]):  # which would be random, with a warning
+        if missing := sorted(info["missing_keys"]):  # transformers would fill them at random, with a warning
             raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
         clip = clip.eval().to(device)
         return clip, AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    except Exception as error:  # a broken file fails in any way
+    except Exception as error:  # a broken file can fail in any way
         raise MissingPackageError(
             f"{str(folder)!r} can't be loaded as a CLIP model with tokenizer and image processor: {first_line(error)}"
         ) from error
 
 
 def _find(model: str) -> Path | None:
-    """The folder of a model, or of what was fetched of it from the Hub."""
+    """The folder of a model, or its files in the cache of the Hub."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model, "config.json")
+        config = try_to_load_from_cache(model, "config.json")
     except HFValidationError:
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _lacks(folder: Path) -> str:
-    """What a folder has not that a CLIP has, as far as that can be seen without loading it; empty if nothing."""
+    """What a folder lacks of a CLIP model, as far as that is visible without loading it; empty if nothing."""
     for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             return f"no {name}"
@@ -153,7 +153,7 @@ def _model_type(folder: Path) -> str:
 
 
 Stated = tuple[tuple[str, int, int], ...]
-"""Of each file its path, size and time."""
+"""Path, size and time of each file."""
 
 
 def _stated(folder: Path) -> Stated:

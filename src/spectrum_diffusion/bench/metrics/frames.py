@@ -1,4 +1,4 @@
-"""From whatever a pipeline answers to the one form that metrics take: ``(F, 3, H, W)`` in [0, 1], in float64."""
+"""Converts the output of any pipeline to the form that metrics take: ``(F, 3, H, W)`` in [0, 1], in float64."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 Frames: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Image | Sequence[Image]"
 
 TOLERANCE = 1e-6
-"""How far out of [0, 1] a rounding may carry a value."""
+"""How far rounding may move a value out of [0, 1]."""
 
 
 def to_video(frames: Frames) -> torch.Tensor:
-    """A picture or a video as floats, ``(F, 3, H, W)`` in [0, 1]; 8-bit values are divided by 255.
+    """An image or a video as floats, ``(F, 3, H, W)`` in [0, 1]; 8-bit values are divided by 255.
 
     Args:
-        frames: a PIL picture or a list of them; an array ``(H, W, 3)`` or ``(F, H, W, 3)``; a tensor ``(3, H, W)`` or
-            ``(F, 3, H, W)``. That is how diffusers orders the axes of each.
+        frames: a PIL image or a list of them; an array ``(H, W, 3)`` or ``(F, H, W, 3)``; a tensor ``(3, H, W)`` or
+            ``(F, 3, H, W)``. diffusers orders the axes this way.
 
     Raises:
         InvalidOptionError: another shape or dtype, no frame, NaN or infinite values, or values out of [0, 1].
@@ -31,8 +31,8 @@ def to_video(frames: Frames) -> torch.Tensor:
     video = _tensor(frames)
     if video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape:
         raise InvalidOptionError(
-            f"frames of shape {tuple(video.shape)} (channels second) are no video: give tensors (F, 3, H, W), "
-            "arrays (F, H, W, 3) or PIL pictures, with one frame or more"
+            f"frames of shape {tuple(video.shape)} (channels second) are not a video: give tensors (F, 3, H, W), "
+            "arrays (F, H, W, 3) or PIL images, with one frame or more"
         )
     _check_values(video)
     return video
@@ -55,15 +55,15 @@ def _tensor(frames: Frames) -> torch.Tensor:
     return _floats(channels_last.movedim(-1, -3))  # (F, H, W, 3) → (F, 3, H, W)
 
 
-def _stack(pictures: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _stack(images: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     import numpy as np
 
-    if not pictures:
-        raise InvalidOptionError("there is no frame: give one picture or more")
-    sizes = sorted({picture.shape[1::-1] for picture in pictures})
+    if not images:
+        raise InvalidOptionError("there is no frame: give one image or more")
+    sizes = sorted({image.shape[1::-1] for image in images})
     if len(sizes) > 1:
         raise InvalidOptionError(f"the frames of one video have different sizes, {sizes}: give them one size")
-    return np.stack(pictures)  # (F, H, W, 3)
+    return np.stack(images)  # (F, H, W, 3)
 
 
 def _floats(values: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def _check_values(video: torch.Tensor) -> None:
     bad = int((~torch.isfinite(video)).sum())
     if bad:
         raise InvalidOptionError(
-            f"{bad} of {video.numel()} values are NaN or infinite: the picture is broken, often since its decoder "
+            f"{bad} of {video.numel()} values are NaN or infinite: the image is broken, often because its decoder "
             "overflowed in float16; decode in float32 or bfloat16"
         )
     low, high = video.min().item(), video.max().item()

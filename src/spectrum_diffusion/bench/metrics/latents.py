@@ -18,15 +18,15 @@ from ...errors import InvalidOptionError
 
 @dataclass
 class LatentPath:
-    """Keeps the latents after chosen steps of a generation; any pipeline of diffusers with a callback takes it.
+    """Keeps the latents after chosen steps of a generation, as a callback of a diffusers pipeline.
 
         path = LatentPath(steps=(10, 50))
         pipe(prompt, callback_on_step_end=path)
 
     Attributes:
-        steps: which to keep, counted from 1 as the paper does; None for all.
+        steps: the steps to keep, counted from 1 as in the paper; None for all.
         latents: step → a copy in float32 on the CPU.
-        then: another callback, called after this one, whose answer is the pipeline's.
+        then: another callback, called after this one; the pipeline gets its return value.
     """
 
     steps: Iterable[int] | None = None
@@ -37,14 +37,14 @@ class LatentPath:
         if self.steps is not None:
             self.steps = frozenset(self.steps)
             if any(step < 1 for step in self.steps):
-                raise InvalidOptionError(f"steps {sorted(self.steps)} are counted from 1: leave out those below")
+                raise InvalidOptionError(f"steps {sorted(self.steps)} are counted from 1: leave out smaller ones")
 
     def __call__(self, pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What diffusers calls at the end of each step, with the step from 0 on."""
+        """Called by diffusers at the end of each step, counted from 0."""
         if "latents" not in kwargs:
             raise InvalidOptionError(
-                "the pipeline's callback is given no latents: leave callback_on_step_end_tensor_inputs as it is, "
-                "or put 'latents' among them"
+                "the pipeline's callback gets no latents: leave callback_on_step_end_tensor_inputs as it is, "
+                "or add 'latents' to it"
             )
         if step == 0:
             self.latents.clear()  # another generation with the same object
@@ -55,7 +55,7 @@ class LatentPath:
 
 
 def latent_rmse(latents: torch.Tensor, reference: torch.Tensor) -> float:
-    """Root of the mean squared difference of two tensors of one shape, in float64.
+    """Root mean squared difference of two tensors of the same shape, in float64.
 
     Raises:
         InvalidOptionError: the shapes differ, or a value is NaN or infinite.
@@ -63,9 +63,9 @@ def latent_rmse(latents: torch.Tensor, reference: torch.Tensor) -> float:
     if latents.shape != reference.shape:
         raise InvalidOptionError(
             f"the latents have the shape {tuple(latents.shape)}, the reference's {tuple(reference.shape)}: "
-            "compare runs of one size and batch"
+            "compare runs of the same size and batch"
         )
     value = (latents.double() - reference.double()).square().mean().sqrt().item()
     if not value < float("inf"):
-        raise InvalidOptionError(f"the RMSE is {value}: a run has NaN or infinite latents, look at its dtype")
+        raise InvalidOptionError(f"the RMSE is {value}: a run has NaN or infinite latents, check its dtype")
     return value

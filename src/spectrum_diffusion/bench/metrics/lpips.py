@@ -2,7 +2,7 @@
 
     d(x, y) = Σ_l mean_hw w_l · (φ_l(x)/‖φ_l(x)‖ − φ_l(y)/‖φ_l(y)‖)²
 
-φ_l are AlexNet's five activations, of pictures in [−1, 1] shifted and scaled channel by channel, and w_l the published
+φ_l are AlexNet's five activations, of images in [−1, 1] shifted and scaled channel by channel, and w_l the published
 weights (version 0.1), which the wheel of torchmetrics holds. AlexNet's own weights come in no package: they are those
 of torchvision, in the folder where PyTorch keeps what it has fetched. Written out here since torchvision, for five
 convolutions, is the package that most often does not fit its PyTorch.
@@ -43,13 +43,13 @@ class AlexNetFeatures(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        found = []
+        activations = []
         for name, layer in self.features.items():
             if name in ("3", "6"):
                 x = functional.max_pool2d(x, kernel_size=3, stride=2)
             x = layer(x).relu()
-            found.append(x)
-        return found
+            activations.append(x)
+        return activations
 
 
 def weights_file() -> Path | None:
@@ -64,7 +64,7 @@ def _needs_weights() -> str:
     if weights_file() is not None:
         return ""
     if named := os.environ.get(WEIGHTS_VARIABLE):
-        return f"{WEIGHTS_VARIABLE} names {named!r}, which is no file: name the .pth of torchvision's AlexNet"
+        return f"{WEIGHTS_VARIABLE} names {named!r}, which is not a file: name the .pth of torchvision's AlexNet"
     return (
         "the weights of AlexNet are not here: fetch them once with "
         f"python -c \"import torch; torch.hub.load_state_dict_from_url('{WEIGHTS_URL}')\", "
@@ -116,6 +116,6 @@ LPIPS = Metric(
     higher_is_better=False,
     score=_lpips,
     needs=(TORCHMETRICS, _needs_weights),
-    smallest=31,  # of a smaller picture nothing is left for the second pooling
+    smallest=31,  # a smaller image leaves nothing for the second pooling
     source="Zhang et al.: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018; AlexNet, 0.1",
 )

@@ -1,4 +1,4 @@
-"""Models of what an eye sees that come whole in a package: FLIP, SSIMULACRA2, ColorVideoVDP."""
+"""Models of human vision that packages implement: FLIP, SSIMULACRA2, ColorVideoVDP."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _channels_last(video: torch.Tensor) -> torch.Tensor:
 
 
 def _file(frame: torch.Tensor) -> io.BytesIO:
-    """The package reads 8-bit files, and nothing else."""
+    """The package only reads 8-bit files."""
     file = io.BytesIO()
     Image.fromarray((frame * 255).round().byte().numpy()).save(file, "PPM")
     file.seek(0)
@@ -50,10 +50,10 @@ def _cvvdp_model() -> Any:
 
 
 def color_video_vdp(fps: float) -> Metric:
-    """ColorVideoVDP of a video of so many frames a second; the rate is nothing to a picture."""
+    """ColorVideoVDP at a number of frames per second, which does not matter for an image."""
 
     def score(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        rate = fps if len(video) > 1 else 0  # at a rate of 0 it is a picture
+        rate = fps if len(video) > 1 else 0  # a rate of 0 means an image
         model = _cvvdp_model()
         quality, _ = model.predict(video.float(), reference.float(), dim_order="FCHW", frames_per_second=rate)
         return quality.double().reshape(1)
@@ -85,11 +85,11 @@ SSIMULACRA2 = Metric(
     higher_is_better=True,
     score=_ssimulacra2,
     needs=(package("ssimulacra2", "pip install 'spectrum-diffusion[metrics]'"),),
-    # Below 225 pixels there are fewer than its six scales, as in the reference code, and a value can only be
-    # compared with values of the same size.
+    # Below 225 pixels it has fewer than six scales, as in the reference code. Values of different sizes are then not
+    # comparable.
     smallest=8,
     source="Sneyers: SSIMULACRA 2, 2023; of 8-bit values, 100 is no difference",
 )
 
 CVVDP = color_video_vdp(16)
-"""At the 16 frames a second of Wan2.1."""
+"""At the 16 frames per second of Wan2.1."""

@@ -1,7 +1,7 @@
-"""Metrics that need an environment of their own: ImageReward and VBench, run over a folder of files.
+"""Metrics that need their own environment: ImageReward and VBench, run over a folder of files.
 
-Their packages want versions of transformers and NumPy that no longer work with diffusers', so each is installed into a
-virtual environment with pinned versions, and runs as another program:
+Their packages need versions of transformers and NumPy that no longer work with diffusers. Each is therefore installed
+into a virtual environment with pinned versions, and runs as another program:
 
     python -m spectrum_diffusion.metrics.programs image_reward --python python3.11
 

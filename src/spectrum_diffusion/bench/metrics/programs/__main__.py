@@ -1,4 +1,4 @@
-"""Make the environment of a program: ``python -m spectrum_diffusion.metrics.programs image_reward``."""
+"""Create the environment of a program: ``python -m spectrum_diffusion.metrics.programs image_reward``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import PROGRAMS, PYTHONS, install
 
 
 def main() -> int:
-    """Install, and say where; 1 if it can't be."""
+    """Install, and print the folder; 1 on failure."""
     parser = argparse.ArgumentParser(prog="python -m spectrum_diffusion.metrics.programs", description=__doc__)
     parser.add_argument("program", choices=sorted({program.environment for program in PROGRAMS.values()}))
     parser.add_argument("--python", default="python3.11", help=f"an interpreter of Python {' or '.join(PYTHONS)}")

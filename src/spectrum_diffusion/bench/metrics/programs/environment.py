@@ -11,14 +11,14 @@ from ....errors import InvalidOptionError, ProgramError
 
 FOLDER_VARIABLE = "SPECTRUM_PROGRAMS"
 PYTHONS = ("3.11",)
-"""Versions of Python for which all the pinned packages can be had."""
+"""Versions of Python for which all pinned packages exist."""
 
 _LOCKS = Path(__file__).parent
 _BUILD_TOOLS = ("setuptools==80.10.2", "wheel==0.48.0")
 
 
 def environment_of(name: str) -> Path:
-    """Where the environment of a program lies: under ``SPECTRUM_PROGRAMS``, or in the user's cache."""
+    """The folder of a program's environment: under ``SPECTRUM_PROGRAMS``, or in the user's cache."""
     folder = os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "spectrum-diffusion" / "programs"
     return Path(folder) / name
 
@@ -30,15 +30,15 @@ def python_of(name: str) -> Path:
 
 
 def install(name: str, python: str = "python3.11") -> Path:
-    """Make the environment of a program, with the pinned versions; its folder.
+    """Create the environment of a program with its pinned versions, and return the folder.
 
     Args:
         name: of the program.
-        python: the interpreter to make it with, of a version in ``PYTHONS``.
+        python: an interpreter of a version in ``PYTHONS``.
 
     Raises:
-        InvalidOptionError: no such program or interpreter, or one of another version.
-        ProgramError: the packages can't be installed; what there was before is gone.
+        InvalidOptionError: the program or interpreter does not exist, or has another version.
+        ProgramError: the packages can't be installed. An earlier environment is removed.
     """
     lock = _LOCKS / f"{name}.txt"
     if not lock.is_file():
@@ -51,10 +51,10 @@ def install(name: str, python: str = "python3.11") -> Path:
         _run(python, "-m", "venv", str(folder))
         pip = (str(python_of(name)), "-m", "pip", "install", "--disable-pip-version-check")
         _run(*pip, *_BUILD_TOOLS)
-        # Some of the packages are old sources that need the setuptools of then, which isolation would not give them.
+        # Some packages are old sources that need the setuptools of their time, which build isolation would replace.
         _run(*pip, "--no-deps", "--no-build-isolation", "-r", str(lock))
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # half an environment would look like a whole one
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete environment would look complete
         raise
     return folder
 
@@ -78,5 +78,5 @@ def _run(*command: str) -> str:
 
 
 def last_lines(text: str, count: int = 5) -> str:
-    """What a program said last, where the reason mostly stands."""
+    """The last lines of a program's output, which mostly contain the reason."""
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-count:])

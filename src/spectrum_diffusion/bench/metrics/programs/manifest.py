@@ -1,4 +1,4 @@
-"""The list of what lies in a folder: a line of JSON for each picture or video."""
+"""The list of files in a folder: a line of JSON for each image or video."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, relative to its manifest, the prompt it was made of, and that prompt's category (VBench: dimensions)."""
+    """A file, relative to its manifest, with its prompt and the prompt's category (VBench: dimensions)."""
 
     file: str
     prompt: str
@@ -22,7 +22,7 @@ class Entry:
 
 
 def write_manifest(folder: Path, entries: Iterable[Entry]) -> Path:
-    """Write the list into the folder; its path."""
+    """Write the list into the folder, and return its path."""
     listed = list(entries)
     _check(folder, listed)
     path = folder / MANIFEST
@@ -34,7 +34,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     """The list of a folder.
 
     Raises:
-        InvalidOptionError: there is none, it can't be read, or a file is missing.
+        InvalidOptionError: the manifest is missing or can't be read, or one of its files is missing.
     """
     path = folder / MANIFEST
     try:

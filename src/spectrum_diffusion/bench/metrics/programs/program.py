@@ -1,4 +1,4 @@
-"""Running a program over a folder, and reading what it wrote."""
+"""Runs a program over a folder, and reads its output."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .quality import QUALITY, quality_dimensions, vbench_quality
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """What a program says of a folder.
+    """The result of a program for a folder.
 
     Attributes:
-        value: of the whole folder.
-        files: value of each file, where the program has one.
-        parts: values of its dimensions, where it has some.
+        value: that of the whole folder.
+        files: the value of each file, if the program gives one.
+        parts: the values of its dimensions, if it has any.
     """
 
     value: float
@@ -36,17 +36,17 @@ class ProgramResult:
 
 @dataclass(frozen=True)
 class Program(Judge):
-    """A metric without reference, computed by another program; higher is better in both.
+    """A metric without a reference, computed by another program. Higher is better.
 
     Attributes:
-        name, title: its key in ``PROGRAMS``, and as a table writes it.
+        name, title: its key in ``PROGRAMS``, and its name in tables.
         environment: the name of its environment.
-        parse: from the file that its script writes, and the entries of the manifest, to the result.
-        suffix: of the files that it takes: pictures or videos.
-        category: from a prompt's category to an entry's; None where the program has nothing to say of such a prompt.
-        whole: it has one value of a folder and none of a file.
-        arguments: for the script, behind those that all have.
-        variables: of the environment, which its script reads.
+        parse: reads the file that its script writes, for the entries of the manifest.
+        suffix: that of the files it takes: images or videos.
+        category: maps a prompt's category to an entry's; None if the program does not judge such a prompt.
+        whole: whether it gives one value for a folder and none for a file.
+        arguments: further arguments of the script.
+        variables: environment variables that its script reads.
         source: where it is published.
     """
 
@@ -63,10 +63,11 @@ class Program(Judge):
     higher_is_better = True
 
     def available(self) -> str:
-        """Empty if its environment is made, else how to make it."""
+        """Empty if its environment exists, else how to create it."""
         if python_of(self.environment).is_file():
             return ""
-        return f"its environment is not made: python -m spectrum_diffusion.metrics.programs {self.environment}"
+        command = f"python -m spectrum_diffusion.metrics.programs {self.environment}"
+        return f"its environment does not exist: create it with {command}"
 
     def fingerprint(self) -> str:
         """A digest of its script, its pinned versions, the Quality Score's limits and the arguments."""
@@ -81,9 +82,9 @@ class Program(Judge):
         """Run it over the files of a folder's manifest; its output and log stay beside the manifest.
 
         Raises:
-            InvalidOptionError: the folder has no right manifest.
-            MissingPackageError: the environment is not made.
-            ProgramError: the program failed, or wrote something else than was asked for.
+            InvalidOptionError: the folder has no valid manifest.
+            MissingPackageError: the environment does not exist.
+            ProgramError: the program failed, or its output is not valid.
         """
         entries = read_manifest(folder)
         if problem := self.available():
@@ -96,7 +97,7 @@ class Program(Judge):
             done = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
             said = last_lines(log.read_text(encoding="utf-8", errors="replace"))
-            raise ProgramError(f"{self.title} failed with {done.returncode}, all it said is in {log}: {said}")
+            raise ProgramError(f"{self.title} failed with {done.returncode}, its output is in {log}: {said}")
         return self.parse(output, entries)
 
 
@@ -104,15 +105,15 @@ def parse_image_reward(path: Path, entries: list[Entry]) -> ProgramResult:
     """The mean over the files of ``{"scores": [{"file": …, "score": …}]}``.
 
     Raises:
-        ProgramError: the file is something else, lacks a file of the manifest, or a value is not finite.
+        ProgramError: the file is not a result of ImageReward, lacks a file of the manifest, or a value is not finite.
     """
     try:
-        found = {str(one["file"]): float(one["score"]) for one in _read(path)["scores"]}
+        scores = {str(entry["file"]): float(entry["score"]) for entry in _read(path)["scores"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ProgramError(f"{path} is no result of ImageReward ({error!r}): run it again") from error
-    if missing := [entry.file for entry in entries if not math.isfinite(found.get(entry.file, math.nan))]:
+        raise ProgramError(f"{path} is not a result of ImageReward ({error!r}): run it again") from error
+    if missing := [entry.file for entry in entries if not math.isfinite(scores.get(entry.file, math.nan))]:
         raise ProgramError(f"{path} has no value of {', '.join(missing[:5])}: run it again, its log says why")
-    files = {entry.file: found[entry.file] for entry in entries}
+    files = {entry.file: scores[entry.file] for entry in entries}
     return ProgramResult(math.fsum(files.values()) / len(files), files)
 
 
@@ -120,17 +121,17 @@ def parse_vbench(path: Path, entries: list[Entry]) -> ProgramResult:
     """The Quality Score of ``{dimension: [value, [{"video_path": …, "video_results": …}]]}``, as VBench writes it.
 
     Raises:
-        ProgramError: the file is something else, or no video of the manifest was judged.
+        ProgramError: the file is not a result of VBench, or lacks a video of the manifest.
         InvalidOptionError: a dimension of the Quality Score is missing or out of range.
     """
     try:
-        found = {str(name): (float(value), list(videos)) for name, (value, videos) in _read(path).items()}
-        judged = {Path(video["video_path"]).name for _, videos in found.values() for video in videos}
+        dimensions = {str(name): (float(value), list(videos)) for name, (value, videos) in _read(path).items()}
+        judged = {Path(video["video_path"]).name for _, videos in dimensions.values() for video in videos}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ProgramError(f"{path} is no result of VBench ({error!r}): run it again") from error
+        raise ProgramError(f"{path} is not a result of VBench ({error!r}): run it again") from error
     if missing := [entry.file for entry in entries if Path(entry.file).name not in judged]:
         raise ProgramError(f"{path} has no value of {', '.join(missing[:5])}: run it again, its log says why")
-    parts = {name: value for name, (value, _) in found.items()}
+    parts = {name: value for name, (value, _) in dimensions.items()}
     return ProgramResult(vbench_quality(parts), parts=parts)
 
 
@@ -165,4 +166,4 @@ VBENCH_QUALITY = Program(
 )
 
 PROGRAMS: dict[str, Program] = {program.name: program for program in (IMAGE_REWARD, VBENCH_QUALITY)}
-"""Metrics without reference that run as other programs, by name."""
+"""Metrics without a reference that run as other programs, by name."""

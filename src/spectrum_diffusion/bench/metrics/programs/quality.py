@@ -15,7 +15,7 @@ from ....errors import InvalidOptionError
 
 @dataclass(frozen=True)
 class Dimension:
-    """The values between which a dimension is scaled, and its weight."""
+    """The values that a dimension is scaled between, and its weight."""
 
     low: float
     high: float
@@ -45,13 +45,13 @@ SEMANTIC = (
     "appearance_style",
     "overall_consistency",
 )
-"""VBench's other dimensions, which the Quality Score leaves aside."""
+"""VBench's other dimensions, which the Quality Score ignores."""
 
 
 def quality_dimensions(category: str) -> str | None:
-    """In which of the seven dimensions a video is judged, by its prompt's category: empty for all of them.
+    """The dimensions in which a video is judged, by its prompt's category; empty for all seven.
 
-    None for a prompt of VBench's that is there for other dimensions; a category of another list means nothing here.
+    None for a prompt of VBench that is meant for other dimensions. Categories of other lists have no effect.
     """
     named = [name for name in category.split(",") if name in QUALITY or name in SEMANTIC]
     wanted = [name for name in named if name in QUALITY]
@@ -62,7 +62,7 @@ def vbench_quality(scores: Mapping[str, float]) -> float:
     """The Quality Score of a model, 0 … 100; higher is better.
 
     Args:
-        scores: VBench's value in each of the seven dimensions, 0 … 1; others are left aside.
+        scores: VBench's value in each of the seven dimensions, 0 … 1; others are ignored.
 
     Raises:
         InvalidOptionError: a dimension is missing, or its value is not within [0, 1].

@@ -1,4 +1,4 @@
-"""ImageReward of every picture of a manifest. Run by the Python of an environment of its own, not imported.
+"""ImageReward of every image of a manifest. Run by the Python of its own environment, not imported.
 
 python run_image_reward.py MANIFEST OUTPUT DEVICE
 """

@@ -1,4 +1,4 @@
-"""VBench's dimensions of the videos of a manifest. Run by the Python of an environment of its own, not imported.
+"""VBench's dimensions of the videos of a manifest. Run by the Python of its own environment, not imported.
 
     python run_vbench.py MANIFEST OUTPUT DEVICE DIMENSION…
 

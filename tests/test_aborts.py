@@ -14,7 +14,10 @@ import spectrum_diffusion
 
 NAMES = ["flux", "sd3", "wan", "wan22", "hunyuan-video", "sdxl", "flux-img2img", "sdxl-inpaint"]
 STEPS = 10
-OPTIONS = {"warmup": 2}
+OPTIONS = {"method": "spectrum-blend", "warmup": 2}
+"""At the last block, so that a part of the denoiser runs at every step."""
+EVERYWHERE = {"last block": OPTIONS, "output": {"warmup": 2}, "sampler": {"site": "sampler"}}
+everywhere = pytest.mark.parametrize("options", EVERYWHERE.values(), ids=EVERYWHERE.keys())
 pytestmark = pytest.mark.filterwarnings("ignore::spectrum_diffusion.SpectrumWarning")
 
 
@@ -29,19 +32,22 @@ def cases() -> list[Any]:
     return made
 
 
-def check_nothing_is_left_and_next_run_is_right(name: str, run: Callable[[Any], Any]) -> None:
+def check_nothing_is_left_and_next_run_is_right(
+    name: str, run: Callable[[Any], Any], options: dict[str, Any] = OPTIONS
+) -> None:
     """``run`` a failing generation of an enabled pipeline; then a clean one is that of a fresh pipeline."""
     entry = PIPELINES[name]
     fresh, pipe = entry.build(), entry.build()
-    with spectrum_diffusion.enable(fresh, **OPTIONS):
+    with spectrum_diffusion.enable(fresh, **options):
         expected = entry.call(fresh, steps=STEPS)
     entry.call(pipe, steps=2)  # diffusers' own attributes of a first run are there
-    handle = spectrum_diffusion.enable(pipe, **OPTIONS)
-    before = state_of(pipe)
+    handle = spectrum_diffusion.enable(pipe, **options)
+    before, scheduler = state_of(pipe), type(pipe.scheduler)
     with pytest.raises(AbortError):
         run(pipe)
     assert kept_features() == []
     assert state_of(pipe) == before
+    assert type(pipe.scheduler) is scheduler
     assert all("cache_context" not in vars(model) for model in modules_of(pipe).values())
     assert torch.equal(entry.call(pipe, steps=STEPS), expected)
     assert handle.summary().steps == entry.total(STEPS)
@@ -62,8 +68,9 @@ def test_exception_in_the_denoiser(name: str, step: int) -> None:
     check_nothing_is_left_and_next_run_is_right(name, run)
 
 
+@everywhere
 @pytest.mark.parametrize(("name", "step"), cases())
-def test_exception_in_the_callback(name: str, step: int) -> None:
+def test_exception_in_the_callback(name: str, step: int, options: dict[str, Any]) -> None:
     seen = []
 
     def callback(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -74,14 +81,15 @@ def test_exception_in_the_callback(name: str, step: int) -> None:
 
     entry = PIPELINES[name]
     check_nothing_is_left_and_next_run_is_right(
-        name, lambda pipe: entry.call(pipe, steps=STEPS, callback_on_step_end=callback)
+        name, lambda pipe: entry.call(pipe, steps=STEPS, callback_on_step_end=callback), options
     )
     assert seen == list(range(step + 1))
 
 
+@everywhere
 @pytest.mark.parametrize("step", [0, 5, 9])
 @pytest.mark.parametrize("name", ["flux", "wan22"])
-def test_exception_in_on_step(name: str, step: int) -> None:
+def test_exception_in_on_step(name: str, step: int, options: dict[str, Any]) -> None:
     entry = PIPELINES[name]
     failing = [True]
 
@@ -90,9 +98,9 @@ def test_exception_in_on_step(name: str, step: int) -> None:
             raise AbortError
 
     fresh, pipe = entry.build(), entry.build()
-    with spectrum_diffusion.enable(fresh, **OPTIONS):
+    with spectrum_diffusion.enable(fresh, **options):
         expected = entry.call(fresh, steps=STEPS)
-    spectrum_diffusion.enable(pipe, on_step=on_step, **OPTIONS)
+    spectrum_diffusion.enable(pipe, on_step=on_step, **options)
     with pytest.raises(AbortError):
         entry.call(pipe, steps=STEPS)
     assert kept_features() == []

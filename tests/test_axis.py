@@ -108,10 +108,10 @@ def test_noise_levels_of_ddim_come_from_its_alphas() -> None:
 def test_pipelines_run_on_every_axis(name: str, time: str) -> None:
     entry = PIPELINES[name]
     pipe = entry.build()
-    with spectrum_diffusion.enable(pipe, "spectrum", time=time) as handle:
+    with spectrum_diffusion.enable(pipe, "spectrum-blend", time=time) as handle:
         on_axis = entry.call(pipe, steps=20)
         assert handle.summary().nfe < 20
-    with spectrum_diffusion.enable(pipe, "spectrum"):
+    with spectrum_diffusion.enable(pipe, "spectrum-blend"):
         assert not torch.equal(torch.as_tensor(on_axis), torch.as_tensor(entry.call(pipe, steps=20)))
 
 

@@ -17,7 +17,7 @@ from spectrum_diffusion.methods import METHODS, SITES, Method, make_method, regi
 
 NAMES = [name for name in METHODS if ":" not in name]
 """Other packages' caches have a colon in their names; their options are tested in test_rivals."""
-ON_A_SCHEDULE = ["spectrum", "paper", "reuse", "taylor"]
+ON_A_SCHEDULE = ["spectrum-blend", "paper", "reuse", "taylor"]
 PAPER_14 = tuple(adaptive(50))
 
 
@@ -53,11 +53,11 @@ def test_paper_is_the_paper_to_the_letter():
 def test_weights_follow_the_options():
     known = PAPER_14[:9]
     cases = [
-        (make_method("spectrum", degree=3, ridge=1.0, blend=0.3), blend_weights(known, 18, 50, 3, 1.0, 0.3)),
+        (make_method("spectrum-blend", degree=3, ridge=1.0, blend=0.3), blend_weights(known, 18, 50, 3, 1.0, 0.3)),
         (make_method("paper", degree=6, ridge=0.01), chebyshev_weights(known, 18, 50, 6, 0.01)),
         (make_method("reuse"), reuse_weights(known, 18)),
         (make_method("taylor", order=2), taylor_weights(known, 18, 2)),
-        (make_method("spectrum", blend=1.0), make_method("paper").weights(known, 18, 50)),
+        (make_method("spectrum-blend", blend=1.0), make_method("paper").weights(known, 18, 50)),
     ]
     for method, expected in cases:
         np.testing.assert_array_equal(method.weights(known, 18, 50), expected)
@@ -93,13 +93,13 @@ def test_schedules_by_options(name, options, steps):
 
 
 def test_steps_given_as_an_iterator_are_kept():
-    method = make_method("spectrum", evaluated=iter([0, 1, 5]))
+    method = make_method("spectrum-blend", evaluated=iter([0, 1, 5]))
     assert method.schedule(50) == method.schedule(10) == (0, 1, 5)
-    assert hash(method) == hash(make_method("spectrum", evaluated=[0, 1, 5]))
+    assert hash(method) == hash(make_method("spectrum-blend", evaluated=[0, 1, 5]))
 
 
 def test_explicit_steps_beyond_the_run_are_refused_when_the_run_is_known():
-    method = make_method("spectrum", evaluated=[0, 1, 30])
+    method = make_method("spectrum-blend", evaluated=[0, 1, 30])
     assert method.schedule(31) == (0, 1, 30)
     with pytest.raises(InvalidOptionError, match="names step 30, but the run has 28 steps"):
         method.schedule(28)
@@ -177,13 +177,14 @@ def test_things_that_are_no_name_of_a_method(name):
 @pytest.mark.parametrize(
     ("name", "option", "message"),
     [
-        ("spectrum", "rigde", "spectrum has no option 'rigde' (did you mean 'ridge'?)"),
-        ("spectrum", "degrees", "(did you mean 'degree'?)"),
+        ("spectrum-blend", "rigde", "spectrum-blend has no option 'rigde' (did you mean 'ridge'?)"),
+        ("spectrum-blend", "degrees", "(did you mean 'degree'?)"),
         ("paper", "blend", "paper has no option 'blend'"),
         ("taylor", "ordr", "taylor has no option 'ordr' (did you mean 'order'?)"),
         ("reuse", "degree", "reuse has no option 'degree'"),
         ("fewer-steps", "speed_up", "(did you mean 'speedup'?)"),
-        ("spectrum", "xyzzy", "spectrum has no option 'xyzzy': its options are site, interval, warmup, slope"),
+        ("spectrum", "degree", "spectrum has no option 'degree' (paper, spectrum-blend has it): its options are"),
+        ("spectrum", "xyzzy", "spectrum has no option 'xyzzy': its options are site, evaluated, speedup, warmup, gain"),
     ],
 )
 def test_unknown_options_suggest_the_nearest(name, option, message):
@@ -228,10 +229,10 @@ WRONG_OF_ONE = [
     ("paper", {"degree": True}, "degree=True is not an integer"),
     ("paper", {"ridge": -0.1}, "ridge=-0.1 is out of range: give a finite number within 0 … ∞"),
     ("paper", {"ridge": math.inf}, "ridge=inf is out of range"),
-    ("spectrum", {"ridge": None}, "ridge=None is not a number"),
-    ("spectrum", {"blend": 1.1}, "blend=1.1 is out of range: give a finite number within 0 … 1"),
-    ("spectrum", {"blend": -0.1}, "blend=-0.1 is out of range"),
-    ("spectrum", {"blend": "half"}, "blend='half' is not a number"),
+    ("spectrum-blend", {"ridge": None}, "ridge=None is not a number"),
+    ("spectrum-blend", {"blend": 1.1}, "blend=1.1 is out of range: give a finite number within 0 … 1"),
+    ("spectrum-blend", {"blend": -0.1}, "blend=-0.1 is out of range"),
+    ("spectrum-blend", {"blend": "half"}, "blend='half' is not a number"),
     ("taylor", {"order": -1}, "order=-1 is out of range: give a whole number ≥ 0"),
     ("taylor", {"order": 1.5}, "order=1.5 is not an integer"),
     (
@@ -261,7 +262,7 @@ def test_wrong_values_are_refused_where_they_are_given(name, options, message):
 
 
 def test_speedup_above_the_range_is_refused_when_the_run_is_known():
-    method = make_method("spectrum", speedup=9)
+    method = make_method("spectrum-blend", speedup=9)
     with pytest.raises(InvalidOptionError, match=r"speedup=9\.0 is out of reach of 50 steps"):
         method.schedule(50)
 
@@ -269,7 +270,7 @@ def test_speedup_above_the_range_is_refused_when_the_run_is_known():
 def test_sites():
     assert SITES[:2] == ("last_block", "output")
     for site in ("last_block", "output"):
-        assert make_method("spectrum", site=site).site == site
+        assert make_method("spectrum-blend", site=site).site == site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,11 +344,11 @@ def test_a_method_without_weights_says_so():
 
 
 def test_a_warmup_beside_speedup_is_kept_and_is_among_the_options() -> None:
-    method = make_method("spectrum", speedup=8, warmup=2)
+    method = make_method("spectrum-blend", speedup=8, warmup=2)
     assert method.schedule(50) == (0, 1, 3, 10, 23, 41)
     assert method.options()["warmup"] == 2
-    assert "warmup" not in make_method("spectrum", speedup=5).options()
-    assert method != make_method("spectrum", speedup=8, warmup=5) != make_method("spectrum", speedup=8)
+    assert "warmup" not in make_method("spectrum-blend", speedup=5).options()
+    assert method != make_method("spectrum-blend", speedup=8, warmup=5) != make_method("spectrum-blend", speedup=8)
     assert make_method("fora", speedup=5).schedule(50) == tuple(for_speedup(50, 5))
     assert make_method("fora", speedup=5, warmup=1).schedule(50) == tuple(for_speedup(50, 5, 1))
     assert pickle.loads(pickle.dumps(method)) == method
@@ -359,4 +360,4 @@ def test_a_warmup_beside_speedup_is_kept_and_is_among_the_options() -> None:
 @pytest.mark.parametrize("option", ["interval", "slope"])
 def test_speedup_beside_a_spacing_it_would_ignore_is_refused(option: str) -> None:
     with pytest.raises(InvalidOptionError, match=f"speedup.*ignore {option}"):
-        make_method("spectrum", speedup=3, **{option: 3})
+        make_method("spectrum-blend", speedup=3, **{option: 3})

@@ -41,6 +41,7 @@ WRONG: dict[str, list[Any]] = {
     "ridge": [None, *REAL],
     "threshold": REAL,
     "blend": [None, *SHARE],
+    "gain": [None, *REAL],
     "contraction": [None, *SHARE],
     "retention": [None, *SHARE],
     "ratio": [None, *SHARE],

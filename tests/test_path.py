@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from spectrum_diffusion.core.path import Path, agreement, damped_reach
+from spectrum_diffusion.core.path import Path, agreement, damping_rate, reach
 from spectrum_diffusion.core.schedule import nodes
 
 
 def observed(function, steps: list[int], gain: float = 2.0) -> Path:
     path = Path(gain)
     for step in steps:
-        path.observe(step, function(step))
+        path.append(step, (function(step),))
     return path
 
 
@@ -29,21 +29,21 @@ def parabola(step: float) -> torch.Tensor:
 def test_a_line_is_foretold_exactly() -> None:
     path = observed(line, [0, 3, 5])
     for step in (6, 9, 20):
-        assert torch.allclose(path.forecast(step), line(step), rtol=1e-5)
+        assert torch.allclose(*path.line(step), line(step), rtol=1e-5)
 
 
 def test_the_last_output_stands_until_hindsight_exists() -> None:
-    assert torch.equal(observed(line, [0, 3]).forecast(4), line(3))
+    assert torch.equal(*observed(line, [0, 3]).line(4), line(3))
 
 
 def test_a_line_that_led_nowhere_is_not_followed() -> None:
     path = observed(lambda step: torch.tensor([[0.0 if step in (0, 8) else 1.0]]), [0, 4, 8])
-    assert abs(float(path.forecast(12))) < 5e-3
+    assert abs(float(*path.line(12))) < 5e-3
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.632, 0.9, 1.0])
 def test_a_damped_line_covers_its_share_of_the_last_gap(share: float) -> None:
-    assert float(damped_reach(torch.tensor([share]), 4, 4)) == pytest.approx(4 * share, rel=1e-3)
+    assert float(reach(damping_rate(torch.tensor([share]), 4), 4)) == pytest.approx(4 * share, rel=1e-3)
 
 
 def test_reach_of_a_known_rate() -> None:
@@ -51,7 +51,7 @@ def test_reach_of_a_known_rate() -> None:
     share = (1 - math.exp(-4 * rate)) / (4 * rate)
     for horizon in (1, 5, 20):
         expected = (1 - math.exp(-rate * horizon)) / rate
-        assert float(damped_reach(torch.tensor([share]), 4, horizon)) == pytest.approx(expected, rel=1e-3)
+        assert float(reach(damping_rate(torch.tensor([share]), 4), horizon)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_agreement_by_hand() -> None:
@@ -77,7 +77,7 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch() -> None:
     whole = observed(outputs.__getitem__, [0, 3, 7])
     for i in range(3):
         alone = observed(lambda step, i=i: outputs[step][i : i + 1], [0, 3, 7])
-        assert torch.equal(whole.forecast(11)[i], alone.forecast(11)[0])
+        assert torch.equal(next(whole.line(11))[i], next(alone.line(11))[0])
         used = torch.ones(3, 4, 5)
         assert torch.equal(whole.corrected(5, used)[i], alone.corrected(5, used[:1])[0])
 

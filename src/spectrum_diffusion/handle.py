@@ -13,7 +13,10 @@ from typing import Any
 from torch import nn
 
 from .core.clock import Clock, ManualClock
+from .core.corrector import Corrector
+from .core.path import Path
 from .core.run import ManualRun, OnStep, Run
+from .core.sampler import SamplerRun
 from .core.schedule import check_integer, check_number
 from .core.summary import Summary, Trace, summarize_stages
 from .discovery import denoisers_of, is_pipeline
@@ -23,6 +26,8 @@ from .methods import AnyMethod, make_method, name_of
 from .pipeline import enabled_class
 from .plan import DEFAULT_METHOD, Plan, PlanLike, read_plan
 from .recipe import Recipe, resolve
+from .scheduler_steps import why_uncorrected
+from .sites import site_class
 from .sites.denoiser import Denoiser
 from .sites.imprint import Imprint
 
@@ -109,16 +114,32 @@ class Handle:
         """
         clock = ManualClock(check_integer("total_steps", total_steps, least=1), levels=_levels(sigmas, total_steps))
         self.method.begin(clock.total)  # refuses before anything runs
+        if self.at_scheduler:
+            raise UnsupportedModelError(
+                'site="sampler" forecasts what a pipeline gives to its scheduler, and you step in a loop of your own: '
+                'use site="output"'
+            )
         with self._generating(), ExitStack() as stack:
             self._traces = {}
             run = self._new_run(clock)
+            assert isinstance(run, Run)
             stack.callback(run.close)
             session = ManualRun(run, clock)
             for denoiser in self.denoisers:
                 stack.enter_context(denoiser.serving(session))
             yield session
 
-    def _new_run(self, clock: Clock, stage: str = "") -> Run:
+    @property
+    def at_scheduler(self) -> bool:
+        """Whether the scheduler is given forecasts, in place of features of the denoisers."""
+        return site_class(self.method.site).at_scheduler
+
+    @property
+    def answers_steps(self) -> bool:
+        """Whether the scheduler's steps are answered: to forecast for it, or to correct its path."""
+        return self.at_scheduler or self.method.correction > 0
+
+    def _new_run(self, clock: Clock, stage: str = "", scheduler: Any = None) -> Run | SamplerRun:
         if self._plan is not None and (warning := self._plan.mismatch(clock.total)):
             self._warn_once(warning)
         earlier = self._traces.pop(stage, None)
@@ -131,7 +152,20 @@ class Handle:
             stage=stage,
             package=(self.method.package, self.method.version()) if self.method.package else None,
         )
-        return Run(self.method, clock, trace, on_step=self._on_step, audit=self._audit)
+        corrector = self._corrector(scheduler, trace)
+        if self.at_scheduler:
+            assert corrector is not None
+            return SamplerRun(self.method, clock, trace, corrector, on_step=self._on_step, audit=self._audit)
+        return Run(self.method, clock, trace, corrector=corrector, on_step=self._on_step, audit=self._audit)
+
+    def _corrector(self, scheduler: Any, trace: Trace) -> Corrector | None:
+        if not self.answers_steps:
+            return None
+        corrector = Corrector(scheduler, Path(self.method.correction), trace)
+        if reason := why_uncorrected(scheduler):
+            corrector.stop(reason)
+            return corrector if self.at_scheduler else None
+        return corrector
 
     @contextmanager
     def _generating(self) -> Iterator[None]:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .core.calls import Arguments
+from .core.replay import StepCall
 from .core.run import UNKNOWN, Run
+from .core.sampler import SamplerRun
 from .core.summary import Call, Trace
 from .errors import InvalidOptionError
 from .methods import AnyMethod, name_of
 from .noise import NoiseWatch
 from .scheduler_clock import SchedulerClock, Schedulers
+from .scheduler_steps import answering_steps, schedulers_in
 from .sites import denoisers
 from .sites.denoiser import Denoiser
 from .solvers import sampling_with
@@ -45,7 +48,7 @@ class Generation:
         self._schedulers = Schedulers(pipe)
         self._noise: NoiseWatch | None = NoiseWatch(arguments)
         self._clock: SchedulerClock | None = None
-        self._run: Run | None = None
+        self._run: Run | SamplerRun | None = None
         self._loops, self._outside = 0, 0
         self.context: str | None = None
 
@@ -55,15 +58,19 @@ class Generation:
         if self._run is None:  # before the first loop: what the call makes is no step (it encodes a condition)
             self._outside += 1
             return call.proceed(*call.args, **call.kwargs)
-        self._run.context = self.context
         self._warn_if_stochastic()
         try:
+            self._run.context = self.context
             output = self._run.call(denoiser, call)
         except InvalidOptionError as error:
             raise self._explained(error) from None
         if self._noise is not None:
             self._noise.mark(call.first.device)
         return output
+
+    def step(self, call: StepCall) -> Any:
+        """Answer a step of a scheduler: on a corrected path, or with a forecast."""
+        return self._run.step(call) if self._run is not None else call.proceed()
 
     def close(self) -> None:
         if self._run is not None:
@@ -79,7 +86,7 @@ class Generation:
             self._run.close()
         if self._noise is not None:
             self._noise.forget()
-        self._clock, self._run = clock, self._handle._new_run(clock, stage)
+        self._clock, self._run = clock, self._handle._new_run(clock, stage, clock.scheduler)
         self._loops += 1
 
     def _explained(self, error: InvalidOptionError) -> InvalidOptionError:
@@ -94,6 +101,8 @@ class Generation:
     def _warn_if_stochastic(self) -> None:
         if self._noise is not None and self._clock is not None and self._noise.drawn():
             self._noise = None
+            if self._run is not None and self._run.corrector is not None:
+                self._run.corrector.stop("noise is added at each step")
             self._handle._warn_once(
                 f"noise is added at each step (scheduler: {self._clock.scheduler_name}), which no forecast can "
                 "foresee: expect lower quality than with a deterministic scheduler at the same number of evaluations"
@@ -193,6 +202,9 @@ def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator
             stack.enter_context(denoiser.serving(generation))
             assert denoiser.model is not None
             stack.enter_context(generation.naming_branches(denoisers.unwrap(denoiser.model)))
+        if handle.answers_steps:
+            for scheduler in schedulers_in(pipe):
+                stack.enter_context(answering_steps(scheduler, generation.step, is_copied=not handle.at_scheduler))
         yield
 
 

@@ -12,7 +12,8 @@ from .checks import refuse_compiled, refuse_conflicts, refuse_parallel, refuse_t
 from .discovery import denoisers_of
 from .methods import AnyMethod
 from .plan import Plan
-from .sites import denoisers
+from .scheduler_steps import check_schedulers
+from .sites import denoisers, site_class
 from .sites.denoiser import Denoiser, Place
 from .sites.imprint import Imprint
 from .solvers import check_solver
@@ -61,6 +62,8 @@ def resolve(target: Any, method: AnyMethod, plan: Plan | None, *, cached: Sequen
     Raises:
         SpectrumError: the method can't be on one of the denoisers; see :func:`enable`.
     """
+    if site_class(method.site).at_scheduler:
+        check_schedulers(target)
     places, fitted = {}, method
     for name, model in denoisers_of(target, method.site).items():
         refuse_training(model, name)

@@ -69,6 +69,11 @@ class SchedulerClock:
         self._place = 0
 
     @property
+    def scheduler(self) -> Any:
+        """The scheduler, for its steps to be answered."""
+        return self._scheduler
+
+    @property
     def scheduler_name(self) -> str:
         return type(self._scheduler).__name__
 

@@ -1,4 +1,4 @@
-"""Forecasts along one sampling path that learn from hindsight, and the correction of the path.
+"""A history that learns from hindsight how far a line through it can be followed, and corrects what was forecast.
 
 A sampler asks for an output at every step; only some are evaluated. Between them an output is extrapolated along the
 line through the last two evaluated outputs, damped by how well that line foretold the latest evaluated output. Once
@@ -10,13 +10,12 @@ All of it works for each sample of the batch by itself and on the device of the 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from .forecast import interpolation_weights
-from .history import weighted_sum
+from .history import Feature, History, weighted_sum
 
 BISECTIONS = 40
 """Halvings of the range in which the rate of the damping is sought: more than float32 resolves."""
@@ -26,62 +25,60 @@ NODES = 3
 """Evaluated outputs through which a correction interpolates."""
 
 
-class Path:
-    """The latest evaluated outputs of a path, and how well the line through them foretold the next one.
+class Path(History):
+    """The latest evaluated features of a path, and how well the line through them foretold the last one.
 
     Args:
         gain: strength of the correction for a given agreement α, ``min(1, gain·α)``; 0 corrects nothing.
     """
 
     def __init__(self, gain: float = 2.0) -> None:
+        super().__init__(window=NODES)
         self.gain = gain
-        self._steps: deque[int] = deque(maxlen=NODES)
-        self._outputs: deque[torch.Tensor] = deque(maxlen=NODES)
-        self._agreement: torch.Tensor | None = None  # (B,)
+        self._agreements: list[torch.Tensor] = []  # for each tensor of the feature, (B,)
+        self._rates: list[torch.Tensor] = []  # likewise: κ of the damping
 
-    @property
-    def steps(self) -> list[int]:
-        """The evaluated steps that are kept, oldest first."""
-        return list(self._steps)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the outputs that are kept, in bytes."""
-        return sum(output.nbytes for output in self._outputs)
+    def append(self, step: int, feature: Feature) -> None:
+        """Keep a copy of the feature of an evaluated step, and learn how well the line foretold it."""
+        super().append(step, feature)
+        if len(self) == NODES:
+            self._agreements = [agreement(self.steps, tensors) for tensors in zip(*self.features, strict=True)]
+            self._rates = [damping_rate(share, self.steps[-1] - self.steps[-2]) for share in self._agreements]
 
     def clear(self) -> None:
-        """Let go of the outputs."""
-        self._steps.clear()
-        self._outputs.clear()
-        self._agreement = None
+        super().clear()
+        self._agreements, self._rates = [], []
 
-    def observe(self, step: int, output: torch.Tensor) -> None:
-        """Keep the evaluated output of a step, (B, …), and learn how well the line foretold it."""
-        self._steps.append(step)
-        self._outputs.append(output.detach().clone())
-        if len(self._steps) == NODES:
-            self._agreement = agreement(self._steps, self._outputs)
+    def line(self, step: int) -> Iterator[torch.Tensor]:
+        """The feature at a later step, tensor by tensor: the last one plus the damped line.
 
-    def forecast(self, step: int) -> torch.Tensor:
-        """The output of a later step: the last one plus the damped line; the last one until hindsight exists."""
-        last = self._outputs[-1]
-        if self._agreement is None:
-            return last
-        (before, latest), gap = list(self._outputs)[-2:], self._steps[-1] - self._steps[-2]
-        reach = damped_reach(self._agreement, gap, step - self._steps[-1]) / gap  # (B,)
-        return (latest.float() + over_batch(reach, latest) * (latest.float() - before.float())).to(latest.dtype)
+        Until three features make hindsight possible, the last one is repeated.
+        """
+        if not self._rates:
+            yield from self.features[-1]
+            return
+        before, latest = self.features[-2:]
+        gap, horizon = self.steps[-1] - self.steps[-2], step - self.steps[-1]
+        for old, new, rate in zip(before, latest, self._rates, strict=True):
+            moved = new.to(_precise(new), copy=True).sub_(old)
+            yield moved.mul_(over_batch(reach(rate, horizon) / gap, new)).add_(new).to(new.dtype)
 
     def corrected(self, step: int, used: torch.Tensor) -> torch.Tensor:
-        """The output of an earlier step of the last gap, moved from what was ``used`` towards the interpolation."""
+        """The only tensor of the feature at a step of the last gap, moved from what was ``used`` to the interpolation.
+
+        Args:
+            step: the step, between the last two evaluated ones.
+            used: what was forecast for it, (B, …).
+        """
         weights = interpolation_weights(self.steps, step)
-        interpolated = weighted_sum(weights, list(self._outputs)).float()
-        return (used.float() + over_batch(self.strength(used), used) * (interpolated - used.float())).to(used.dtype)
+        moved = weighted_sum(weights, [feature[0] for feature in self.features]).to(_precise(used)).sub_(used)
+        return moved.mul_(over_batch(self.strength(used), used)).add_(used).to(used.dtype)
 
     def strength(self, like: torch.Tensor) -> torch.Tensor:
         """Share of the correction that is applied, (B,)."""
-        if self._agreement is None:
+        if not self._agreements:
             return like.new_full((like.shape[0],), min(1.0, self.gain), dtype=torch.float32)
-        return (self.gain * self._agreement).clamp(max=1.0)
+        return (self.gain * self._agreements[0]).clamp(max=1.0)
 
 
 def agreement(steps: Sequence[int], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -90,32 +87,35 @@ def agreement(steps: Sequence[int], outputs: Sequence[torch.Tensor]) -> torch.Te
     Returns:
         float32, (B,): 1 where the line was right, 0 where it led nowhere.
     """
-    (first, second, third), (a, b, c) = list(steps)[-3:], [output.float().flatten(1) for output in list(outputs)[-3:]]
+    (first, second, third), (a, b, c) = list(steps)[-3:], [_by_sample(output) for output in list(outputs)[-3:]]
     foretold = (b - a) * ((third - second) / (second - first))  # (B, N)
     actual = c - b  # (B, N)
-    return ((actual * foretold).sum(1) / (foretold * foretold).sum(1).clamp_min(1e-20)).clamp(0.0, 1.0)
+    share = (actual * foretold).sum(1) / (foretold * foretold).sum(1).clamp_min(1e-20)
+    return share.float().clamp(0.0, 1.0)
 
 
-def damped_reach(agreement: torch.Tensor, gap: int, horizon: int) -> torch.Tensor:
-    """Distance ``(1 − e^(−κh))/κ`` that a damped line covers within a horizon of h steps.
+def damping_rate(agreement: torch.Tensor, gap: int) -> torch.Tensor:
+    """The rate κ at which a damped line over a gap of g steps covers the share ``α = (1 − e^(−κg))/(κg)`` of it.
 
-    κ is such that the line over the last gap of g steps would have covered the share α of it:
-    ``α = (1 − e^(−κg))/(κg)``. No damping (α = 1) gives h; α → 0 gives almost nothing.
+    Found by bisection, since it has no closed form and nothing may be read back from the device.
 
     Args:
         agreement: α, (B,).
         gap: g ≥ 1.
-        horizon: h ≥ 0.
 
     Returns:
-        (B,), in steps.
+        (B,), per step: 0 for α = 1, large for α → 0.
     """
     low, high = torch.zeros_like(agreement), torch.full_like(agreement, FASTEST)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         too_slow = _share(middle) > agreement
         low, high = torch.where(too_slow, middle, low), torch.where(too_slow, high, middle)
-    rate = (low + high) / 2 / gap  # κ
+    return (low + high) / 2 / gap
+
+
+def reach(rate: torch.Tensor, horizon: int) -> torch.Tensor:
+    """Distance ``(1 − e^(−κh))/κ`` that a line damped at the rate κ covers within h steps, (B,) in steps."""
     return horizon * _share(rate * horizon)
 
 
@@ -126,4 +126,12 @@ def _share(rate: torch.Tensor) -> torch.Tensor:
 
 def over_batch(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Values for each sample, (B,), shaped to multiply a tensor (B, …)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+    return values.view(-1, *[1] * (like.dim() - 1)) if like.dim() else values[0]
+
+
+def _by_sample(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(_precise(tensor)).reshape(tensor.shape[0] if tensor.dim() else 1, -1)  # (B, N)
+
+
+def _precise(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -15,14 +15,15 @@ from ..errors import InvalidOptionError, SpectrumError, UnsupportedModelError
 from .branches import Branch, Branches
 from .calls import Arguments
 from .clock import Clock, ManualClock, time_axis
-from .forecast import check_weights
-from .history import Feature, History
+from .history import Feature
 from .schedule import check_integer
 from .site import Site
 from .summary import Action, Call, Trace
 
 if TYPE_CHECKING:
     from ..methods.base import AnyMethod
+    from .corrector import Corrector
+    from .replay import StepCall
 
 
 OnStep = Callable[[int, str, Action, str], None]
@@ -39,6 +40,7 @@ class Run:
         trace: records the calls.
         on_step: called after each denoiser call with (step, branch, action, reason).
         audit: evaluate skipped steps too, for the errors of the forecasts, but sample with the forecasts.
+        corrector: takes the scheduler's steps and corrects the path, if the method wants that.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Run:
         clock: Clock,
         trace: Trace,
         *,
+        corrector: Corrector | None = None,
         on_step: OnStep | None = None,
         audit: bool = False,
     ) -> None:
@@ -58,6 +61,9 @@ class Run:
         self._named: set[str | None] = set()  # names of the branches that were called at this step
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
+        self.corrector = corrector
+        self._since_step: list[tuple[Hashable, Call]] = []  # calls since the scheduler's last step
+        self._guided_by: set[tuple[Hashable, str]] = set()  # branches at the step before
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Evaluate or skip one call of a denoiser, a :class:`sites.denoiser.Denoiser`; its output."""
@@ -85,10 +91,35 @@ class Run:
                 output = self._evaluate(branch, site, call, record)
         branch.observe(call, step)
         self._note(record, branch)
+        self._since_step.append((denoiser, record))
         return output
+
+    def step(self, call: StepCall) -> Any:
+        """Take a step of the scheduler, on a corrected path where there is a corrector."""
+        calls, self._since_step = self._since_step, []
+        if self.corrector is None or call.scheduler is not self.corrector.scheduler:
+            return call.proceed()
+        if not calls or any(record.reason == UNKNOWN for _, record in calls):
+            self.corrector.stop("the scheduler does not take one step for each evaluation of the denoiser")
+            return call.proceed()
+        branches = {(denoiser, record.branch) for denoiser, record in calls}
+        if branches != self._guided_by:
+            self.corrector.clear()  # guidance has changed, and outputs can't be interpolated over that
+            self._guided_by = branches
+        step = calls[0][1].step
+        if all(record.ran for _, record in calls):
+            result = self.corrector.evaluated(step, call)
+        else:
+            result = self.corrector.skipped(call, call.output)
+        self.trace.history_bytes = max(self.trace.history_bytes, self._held)
+        if step >= self.clock.total - 1:
+            self.corrector.clear()
+        return result
 
     def close(self) -> None:
         """Free every feature, even if a traceback still holds the run. The trace stays."""
+        if self.corrector is not None:
+            self.corrector.clear()
         for branch in self._every_branch:
             branch.release()
         self._branches.clear()
@@ -122,11 +153,16 @@ class Run:
 
     def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
         decider = self.method.decider(self.clock.total)
-        return Branch(label, History(self.method.window), call.shapes, name, decider)
+        return Branch(label, self.method.history(), call.shapes, name, decider)
 
     @property
     def _every_branch(self) -> list[Branch]:
         return [branch for branches in self._branches.values() for branch in branches.all]
+
+    @property
+    def _held(self) -> int:
+        held = sum(branch.nbytes for branch in self._every_branch)
+        return held + (self.corrector.nbytes if self.corrector is not None else 0)
 
     def _plan(self, branch: Branch, step: int, obstacle: str) -> tuple[Action, str]:
         """The action and its reason, before the call. An adaptive method may still evaluate."""
@@ -207,12 +243,7 @@ class Run:
         """The feature at the step: tensor by tensor as the site asks for them, so that no second set is held."""
         if self.method.in_place:
             return branch.history.features[-1]
-        weights = check_weights(
-            self.method.weights_at(branch.history.steps, record.step, self._axis(record.step)),
-            count=len(branch.history),
-            method=self.trace.method,
-        )
-        forecast = branch.history.forecast(weights)
+        forecast = self.method.forecast(branch.history, record.step, self._axis(record.step))
         return tuple(forecast) if self.audit else forecast
 
     def _audit(self, site: Site, call: Arguments, feature: Iterable[torch.Tensor], record: Call) -> None:
@@ -233,8 +264,7 @@ class Run:
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
         self.trace.total = self.clock.total
-        held = sum(branch.nbytes for branch in self._every_branch)
-        self.trace.history_bytes = max(self.trace.history_bytes, held)
+        self.trace.history_bytes = max(self.trace.history_bytes, self._held)
         if record.step >= self.clock.total - 1:
             # Now, because the decoder may need the memory. A branch or expert that stopped gets no further call.
             for other in self._every_branch:

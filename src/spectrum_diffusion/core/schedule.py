@@ -60,7 +60,7 @@ def uniform(total: int, interval: int = 2, warmup: int = 5) -> list[int]:
     return adaptive(total, interval, warmup, slope=0.0)
 
 
-def nodes(total: int, count: int) -> list[int]:
+def nodes(total: int, count: int, warmup: int = 1) -> list[int]:
     """``count`` evaluated steps, closer together at both ends, with the first and the last step among them.
 
     Half-way between Chebyshev-Lobatto nodes and even ones, rounded and made distinct:
@@ -70,15 +70,24 @@ def nodes(total: int, count: int) -> list[int]:
     Args:
         total: number of steps T of the sampler, ≥ 1.
         count: number of evaluations K, 1 … T.
+        warmup: number W of steps that are evaluated at the start, 1 … K; the nodes span the others.
 
     Raises:
         InvalidOptionError: a value outside its range.
 
     >>> nodes(50, 14)
     [0, 2, 5, 9, 13, 17, 22, 27, 32, 36, 40, 44, 47, 49]
+    >>> nodes(50, 10, warmup=3)
+    [0, 1, 2, 7, 13, 21, 30, 38, 44, 49]
     """
     total = check_integer("total", total, least=1)
     count = check_integer("count", count, least=1, most=total)
+    warmup = check_integer("warmup", warmup, least=1, most=count)
+    spanned, wanted = total - warmup + 1, count - warmup + 1
+    return [*range(warmup - 1), *(warmup - 1 + node for node in _nodes(spanned, wanted))]
+
+
+def _nodes(total: int, count: int) -> list[int]:
     if count == 1:
         return [0]
     shares = [j / (count - 1) for j in range(count)]
@@ -88,31 +97,37 @@ def nodes(total: int, count: int) -> list[int]:
     return steps
 
 
-def nodes_for_speedup(total: int, speedup: float) -> list[int]:
+def nodes_for_speedup(total: int, speedup: float | None, warmup: int = 1, *, default: float = 3.5) -> list[int]:
     """The :func:`nodes` of ``⌊total/speedup⌋`` evaluations.
 
     Args:
         total: number of steps T, ≥ 1.
-        speedup: wanted ratio of steps to evaluations, ≥ 1.
+        speedup: wanted ratio of steps to evaluations, ≥ 1; None is the ``default``, or less where that is too much.
+        warmup: number of steps that are evaluated at the start, ≥ 1.
+        default: the ratio where none is wanted.
 
     Raises:
-        InvalidOptionError: ``speedup`` would forecast more than a third of the run from one evaluated step.
+        InvalidOptionError: ``speedup`` would forecast more than a third of the run from one evaluated step, or leave
+            no evaluations beside the warm-up.
     """
-    value = check_number("speedup", speedup, least=1.0)
-    count, fewest = at_most(total, value), fewest_nodes(total)
-    if count < fewest:
+    warmup = min(warmup, total)
+    fewest = fewest_nodes(total, warmup)
+    if speedup is None:
+        return nodes(total, max(at_most(total, default), fewest), warmup)
+    if (count := at_most(total, speedup)) < fewest:
+        beside = f", with a warmup of {warmup}" if warmup > 1 else ""
         raise InvalidOptionError(
-            f"speedup={value:g} leaves {count} of {total} steps to evaluate, and more than a third of the run would be "
-            f"forecast from one of them: pass a speedup within 1 … {_floor(total / fewest):g}"
+            f"speedup={speedup:g} leaves {count} of {total} steps to evaluate{beside}, but no more than a third of the "
+            f"run may be forecast from one evaluated step: pass a speedup within 1 … {_floor(total / fewest):g}"
         )
-    return nodes(total, count)
+    return nodes(total, count, warmup)
 
 
 @lru_cache(maxsize=1024)
-def fewest_nodes(total: int) -> int:
+def fewest_nodes(total: int, warmup: int = 1) -> int:
     """The fewest :func:`nodes` between which never more than a third of the run is forecast."""
-    for count in range(1, total):
-        steps = [*nodes(total, count), total]
+    for count in range(warmup, total):
+        steps = [*nodes(total, count, warmup), total]
         if all(3 * (after - before - 1) <= total for before, after in pairwise(steps)):
             return count
     return total

@@ -27,6 +27,9 @@ class Site:
     skips_root: ClassVar[bool] = False
     """Whether a skipped step runs nothing of the denoiser. Such a site works without a row and on compiled models."""
 
+    at_scheduler: ClassVar[bool] = False
+    """Whether what the scheduler is given is forecast, once for all branches, in place of a denoiser's feature."""
+
     def __init__(self, model: nn.Module, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Any]) -> None:
         """Find the site in a model.
 

@@ -43,6 +43,12 @@ class Call:
     flops: int | None = None
     milliseconds: Callable[[], float] | None = None
 
+    def add_milliseconds(self, measured: Callable[[], float] | None) -> None:
+        """Add the time of another part of the step."""
+        if measured is not None:
+            before = self.milliseconds
+            self.milliseconds = lambda: measured() + (before() if before is not None else 0.0)
+
     @property
     def ran(self) -> bool:
         """Whether the whole denoiser ran, as planned or as a fallback."""
@@ -56,6 +62,7 @@ class Trace:
     Attributes:
         stage: name of the first denoiser of the loop.
         total: number of steps that the clock tells.
+        notes: what a user should know beside the counts → how often it happened.
     """
 
     method: str
@@ -70,6 +77,11 @@ class Trace:
     earlier_loops: int = 0
     stage: str = ""
     total: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Tell the reader of the summary something beside the counts."""
+        self.notes[text] = self.notes.get(text, 0) + 1
 
     @contextmanager
     def timed(self) -> Iterator[Callable[[], float] | None]:
@@ -97,7 +109,7 @@ class Trace:
             return
         with counting() as counter:
             yield
-        record.flops = counter.get_total_flops()
+        record.flops = (record.flops or 0) + counter.get_total_flops()
 
 
 def _elapsed(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
@@ -171,6 +183,7 @@ class Summary:
         stages: for pipelines with several stages (prior and decoder), a summary of each, in order; the other
             attributes then describe the last stage. Empty for a single stage.
         package: name and version of the package whose cache ran; None for the methods of this library.
+        notes: what else happened → how often, such as where a path could not be corrected.
     """
 
     method: str
@@ -188,6 +201,7 @@ class Summary:
     package: tuple[str, str] | None = None
     stage: str = ""
     stages: tuple[Summary, ...] = ()
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def nfe(self) -> int:
@@ -230,6 +244,7 @@ class Summary:
             "flops": self.flops.to_dict() if self.flops else None,
             "package": dict(zip(("name", "version"), self.package, strict=True)) if self.package else None,
             "stage": self.stage,
+            "notes": self.notes,
             "stages": [stage.to_dict() for stage in self.stages],
         }
 
@@ -249,6 +264,7 @@ class Summary:
         if len(self.branches) > 1:
             lines.append(f"  calls      {self.calls}, {self.evaluated_calls} evaluated, {self.call_speedup:.2f}x fewer")
         lines += [f"  fallback   step {step}: {reason}" for step, reason in self.fallbacks.items()]
+        lines += [f"  note       {text}" + (f" ({n} times)" if n > 1 else "") for text, n in self.notes.items()]
         if self.package:
             lines.append(f"  package    {' '.join(self.package)}, {self.calls} denoiser calls")
         else:
@@ -296,6 +312,7 @@ def summarize(trace: Trace) -> Summary:
         flops=_flops(trace),
         package=trace.package,
         stage=trace.stage,
+        notes=trace.notes,
     )
 
 

@@ -13,7 +13,8 @@ METHODS = Registry()
 METHODS.add(
     {
         "spectrum": "spectrum:Spectrum",
-        "paper": "spectrum:Paper",
+        "paper": "paper:Paper",
+        "spectrum-blend": "paper:SpectrumBlend",
         "reuse": "taylor:Reuse",
         "taylor": "taylor:Taylor",
         "fewer-steps": "fewer_steps:FewerSteps",
@@ -61,9 +62,9 @@ def make_method(name: str, **options: Any) -> AnyMethod:
     known = METHODS[name].defaults()
     for option in options:
         if option not in known and METHODS[name].knows_options():
-            raise InvalidOptionError(
-                f"{name} has no option {option!r}{did_you_mean(option, known)}: its options are {_list(known)}"
-            )
+            owners = [other for other in METHODS if ":" not in other and option in METHODS[other].defaults()]
+            hint = f" ({_list(owners)} has it)" if owners else did_you_mean(option, known)
+            raise InvalidOptionError(f"{name} has no option {option!r}{hint}: its options are {_list(known)}")
     replaced = getattr(METHODS[name], "found_by_speedup", ())
     if options.get("speedup") is not None and (given := [option for option in replaced if option in options]):
         raise InvalidOptionError(

@@ -11,10 +11,14 @@ from ..core import schedule
 from ..errors import InvalidOptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
     from torch import nn
 
     from ..core.decider import Decider
     from ..core.forecast import Weights
+    from ..core.history import History
     from ..core.summary import Action
 
 SITES = tuple(sites.GENERAL)
@@ -119,6 +123,17 @@ class AnyMethod:
         """How many of the latest features the forecaster uses; None is all of them."""
         return None
 
+    @property
+    def correction(self) -> float:
+        """Strength of the correction of the path for a given agreement, see :class:`Path`; 0 corrects nothing."""
+        return 0.0
+
+    def history(self) -> History:
+        """A new history, for one branch of one sampling loop."""
+        from ..core.history import History  # imports torch, which takes seconds
+
+        return History(self.window)
+
     @classmethod
     def version(cls) -> str:
         """The installed version of :attr:`package`; "" where there is none."""
@@ -173,6 +188,20 @@ class AnyMethod:
             "which returns a weight for each evaluated step"
         )
 
+    def forecast(self, history: History, target: int, axis: Sequence[float]) -> Iterator[torch.Tensor]:
+        """The feature of step ``target``, tensor by tensor, so that no second set of tensors is held.
+
+        Args:
+            history: what :meth:`history` made, with at least :attr:`min_points` features.
+            target: the step.
+            axis: the time of each step, in steps, (T,).
+        """
+        from ..core.forecast import check_weights
+        from . import name_of  # the registry knows the name, and is made of subclasses of this class
+
+        weights = self.weights_at(history.steps, target, axis)
+        return history.forecast(check_weights(weights, count=len(history), method=name_of(self)))
+
     def weights_at(self, steps: Sequence[int], target: int, axis: Sequence[float]) -> Weights:
         """The weights of the kept ``steps``, on an axis that gives each step's time in steps, (T,)."""
         return self.weights(tuple(axis[step] for step in steps), axis[target], len(axis))
@@ -192,41 +221,19 @@ class AnyMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(AnyMethod):
-    """A method on a fixed schedule. A variant sets its defaults and writes :meth:`weights`.
+class Scheduled(AnyMethod):
+    """A method on a fixed schedule, which :meth:`schedule` gives.
 
     Attributes:
-        interval: first distance N between evaluated steps.
-        warmup: number W of steps evaluated at the start.
-        slope: growth α of the distance; 0 is uniform.
-        evaluated: the evaluated steps written out, in place of the three above.
-        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known. A ``warmup``
-            given beside it is kept.
-        site: where features are read and replaced: "last_block", "output" or "module".
+        evaluated: the evaluated steps written out.
+        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known.
     """
 
-    interval: int = 2
-    warmup: int = 5
-    slope: float = 0.75
     evaluated: Iterable[int] | None = None
     speedup: float | None = None
-    speedup_warmup: int | None = field(default=None, init=False, repr=False)
-
-    found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "slope")
-    """Options that can't be given beside ``speedup``, which finds them."""
-
-    def __new__(cls, **options: Any) -> Any:
-        # Beside a speedup only a warmup that was given counts, and __init__ can't tell it from the default.
-        method = super().__new__(cls)
-        if options.get("speedup") is not None:
-            object.__setattr__(method, "speedup_warmup", options.get("warmup"))
-        return method
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_integer("interval", least=1)
-        self.check_integer("warmup", least=1)
-        self.check_number("slope", least=0.0)
         if self.evaluated is not None and self.speedup is not None:
             raise InvalidOptionError("evaluated and speedup both determine the evaluated steps: give only one of them")
         if self.evaluated is not None:
@@ -236,12 +243,12 @@ class Method(AnyMethod):
             self.check_number("speedup", least=1.0)
 
     def schedule(self, total: int) -> tuple[int, ...]:
-        """The evaluated steps of a run of ``total`` steps."""
-        if self.evaluated is not None:
-            return tuple(schedule.explicit(total, self.evaluated))
-        if self.speedup is not None:
-            return tuple(schedule.for_speedup(total, self.speedup, self.speedup_warmup))
-        return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
+        """The evaluated steps of a run of ``total`` steps.
+
+        Raises:
+            InvalidOptionError: there is none for this number of steps.
+        """
+        raise NotImplementedError
 
     def begin(self, total: int) -> None:
         self._steps(total)
@@ -260,6 +267,49 @@ class Method(AnyMethod):
             kept = {total: (evaluated, max(set(range(total)) - evaluated, default=-1))}
             object.__setattr__(self, "_kept_steps", kept)  # of one number of steps, the last that was asked for
         return kept[total]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Scheduled):
+    """A method on Spectrum's adaptive schedule. A variant sets its defaults and writes :meth:`weights`.
+
+    Attributes:
+        interval: first distance N between evaluated steps.
+        warmup: number W of steps evaluated at the start.
+        slope: growth α of the distance; 0 is uniform.
+        evaluated: the evaluated steps written out, in place of the three above.
+        speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known. A ``warmup``
+            given beside it is kept.
+        site: where features are read and replaced: "last_block", "output" or "module".
+    """
+
+    interval: int = 2
+    warmup: int = 5
+    slope: float = 0.75
+    speedup_warmup: int | None = field(default=None, init=False, repr=False)
+
+    found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "slope")
+    """Options that can't be given beside ``speedup``, which finds them."""
+
+    def __new__(cls, **options: Any) -> Any:
+        # Beside a speedup only a warmup that was given counts, and __init__ can't tell it from the default.
+        method = super().__new__(cls)
+        if options.get("speedup") is not None:
+            object.__setattr__(method, "speedup_warmup", options.get("warmup"))
+        return method
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_integer("interval", least=1)
+        self.check_integer("warmup", least=1)
+        self.check_number("slope", least=0.0)
+
+    def schedule(self, total: int) -> tuple[int, ...]:
+        if self.evaluated is not None:
+            return tuple(schedule.explicit(total, self.evaluated))
+        if self.speedup is not None:
+            return tuple(schedule.for_speedup(total, self.speedup, self.speedup_warmup))
+        return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
 
     def untouched(self, total: int) -> bool:
         # Steps or a speed-up that were asked for are no surprise.

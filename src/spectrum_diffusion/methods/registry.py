@@ -113,7 +113,7 @@ def check_class(method: object, shown: str) -> MethodClass:
             "spectrum_diffusion.Method, which has a schedule"
         )
     forecasts = not (method.in_place or method.observes)
-    if forecasts and not method.overrides("weights", "weights_at"):
+    if forecasts and not method.overrides("weights", "weights_at", "forecast"):
         raise InvalidOptionError(
             f"{shown} does not say how it forecasts: write weights(self, evaluated, target, total), which returns a "
             "weight for each evaluated step"

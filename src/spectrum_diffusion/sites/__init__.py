@@ -34,6 +34,7 @@ SITES = GENERAL | {
     "tokens": "tokens:Tokens",
     "output_residual": "output_residual:OutputResidual",
     "observed": "observed:Observed",
+    "sampler": "sampler:Sampler",
 }
 """All sites: name → module and class. Classes are imported on first use, because importing torch takes seconds."""
 

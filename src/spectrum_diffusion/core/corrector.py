@@ -1,0 +1,74 @@
+"""The correction of a sampling path at its evaluated steps, without a second evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .path import Path
+from .replay import Replay, StepCall
+from .summary import Trace
+
+CHANGED = "path not corrected where the pipeline changed the latents between steps"
+
+
+class Corrector:
+    """Takes a scheduler's steps; at an evaluated one it first takes the steps since the last evaluated one again.
+
+    What was extrapolated there can be interpolated now. Outputs are those of the guidance, as the scheduler is given
+    them, whatever site they were forecast at.
+
+    Args:
+        scheduler: whose steps are taken.
+        path: the evaluated outputs.
+        trace: where is noted what could not be corrected.
+    """
+
+    def __init__(self, scheduler: Any, path: Path, trace: Trace) -> None:
+        self.scheduler, self.path = scheduler, path
+        self._trace = trace
+        self._replay: Replay | None = Replay(scheduler) if path.gain > 0 else None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the outputs and samples that are kept, in bytes."""
+        return self.path.nbytes + (self._replay.nbytes if self._replay is not None else 0)
+
+    def evaluated(self, step: int, call: StepCall) -> Any:
+        """Take an evaluated step from the corrected sample; what the scheduler returns."""
+        last = self.path.steps[-1] if len(self.path) else step
+        self.path.append(step, (call.output,))
+        sample = call.sample
+        if self._replay is not None:
+            if step - last > 1:
+                sample = self._corrected(self._replay, last, call)
+            self._replay.begin(sample)
+        return self._take(call, call.output, sample)
+
+    def skipped(self, call: StepCall, output: torch.Tensor) -> Any:
+        """Take a step with a forecast output, (B, …); what the scheduler returns."""
+        return self._take(call, output, call.sample)
+
+    def stop(self, reason: str) -> None:
+        """Correct nothing from now on."""
+        if self._replay is not None:
+            self._replay = None
+            self._trace.note(f"path not corrected: {reason}")
+
+    def clear(self) -> None:
+        """Let go of every tensor, and begin a new path."""
+        self.path.clear()
+        if self._replay is not None:
+            self._replay.clear()
+
+    def _corrected(self, replay: Replay, last: int, call: StepCall) -> torch.Tensor:
+        if not replay.reaches(call):
+            self._trace.note(CHANGED)
+            return call.sample
+        return replay.again(lambda since, used: self.path.corrected(last + since, used))
+
+    def _take(self, call: StepCall, output: torch.Tensor, sample: torch.Tensor) -> Any:
+        if self._replay is None:
+            return call.proceed_with(output, sample)
+        return self._replay.take(call, output, sample)

@@ -1,0 +1,126 @@
+"""The steps of a scheduler: a step as a pipeline asks for it, and a gap of steps that is taken a second time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class StepCall:
+    """A call of ``scheduler.step`` as the pipeline made it.
+
+    Attributes:
+        scheduler: whose step it is.
+        take: the scheduler's own ``step``.
+        bound: the arguments by name.
+    """
+
+    scheduler: Any
+    take: Callable[..., Any]
+    bound: inspect.BoundArguments
+
+    @property
+    def output(self) -> torch.Tensor:
+        """The guided output of the denoiser, (B, …)."""
+        return self.bound.arguments["model_output"]  # type: ignore[no-any-return]
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """The noisy latents, (B, …)."""
+        return self.bound.arguments["sample"]  # type: ignore[no-any-return]
+
+    def proceed(self) -> Any:
+        """Take the step as it was asked for; what the scheduler returns."""
+        return self.take(*self.bound.args, **self.bound.kwargs)
+
+    def proceed_with(self, output: torch.Tensor, sample: torch.Tensor) -> Any:
+        """Take the step with another output and sample; what the scheduler returns."""
+        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())  # type: ignore[arg-type]
+        bound.arguments.update(model_output=output, sample=sample)
+        return self.take(*bound.args, **bound.kwargs)
+
+
+class Replay:
+    """The steps that a scheduler took since an evaluated one, to be taken again with other outputs.
+
+    The scheduler's state is put back to that before the evaluated step and its own code takes the steps, so that the
+    memory of a multistep scheduler is that of the corrected path.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._state: dict[str, Any] = {}
+        self._start: torch.Tensor | None = None
+        self._taken: list[tuple[StepCall, torch.Tensor]] = []  # each with the output that it was given
+        self._handed: tuple[torch.Tensor, int] | None = None
+        self._broken = False  # whether something changed the sample between two steps of the gap
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the gap's outputs and samples, in bytes."""
+        return sum(output.nbytes + call.sample.nbytes for call, output in self._taken)
+
+    def begin(self, sample: torch.Tensor) -> None:
+        """Begin a gap before an evaluated step, at a sample (B, …)."""
+        self._state = _copied(vars(self._scheduler))
+        self._start, self._broken = sample, False
+        self._taken.clear()
+
+    def take(self, call: StepCall, output: torch.Tensor, sample: torch.Tensor) -> Any:
+        """Take a step and remember it; what the scheduler returns."""
+        self._broken |= bool(self._taken) and not self._follows(call)
+        result = call.proceed_with(output, sample)
+        self._taken.append((call, output))
+        handed = _sample_of(result)
+        self._handed = handed, _version(handed)
+        return result
+
+    def reaches(self, call: StepCall) -> bool:
+        """Whether each step of the gap, and this one, was given the sample that the step before handed out."""
+        return not self._broken and self._follows(call)
+
+    def again(self, corrected: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Take the steps of the gap again.
+
+        Args:
+            corrected: from the number of steps since the evaluated one, 1, 2, …, and the output that was used: the
+                output to use.
+
+        Returns:
+            The sample after the gap, (B, …).
+        """
+        assert self._start is not None
+        state = vars(self._scheduler)
+        state.clear()
+        state.update(_copied(self._state))
+        sample = self._start
+        for since, (call, output) in enumerate(self._taken):
+            sample = _sample_of(call.proceed_with(corrected(since, output) if since else output, sample))
+        return sample
+
+    def _follows(self, call: StepCall) -> bool:
+        return self._handed is not None and self._handed[0] is call.sample and self._handed[1] == _version(call.sample)
+
+    def clear(self) -> None:
+        """Let go of every tensor."""
+        self._state = {}
+        self._taken.clear()
+        self._start = self._handed = None
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy that lasts: schedulers write into their lists in place, but replace their tensors."""
+    return {name: value.copy() if type(value) in (list, dict) else value for name, value in state.items()}
+
+
+def _sample_of(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result.prev_sample  # type: ignore[no-any-return]
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

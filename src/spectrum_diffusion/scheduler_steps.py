@@ -1,0 +1,111 @@
+"""A pipeline's scheduler, whose steps something else answers for the time of a generation."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from .core.replay import StepCall
+from .discovery import schedulers_of
+from .errors import UnsupportedModelError
+
+
+@contextmanager
+def answering_steps(scheduler: Any, answer: Callable[[StepCall], Any], *, is_copied: bool) -> Iterator[None]:
+    """Let ``answer`` take the scheduler's steps while the block lasts.
+
+    The scheduler's class is a thin subclass meanwhile, so that copies, which are of the plain class, step by
+    themselves; ``step`` keeps its signature, since pipelines inspect it.
+
+    Args:
+        scheduler: a diffusers scheduler.
+        answer: takes a step; what the scheduler would return.
+        is_copied: whether the pipeline may step copies of the scheduler.
+    """
+    cls: Any = type(scheduler)
+    signature = inspect.signature(cls.step)
+
+    @functools.wraps(cls.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        take = functools.partial(cls.step, self)
+        if self is not scheduler:
+            return take(*args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        return answer(StepCall(self, cls.step, bound))
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        if not is_copied:
+            raise UnsupportedModelError(
+                'site="sampler" does not work with this pipeline: it steps copies of its scheduler. Use site="output"'
+            )
+        make, arguments, *rest = super(subclass, self).__reduce_ex__(protocol)
+        return (make, tuple(cls if value is subclass else value for value in arguments), *rest)
+
+    names = {"step": step, "__reduce_ex__": __reduce_ex__}
+    inherited = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    subclass: Any = type(cls)(cls.__name__, (cls,), {**inherited, **names})
+    scheduler.__class__ = subclass
+    try:
+        yield
+    finally:
+        scheduler.__class__ = cls
+
+
+def check_schedulers(target: Any) -> None:
+    """Raise where what the scheduler is given can't be forecast.
+
+    Raises:
+        UnsupportedModelError: a bare denoiser, a scheduler that does not step once for each evaluation, or guidance
+            that remembers earlier outputs.
+    """
+    if reason := _obstacle_of(target):
+        raise UnsupportedModelError(
+            f'site="sampler" does not work with {type(target).__name__}: {reason}. Use site="output", which forecasts '
+            "for each guidance branch"
+        )
+
+
+def schedulers_in(target: Any) -> list[Any]:
+    """The schedulers of a pipeline and of the pipelines inside it."""
+    return [getattr(owner, name) for owner, name in schedulers_of(target)]
+
+
+def why_uncorrected(scheduler: Any) -> str:
+    """Why a path through the scheduler's steps can't be corrected, or ""."""
+    if scheduler is None:
+        return "you step in a loop of your own"
+    if reason := _obstacle(scheduler):
+        return f"{type(scheduler).__name__} {reason}"
+    config = getattr(scheduler, "config", {})
+    clipped = [name for name in ("clip_sample", "thresholding") if config.get(name, False)]
+    return f"the scheduler clips the samples that it predicts ({clipped[0]})" if clipped else ""
+
+
+def _obstacle_of(target: Any) -> str:
+    if isinstance(target, nn.Module):
+        return "a bare denoiser has no scheduler"
+    for scheduler in schedulers_in(target):
+        if reason := _obstacle(scheduler):
+            return f"{type(scheduler).__name__} {reason}"
+    return "its guidance remembers earlier outputs (momentum)" if _has_momentum(target) else ""
+
+
+def _obstacle(scheduler: Any) -> str:
+    missing = {"model_output", "sample"} - inspect.signature(scheduler.step).parameters.keys()
+    if missing:
+        return f"takes no {' and no '.join(sorted(missing))} in its step"
+    if getattr(scheduler, "order", 1) > 1:
+        return "evaluates the denoiser several times a step"
+    return ""
+
+
+def _has_momentum(pipe: Any) -> bool:
+    modules = [vars(sys.modules[cls.__module__]) for cls in type(pipe).__mro__ if cls.__module__ in sys.modules]
+    guider = getattr(pipe, "guider", None)
+    return any("MomentumBuffer" in names for names in modules) or bool(getattr(guider, "momentum", None))

@@ -51,7 +51,7 @@ SCHEDULES = (
     _row("reuse"),
     *(
         row
-        for method in ("paper", "spectrum")
+        for method in ("paper", "spectrum-blend")
         for row in (_row(method), Row(method, {"evaluated": LATE}, f"{method} late"))
     ),
 )
@@ -64,8 +64,8 @@ FORECASTS: tuple[tuple[str, dict[str, int]], ...] = (
     ("taylor", {"order": 1}),
     ("taylor", {"order": 2}),
     ("paper", {}),
-    ("spectrum", {}),
-    ("spectrum", {"warmup": 2}),
+    ("spectrum-blend", {}),
+    ("spectrum-blend", {"warmup": 2}),
 )
 
 
@@ -102,7 +102,7 @@ TABLES: dict[str, Table] = {
         tuple(
             _row(method, time=time, slope=slope)
             for slope in (0.75, 3.0)
-            for method in ("paper", "spectrum", "taylor")
+            for method in ("paper", "spectrum-blend", "taylor")
             for time in ("index", "sigma", "log-snr")
         ),
     ),

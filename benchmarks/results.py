@@ -27,7 +27,7 @@ SHOWN = (
     "TeaCache",
     "Spectrum, the paper's",
     "spectrum",
-    "spectrum, warm-up 2",
+    "fewer steps, UniPC",
 )
 """Rows of the overview that the README has room for."""
 

@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from spectrum_diffusion.methods import METHODS, AnyMethod, Method
+from spectrum_diffusion.methods.base import Scheduled
 from spectrum_diffusion.sites import site_class
 
 FOLDER = Path(__file__).with_name("methods")
@@ -50,7 +51,9 @@ def evaluations(name: str) -> str:
     """Number of evaluated steps at the method's defaults, where it is known before the run."""
     method = METHODS[name]()
     return (
-        str(len(method.schedule(method.sampler_steps(STEPS)))) if isinstance(method, Method) else "decided at run time"
+        str(len(method.schedule(method.sampler_steps(STEPS))))
+        if isinstance(method, Scheduled)
+        else "decided at run time"
     )
 
 
@@ -99,9 +102,13 @@ def facts(cls: type[AnyMethod]) -> str:
     """Schedule, sites, memory and limits of the method at its defaults."""
     method = cls()
     lines = []
-    if isinstance(method, Method):
+    if isinstance(method, Scheduled):
+        spacing = (
+            f"interval {method.interval}, warmup {method.warmup}, slope {method.slope:g}"
+            if isinstance(method, Method)
+            else ", ".join(map(str, method.schedule(STEPS)))
+        )
         count = len(method.schedule(method.sampler_steps(STEPS)))
-        spacing = f"interval {method.interval}, warmup {method.warmup}, slope {method.slope:g}"
         lines.append(f"- Evaluates {count} of {STEPS} steps ({spacing}).")
     else:
         lines.append("- Decides at run time which steps to evaluate.")

@@ -1,6 +1,6 @@
 """The default: a damped line that learns from hindsight, and a path that is corrected at each evaluated step.
 
-The guided output is extrapolated along the line through the last two evaluated ones, damped by how well that line
+An output is extrapolated along the line through the last two evaluated ones, damped by how well that line
 foretold the latest, ``α = ⟨actual change, foretold change⟩/‖foretold change‖²`` (a gain from the latest difference, as
 in Aitken's extrapolation). When an output is evaluated, the scheduler takes the steps of the gap again with outputs
 interpolated through the three nearest evaluated ones, without a second evaluation (a predictor-corrector scheme PEC,
@@ -57,6 +57,12 @@ class Spectrum(Scheduled):
     @property
     def correction(self) -> float:
         return self.gain
+
+    @property
+    def window(self) -> int:
+        from ..core.path import NODES
+
+        return NODES
 
     def history(self) -> Path:
         from ..core.path import Path  # imports torch, which takes seconds

@@ -235,8 +235,10 @@ def _every_method(nfe: int) -> tuple[Setting, ...]:
         at("Taylor, adaptive, last block", "taylor", **speedup),
         replace(_spectrum(nfe), cell=("Spectrum, the paper's", f"{nfe}")),
         at("spectrum", "spectrum", **speedup),
-        at("spectrum, warm-up 2", "spectrum", warmup=2, slope=0.41 if slow else 1.14),
-        at("spectrum, uniform", "spectrum", **uniform),
+        at("spectrum, sampler site", "spectrum", **speedup, site="sampler"),
+        at("spectrum-blend", "spectrum-blend", **speedup),
+        at("spectrum-blend, warm-up 2", "spectrum-blend", warmup=2, slope=0.41 if slow else 1.14),
+        at("spectrum-blend, uniform", "spectrum-blend", **uniform),
         tuned("TeaCache", "teacache"),
         tuned("MagCache", "magcache", limit=10, retention=0.04),  # the published options need at least 12 evaluations
         tuned("first-block cache", "first-block-cache"),

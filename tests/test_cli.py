@@ -146,7 +146,7 @@ def test_the_installed_command(tmp_path: Path) -> None:
 
 
 def test_compare_draws_a_grid_and_a_table(tmp_path: Path) -> None:
-    methods = "fewer-steps,taylor:order=2,evaluated=[0,1,2,6],spectrum:interval=1,slope=0"
+    methods = "fewer-steps,taylor:order=2,evaluated=[0,1,2,6],spectrum-blend:interval=1,slope=0"
     result = run("compare", "red apple", "blue fish", "--methods", methods, "-o", tmp_path / "c", *QUICK)
     for name in ("reference", "fewer-steps", "spectrum", "PSNR", "SSIM", "NFE"):
         assert name in result.stdout
@@ -251,7 +251,7 @@ MISTAKES = {
     "method": (["apple", "-o", "a.png", "--method", "spektrum"], "did you mean 'spectrum'"),
     "option": (["apple", "-o", "a.png", "--option", "degre=3"], "did you mean 'degree'"),
     "option without value": (["apple", "-o", "a.png", "--option", "degree"], "name=value"),
-    "option value": (["apple", "-o", "a.png", "--option", "interval=0"], "interval=0"),
+    "option value": (["apple", "-o", "a.png", "--option", "warmup=0"], "warmup=0"),
     "site": (["apple", "-o", "a.png", "--site", "middle"], "site='middle'"),
     "speedup": (["apple", "-o", "a.png", "--speedup", "0.5"], "speedup=0.5"),
     "speedup for the steps": (["apple", "-o", "a.png", "--speedup", "9", "--steps", "10"], "10 steps"),

@@ -83,7 +83,7 @@ def test_model_compiled_as_a_whole_is_refused_at_the_last_block_and_works_at_the
         expected = entry.call(pipe, steps=10)
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     with pytest.raises(UnsupportedModelError, match=r'compiled as a whole.*site="output"'):
-        spectrum_diffusion.enable(pipe)
+        spectrum_diffusion.enable(pipe, "paper")
     with spectrum_diffusion.enable(pipe, "paper", site="output", warmup=2) as handle:
         assert torch.allclose(entry.call(pipe, steps=10), expected, atol=1e-5, rtol=1e-5)
         assert handle.summary().nfe == len(handle.method.schedule(10)) < 10

@@ -33,7 +33,7 @@ def test_one_line_leaves_two_pictures_that_are_alike(run_example, tmp_path):
 
 def test_own_loop_skips_in_both_branches(run_example, tmp_path):
     summary = run_example("own_loop")
-    wanted = schedule.for_speedup(30, 2.5)
+    wanted = schedule.nodes_for_speedup(30, 2.5)
     assert summary["evaluated"] == wanted
     counts = {
         "evaluated": len(wanted),

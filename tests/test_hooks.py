@@ -120,7 +120,7 @@ def test_unknown_class_names_the_ways_out() -> None:
             return x
 
     with pytest.raises(UnsupportedModelError, match=r'site="output".*register_denoiser'):
-        spectrum_diffusion.enable(Unknown().eval())
+        spectrum_diffusion.enable(Unknown().eval(), "paper")
 
 
 def test_disable_undoes_a_bare_model_whose_handle_was_not_kept() -> None:

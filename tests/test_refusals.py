@@ -41,23 +41,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"warmpu": 3}, "no option 'warmpu' .did you mean 'warmup'"),
     ({"method": "reuse", "degree": 4}, "reuse has no option 'degree'"),
     ({"method": "taylor", "ridge": 0.1}, "taylor has no option 'ridge'"),
-    ({"site": "last-block"}, "site='last-block' is unknown: choose one of last_block, output"),
+    ({"degree": 4}, "no option 'degree' .an option of paper, spectrum-blend."),
+    ({"interval": 2}, "no option 'interval' .an option of paper, spectrum-blend, …."),
+    ({"site": "last-block"}, "site='last-block' is unknown: choose one of last_block, output, module, sampler"),
     ({"site": None}, "site=None is unknown"),
-    ({"interval": 0}, "interval=0 is out of range"),
-    ({"interval": 2.5}, "interval=2.5 is not an integer"),
-    ({"interval": True}, "interval=True is not an integer"),
-    ({"interval": "2"}, "interval='2' is not an integer"),
+    ({"method": "spectrum-blend", "interval": 0}, "interval=0 is out of range"),
+    ({"method": "spectrum-blend", "interval": 2.5}, "interval=2.5 is not an integer"),
+    ({"method": "spectrum-blend", "interval": True}, "interval=True is not an integer"),
+    ({"method": "spectrum-blend", "interval": "2"}, "interval='2' is not an integer"),
     ({"warmup": 0}, "warmup=0 is out of range"),
     ({"warmup": -3}, "warmup=-3 is out of range"),
-    ({"slope": -0.1}, "slope=-0.1 is out of range"),
-    ({"slope": float("nan")}, "slope=nan is out of range"),
-    ({"slope": float("inf")}, "slope=inf is out of range"),
-    ({"slope": "steep"}, "slope='steep' is not a number"),
-    ({"degree": -1}, "degree=-1 is out of range"),
-    ({"degree": 1.5}, "degree=1.5 is not an integer"),
-    ({"ridge": -0.1}, "ridge=-0.1 is out of range"),
-    ({"ridge": None}, "ridge=None is not a number"),
-    ({"blend": 1.5}, "blend=1.5 is out of range"),
+    ({"method": "spectrum-blend", "slope": -0.1}, "slope=-0.1 is out of range"),
+    ({"method": "spectrum-blend", "slope": float("nan")}, "slope=nan is out of range"),
+    ({"method": "spectrum-blend", "slope": float("inf")}, "slope=inf is out of range"),
+    ({"method": "spectrum-blend", "slope": "steep"}, "slope='steep' is not a number"),
+    ({"method": "spectrum-blend", "degree": -1}, "degree=-1 is out of range"),
+    ({"method": "spectrum-blend", "degree": 1.5}, "degree=1.5 is not an integer"),
+    ({"method": "spectrum-blend", "ridge": -0.1}, "ridge=-0.1 is out of range"),
+    ({"method": "spectrum-blend", "ridge": None}, "ridge=None is not a number"),
+    ({"method": "spectrum-blend", "blend": 1.5}, "blend=1.5 is out of range"),
     ({"method": "taylor", "order": -1}, "order=-1 is out of range"),
     ({"speedup": 0.5}, "speedup=0.5 is out of range"),
     ({"speedup": float("nan")}, "speedup=nan is out of range"),
@@ -89,13 +91,13 @@ def test_wrong_option_keeps_what_was_enabled() -> None:
     handle = spectrum_diffusion.enable(pipe, "reuse", warmup=2)
     expected = ENTRY.call(pipe, steps=6)
     with pytest.raises(InvalidOptionError):
-        spectrum_diffusion.enable(pipe, interval=0)
+        spectrum_diffusion.enable(pipe, warmup=0)
     assert torch.equal(ENTRY.call(pipe, steps=6), expected)
     assert handle.summary().method == "reuse"
 
 
 AT_THE_CALL: list[tuple[dict[str, Any], str]] = [
-    ({"speedup": 7}, "speedup=7.0 is out of reach of 6 steps: give a number within 1"),
+    ({"speedup": 7}, "speedup=7 leaves 0 of 6 steps .* pass a speedup within 1"),
     ({"evaluated": [0, 1, 9]}, "names step 9, but the run has 6 steps"),
 ]
 

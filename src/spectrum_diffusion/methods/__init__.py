@@ -62,8 +62,7 @@ def make_method(name: str, **options: Any) -> AnyMethod:
     known = METHODS[name].defaults()
     for option in options:
         if option not in known and METHODS[name].knows_options():
-            owners = [other for other in METHODS if ":" not in other and option in METHODS[other].defaults()]
-            hint = f" ({_list(owners)} has it)" if owners else did_you_mean(option, known)
+            hint = _whose(option, name) or did_you_mean(option, known)
             raise InvalidOptionError(f"{name} has no option {option!r}{hint}: its options are {_list(known)}")
     replaced = getattr(METHODS[name], "found_by_speedup", ())
     if options.get("speedup") is not None and (given := [option for option in replaced if option in options]):
@@ -76,6 +75,14 @@ def make_method(name: str, **options: Any) -> AnyMethod:
 def name_of(method: AnyMethod) -> str:
     """The registered name of a method, or the name of its class."""
     return METHODS.name_of(type(method)) or type(method).__name__
+
+
+def _whose(option: str, name: str) -> str:
+    """A hint at the methods of this package that have an option, for one of them."""
+    owners = [other for other in METHODS if ":" not in other and option in METHODS[other].defaults()]
+    if ":" in name or not owners:
+        return ""
+    return f" (an option of {_list([*owners[:2], *['…'] * (len(owners) > 2)])})"
 
 
 def _list(names: Any) -> str:

@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from ..core.path import Path
 
 
+FEW = 8
+"""Runs of fewer steps are evaluated whole unless a speedup is asked for: few-step models need every step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spectrum(Scheduled):
     """A damped line that learns from each evaluated step, and a path that is corrected there (14 of 50 by default).
 
     Attributes:
-        speedup: steps / evaluations, rounded to the next whole number of evaluations below; 3.5 by default.
+        speedup: steps / evaluations, rounded to the next whole number of evaluations below; 3.5 by default, and no
+            skipping in runs of fewer than 8 steps.
         warmup: number W ≥ 1 of steps evaluated at the start; the rest of the schedule spans the other steps.
         gain: strength of the correction, ``min(1, gain·α)``; 0 corrects nothing.
         site: "output" forecasts the denoiser's output, for each guidance branch by itself; "sampler" forecasts what the
@@ -75,6 +80,8 @@ class Spectrum(Scheduled):
     def schedule(self, total: int) -> tuple[int, ...]:
         if self.evaluated is not None:
             return tuple(schedule.explicit(total, self.evaluated))
+        if self.speedup is None and total < FEW:
+            return tuple(range(total))
         return tuple(schedule.nodes_for_speedup(total, self.speedup, self.warmup, default=self.default_speedup))
 
     def untouched(self, total: int) -> bool:

@@ -183,7 +183,7 @@ def test_things_that_are_no_name_of_a_method(name):
         ("taylor", "ordr", "taylor has no option 'ordr' (did you mean 'order'?)"),
         ("reuse", "degree", "reuse has no option 'degree'"),
         ("fewer-steps", "speed_up", "(did you mean 'speedup'?)"),
-        ("spectrum", "degree", "spectrum has no option 'degree' (paper, spectrum-blend has it): its options are"),
+        ("spectrum", "degree", "spectrum has no option 'degree' (an option of paper, spectrum-blend): its options are"),
         ("spectrum", "xyzzy", "spectrum has no option 'xyzzy': its options are site, evaluated, speedup, warmup, gain"),
     ],
 )

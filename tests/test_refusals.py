@@ -163,7 +163,7 @@ CONFLICTS: list[tuple[Callable[[Any], None], type[Exception], str]] = [
 def test_conflict(conflict: Callable[[Any], None], error: type[Exception], message: str, when: str) -> None:
     pipe = ENTRY.build()
     if when == "after enable":
-        spectrum_diffusion.enable(pipe)
+        spectrum_diffusion.enable(pipe, "paper")
         conflict(pipe)
         with pytest.raises(error, match=message):
             ENTRY.call(pipe, steps=6)
@@ -171,7 +171,7 @@ def test_conflict(conflict: Callable[[Any], None], error: type[Exception], messa
         conflict(pipe)
         before = state_of(pipe)
         with pytest.raises(error, match=message):
-            spectrum_diffusion.enable(pipe)
+            spectrum_diffusion.enable(pipe, "paper")
         assert state_of(pipe) == before
 
 
@@ -219,7 +219,7 @@ def test_unknown_class_and_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(denoisers, "_registered", {})
     model, x = Unknown().eval(), torch.ones(1, 2)
     with pytest.raises(UnsupportedModelError, match=r'site="output".*register_denoiser\(Unknown'):
-        spectrum_diffusion.enable(model)
+        spectrum_diffusion.enable(model, "paper")
 
     def nfe(**options: Any) -> int:
         with spectrum_diffusion.enable(model, "reuse", evaluated=[0], **options) as handle, torch.no_grad():

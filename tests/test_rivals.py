@@ -549,7 +549,9 @@ def test_hooks_of_the_users_own_stay() -> None:
 
 
 def test_compare_shows_a_rival_that_fails_beside_others(tmp_path: Path) -> None:
-    rows = "diffusers:fbc:threshold=0.2,diffusers:magcache,spectrum:warmup=3,cache-dit:dbcache:Fn_compute_blocks=1"
+    rows = (
+        "diffusers:fbc:threshold=0.2,diffusers:magcache,spectrum-blend:warmup=3,cache-dit:dbcache:Fn_compute_blocks=1"
+    )
     command = ["compare", "red apple", "-o", str(tmp_path), "--steps", "6", "--methods", rows, "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1

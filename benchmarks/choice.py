@@ -1,0 +1,136 @@
+"""How the default was chosen: rules and schedules on all small models, chosen on some prompts, reported on others.
+
+python -m benchmarks.choice [--pairs 8] [--write docs/results]
+
+Every candidate runs at 14 and at 10 of 50 steps. Its score on a model is the mean of the two PSNR. One model after the
+other is left out: the candidate with the highest mean score on the other four, on half of their prompts, is reported on
+the one left out, on prompts and seeds that no choice has seen. What ships is chosen on all five. The work is done by
+`evaluate`, in build/choice: an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+import spectrum_diffusion
+from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.prompts import load_prompts, spread
+from spectrum_diffusion.core.schedule import nodes
+
+from .marks import replace_block
+
+FOLDER = Path(__file__).parents[1] / "build" / "choice"
+STEPS = 50
+COUNTS = (14, 10)
+MODELS = ("tiny-flux", "tiny-sd3", "tiny-sdxl", "tiny-wan", "tiny-hunyuan")
+VIDEOS = ("tiny-wan", "tiny-hunyuan")
+SHIPPED = "output, gain 2"
+SITES = ("output", "sampler", "last_block")
+GAINS = (0.0, 1.0, 2.0, 3.0)
+
+Scores = dict[str, dict[str, float]]
+"""Model → candidate → score in dB."""
+
+
+def chebyshev(count: int) -> list[int]:
+    """Chebyshev-Lobatto nodes: ``nodes`` are the mean of these and even ones."""
+    even = uniform(count)
+    return _distinct([2 * node - step for node, step in zip(nodes(STEPS, count), even, strict=True)])
+
+
+def uniform(count: int) -> list[int]:
+    """Even steps, the last among them."""
+    return [round(j * (STEPS - 1) / (count - 1)) for j in range(count)]
+
+
+def _distinct(steps: list[int]) -> list[int]:
+    for j in range(1, len(steps)):
+        steps[j] = max(steps[j], steps[j - 1] + 1)
+    for j in range(len(steps) - 1, -1, -1):
+        steps[j] = min(steps[j], STEPS - len(steps) + j)
+    return steps
+
+
+def candidates(count: int) -> list[Row]:
+    """Every rule on the default's schedule, and the default's rule on two other schedules."""
+    rules = [
+        Row("spectrum", {"site": site, "gain": gain, "speedup": STEPS / count}, f"{site}, gain {gain:g} / {count}")
+        for site in SITES
+        for gain in GAINS
+    ]
+    spacings = {"even steps": uniform(count), "Chebyshev nodes": chebyshev(count)}
+    return rules + [
+        Row("spectrum", {"evaluated": tuple(steps)}, f"{SHIPPED}, {name} / {count}") for name, steps in spacings.items()
+    ]
+
+
+def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
+    """The candidates' scores on a model: on the prompts for choosing, or on those for reporting."""
+    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    count = max(2, pairs // 2) if model in VIDEOS else pairs
+    half = tuple(spread(load_prompts("tiny", model=model), 2 * count)[0 if chosen else 1 :: 2])
+    request = Request(
+        model=model,
+        rows=tuple(row for count in COUNTS for row in candidates(count)),
+        prompts=half,
+        seeds=(0 if chosen else 1000,),
+        metrics=("psnr",),
+        flops=False,
+    )
+    results = evaluate(pipe, request, FOLDER / f"{model}-{'chosen' if chosen else 'reported'}")
+    values: dict[str, list[float]] = {}
+    for unit in results.units:
+        if unit["row"] != "reference":
+            values.setdefault(unit["row"].partition(" / ")[0], []).append(unit["metrics"]["psnr"])
+    return {name: mean(found) for name, found in values.items()}
+
+
+def best(scores: Scores, models: Iterable[str]) -> str:
+    """The candidate with the highest mean score on the models."""
+    return max(next(iter(scores.values())), key=lambda name: mean(scores[model][name] for model in models))
+
+
+def report(choosing: Scores, reporting: Scores) -> str:
+    """Two tables: what leaving each model out chooses, and every candidate on the prompts for reporting."""
+    lines = ["| left out | chosen on the others | its score there | score of what ships | highest of all candidates |"]
+    lines.append("| --- | --- | ---: | ---: | ---: |")
+    for model in MODELS:
+        name = best(choosing, [other for other in MODELS if other != model])
+        row = reporting[model]
+        lines.append(f"| {model} | {name} | {row[name]:.1f} | {row[SHIPPED]:.1f} | {max(row.values()):.1f} |")
+    lines += ["", f"Chosen on all five: {best(choosing, MODELS)}.", ""]
+    lines += [f"| candidate | {' | '.join(MODELS)} | mean |", f"| --- |{' ---: |' * (len(MODELS) + 1)}"]
+    order = sorted(reporting[MODELS[0]], key=lambda name: -mean(reporting[model][name] for model in MODELS))
+    for name in order:
+        values = [reporting[model][name] for model in MODELS]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} | {mean(values):.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=8, help="prompts of each half; videos get half as many")
+    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    choosing: Scores = {}
+    reporting: Scores = {}
+    for model in MODELS:
+        choosing[model] = measured(model, arguments.pairs, chosen=True)
+        reporting[model] = measured(model, arguments.pairs, chosen=False)
+        print(model, {name: round(value, 1) for name, value in reporting[model].items()}, flush=True)
+    text = report(choosing, reporting)
+    text += f"\n\n`python -m benchmarks.choice --pairs {arguments.pairs}`; torch {torch.__version__}, CPU, one thread."
+    print(text)
+    if arguments.write:
+        replace_block(arguments.write / "default.md", text, "choice")
+
+
+if __name__ == "__main__":
+    main()

@@ -265,8 +265,8 @@ def enable(
         flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
         on_step: called after each denoiser call with (step, branch, action, reason); the action is "evaluated",
             "forecast", "partial" or "fallback".
-        options: the method's options, e.g. ``interval``, ``warmup``, ``slope``, ``evaluated``, ``degree``, ``ridge``,
-            ``order``, ``site`` ("last_block" or "output").
+        options: the method's options, e.g. ``warmup``, ``evaluated``, ``site`` ("output", "last_block" …); an unknown one
+            is refused with a list of those that exist.
 
     Returns:
         A handle with ``summary()``, ``run(total_steps)``; a context manager that disables at its end.

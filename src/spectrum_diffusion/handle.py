@@ -265,8 +265,8 @@ def enable(
         flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
         on_step: called after each denoiser call with (step, branch, action, reason); the action is "evaluated",
             "forecast", "partial" or "fallback".
-        options: the method's options, e.g. ``warmup``, ``evaluated``, ``site`` ("output", "last_block" …); an unknown one
-            is refused with a list of those that exist.
+        options: the method's options, e.g. ``warmup``, ``evaluated``, ``site`` ("output", "last_block" …). An unknown
+            one is refused with a list of those that exist.
 
     Returns:
         A handle with ``summary()``, ``run(total_steps)``; a context manager that disables at its end.

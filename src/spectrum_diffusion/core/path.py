@@ -104,14 +104,14 @@ def damping_rate(agreement: torch.Tensor, gap: int) -> torch.Tensor:
         gap: g ≥ 1.
 
     Returns:
-        (B,), per step: 0 for α = 1, large for α → 0.
+        (B,), per step: 0 for α = 1, infinite for α = 0.
     """
     low, high = torch.zeros_like(agreement), torch.full_like(agreement, FASTEST)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         too_slow = _share(middle) > agreement
         low, high = torch.where(too_slow, middle, low), torch.where(too_slow, high, middle)
-    return (low + high) / 2 / gap
+    return torch.where(agreement > 0, (low + high) / 2 / gap, torch.inf)
 
 
 def reach(rate: torch.Tensor, horizon: int) -> torch.Tensor:

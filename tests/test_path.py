@@ -123,7 +123,7 @@ def test_a_stiff_equation_does_not_grow_within_the_bound(gap: int, share: float)
     for gain in (0.0, 1.0, 2.0):
         sizes = decay(share / gap, gap, Path(gain))
         assert max(sizes[:3]) <= 3
-        assert max(sizes[2:]) <= sizes[2] * (1 + 1e-6)
+        assert max(sizes[2:]) <= sizes[2] * (1 + 1e-6) + 1e-12
 
 
 @pytest.mark.parametrize("gap", [3, 5, 8])

@@ -159,6 +159,39 @@ def test_a_loop_whose_step_is_unknown_is_untouched_and_says_so() -> None:
     assert summary.steps == summary.nfe > 12
 
 
+def panorama(scheduler: Any) -> Any:
+    parts = PIPELINES["sd15"].build().components
+    taken = d.StableDiffusionPanoramaPipeline.__init__.__code__.co_varnames
+    parts = {name: part for name, part in parts.items() if name in taken}
+    pipe = d.StableDiffusionPanoramaPipeline(**{**parts, "scheduler": scheduler}, requires_safety_checker=False)
+    pipe.vae_scale_factor = 8  # by which the pipeline computes its windows
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("scheduler", [schedulers.ddim, schedulers.pndm, schedulers.dpmpp])
+def test_a_pipeline_that_restores_its_scheduler_for_each_window(scheduler: Any) -> None:
+    pipe = panorama(scheduler())
+    inputs = {**PIPELINES["sd15"].family.inputs, "height": 512, "width": 640, "num_inference_steps": 6}
+
+    def sample() -> torch.Tensor:
+        return pipe(**inputs, output_type="latent", generator=torch.Generator().manual_seed(0)).images
+
+    plain = sample()
+    with spectrum_diffusion.enable(pipe, "reuse", interval=3, warmup=2, slope=0) as handle:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SpectrumWarning)
+            for _ in range(2):
+                skipped = sample()
+                summary = handle.summary()
+                steps = len(pipe.scheduler.timesteps)
+                assert (summary.steps, summary.loops, summary.fallbacks) == (steps, 1, {})
+                assert summary.evaluated == [step for step in range(steps) if step < 2 or step % 3 == 1]
+                assert [branch.steps for branch in summary.branches.values()] == [steps] * 3
+        assert not torch.equal(skipped, plain)
+    assert torch.equal(sample(), plain)
+
+
 def count_calls(model: nn.Module) -> list[None]:
     calls: list[None] = []
     model.register_forward_hook(lambda *_: calls.append(None))

@@ -53,7 +53,7 @@ class Generation:
         self.context: str | None = None
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
-        if (clock := self._schedulers.new_loop()) is not None:
+        if (clock := self._schedulers.new_loop(call)) is not None:
             self._begin(clock, denoiser.name)
         if self._run is None:  # before the first loop: what the call makes is no step (it encodes a condition)
             self._outside += 1

@@ -20,16 +20,19 @@ TOLERANCE = 0.004
 class Schedulers:
     """The schedulers of a pipeline and of the pipelines inside it; tells when one of them starts a sampling loop.
 
-    A loop starts when a scheduler has new timesteps. Timesteps from before the generation belong to an earlier one.
+    A loop starts when a scheduler has new timesteps. Timesteps from before the generation belong to an earlier one. A
+    pipeline may also restore a scheduler from a copy at each step (MultiDiffusion, one copy for each window): its
+    timesteps are another tensor, but the loop goes on.
     """
 
     def __init__(self, pipe: Any) -> None:
         self._places = schedulers_of(pipe)
         # The tensors are kept: a new one could otherwise be created at the address of an old one.
         self._timesteps = [self._read(owner, name) for owner, name in self._places]
+        self._clock: SchedulerClock | None = None
 
-    def new_loop(self) -> SchedulerClock | None:
-        """The clock of the loop that started since the last call, if any. The main scheduler has priority."""
+    def new_loop(self, call: Arguments) -> SchedulerClock | None:
+        """The clock of the loop that ``call`` starts, if it starts one. The main scheduler has priority."""
         current = [self._read(owner, name) for owner, name in self._places]
         changed = [
             place for place, old, new in zip(self._places, self._timesteps, current, strict=True) if new is not old
@@ -38,8 +41,12 @@ class Schedulers:
         if not changed:
             return None
         owner, name = max(changed, key=lambda place: place[1] == "scheduler")
+        scheduler = getattr(owner, name)
+        if self._clock is not None and self._clock.continues(scheduler, call):
+            return None
         # num_timesteps counts the loop of the main scheduler.
-        return SchedulerClock(getattr(owner, name), owner if name == "scheduler" else None)
+        self._clock = SchedulerClock(scheduler, owner if name == "scheduler" else None)
+        return self._clock
 
     @staticmethod
     def _read(owner: Any, name: str) -> Any:
@@ -67,6 +74,7 @@ class SchedulerClock:
         self._moved = False  # the timestep changed, but the scheduler was not stepped
         self._values: list[float] | None = None
         self._place = 0
+        self._last: int | None = None  # step of the last call
 
     @property
     def scheduler(self) -> Any:
@@ -83,7 +91,20 @@ class SchedulerClock:
         set_by_call = getattr(self._pipe, "num_timesteps", None)  # SDXL's denoising_end ends the loop early
         return min(left, set_by_call) if isinstance(set_by_call, int) and set_by_call > 0 else left
 
+    def continues(self, scheduler: Any, call: Arguments) -> bool:
+        """Whether a call, with equal timesteps in another tensor, is at the last step of this loop or at the next."""
+        is_fresh = getattr(scheduler, "step_index", 0) is None
+        if is_fresh or self._last is None or not _equal(self._timesteps, scheduler.timesteps):
+            return False
+        last, self._scheduler = self._last, scheduler
+        step = self.locate(call)
+        return step is not None and step > 0 and step in (last, last + 1)
+
     def locate(self, call: Arguments) -> int | None:
+        self._last = self._locate(call)
+        return self._last
+
+    def _locate(self, call: Arguments) -> int | None:
         if hasattr(self._scheduler, "step_index"):
             index = self._scheduler.step_index
             return self._before_first_step(call) if index is None else self._from_index(index)
@@ -147,6 +168,11 @@ class SchedulerClock:
                 self._place += nearest
                 return self._place
         return None
+
+
+def _equal(timesteps: Any, others: Any) -> bool:
+    first, second = torch.as_tensor(timesteps), torch.as_tensor(others)
+    return first.shape == second.shape and bool((first.cpu() == second.cpu()).all())
 
 
 def _extent(call: Arguments) -> tuple[float, float] | None:

@@ -73,10 +73,12 @@ class Suite:
 
         @functools.wraps(plain)
         def __call__(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._inside or self.mode == "without":
+            if self._inside:
+                return plain(pipe, *args, **kwargs)
+            put_in_evaluation_mode(pipe)  # in every mode, as dropout changes results
+            if self.mode == "without":
                 return plain(pipe, *args, **kwargs)
             self._inside = True
-            put_in_evaluation_mode(pipe)
             try:
                 return getattr(self, self.mode)(pipe, plain, args, kwargs)
             finally:

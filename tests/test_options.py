@@ -80,7 +80,7 @@ def test_every_option_has_wrong_values_here() -> None:
 @pytest.mark.parametrize("value", ["yes", "", 1, 0, None, math.nan, np.bool_(True), []], ids=repr)
 def test_flags_of_enable_are_true_or_false(flag: str, value: Any) -> None:
     model = Dummy()
-    with pytest.raises(InvalidOptionError, match=f"{flag}=.* is not a flag: give True or False"):
+    with pytest.raises(InvalidOptionError, match=f"{flag}=.* is not a flag: pass True or False"):
         spectrum_diffusion.enable(model, **{flag: value})
     assert "forward" not in vars(model)
 

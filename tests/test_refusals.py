@@ -64,7 +64,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"speedup": 0.5}, "speedup=0.5 is out of range"),
     ({"speedup": float("nan")}, "speedup=nan is out of range"),
     ({"speedup": "fast"}, "speedup='fast' is not a number"),
-    ({"speedup": 2, "evaluated": [0, 1]}, "give only one of them"),
+    ({"speedup": 2, "evaluated": [0, 1]}, "pass only one of them"),
     ({"evaluated": []}, "must start with step 0"),
     ({"evaluated": [1, 2]}, "must start with step 0"),
     ({"evaluated": [0, 2, 1]}, "must increase, but step 1 follows 2"),

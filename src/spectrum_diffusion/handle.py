@@ -1,4 +1,4 @@
-"""``enable`` and ``disable`` for a diffusers pipeline or a bare denoiser, and the handle that comes of it."""
+"""``enable`` and ``disable`` for a diffusers pipeline or a bare denoiser, and the handle that ``enable`` returns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Handle:
         self.method = asked
         self._asked, self._plan = asked, plan
         self._timing, self._audit, self._flops, self._on_step = timing, audit, flops, on_step
-        # At exit there is nothing to restore, and the globals that detaching needs are gone.
+        # At interpreter exit there is nothing to restore, and the globals that detaching needs no longer exist.
         exiting = sys.is_finalizing
         self._target = weakref.ref(target, lambda _: None if exiting() else self._detach())
         self._recipe: Recipe | None = None
@@ -65,7 +65,7 @@ class Handle:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self._retired = False
-        self._before: Snapshot | None = None  # of the models that another package's cache stands on
+        self._before: Snapshot | None = None  # of models with the cache of another package
 
     def __enter__(self) -> Handle:
         return self
@@ -76,40 +76,40 @@ class Handle:
 
     @property
     def target(self) -> Any:
-        """The pipeline or model, or None where it was dropped."""
+        """The pipeline or model, or None if it no longer exists."""
         return self._target()
 
     @property
     def models(self) -> list[nn.Module]:
-        """The denoisers it stands on, without those that were dropped."""
+        """The models that the handle is attached to, without those that no longer exist."""
         return list(self._recipe.models.values()) if self._recipe is not None else []
 
     @property
     def denoisers(self) -> list[Denoiser]:
-        """Who stands on the denoisers."""
+        """The denoisers that the handle is attached to."""
         return self._recipe.denoisers if self._recipe is not None else []
 
     def summary(self) -> Summary:
         """What the last generation did.
 
         Raises:
-            SpectrumError: nothing has been generated since ``enable``.
+            SpectrumError: nothing was generated since ``enable``.
         """
         if not self._traces:
-            raise SpectrumError("nothing was generated since enable(…): call the pipeline first, then ask")
+            raise SpectrumError("nothing was generated since enable(…): call the pipeline first")
         return summarize_stages(list(self._traces.values()))
 
     @contextmanager
     def run(self, total_steps: int, sigmas: Sequence[float] | None = None) -> Iterator[ManualRun]:
-        """A run of your own sampling loop: say ``run.step(i)`` before the denoiser's calls of each step.
+        """The run of your own sampling loop: call ``run.step(i)`` before the denoiser's calls of each step.
 
         Args:
             total_steps: number of steps T of the loop, which scales time and fixes the schedule.
             sigmas: noise level of each step, (T,), for ``time="sigma"`` and ``"log-snr"``.
 
         Raises:
-            InvalidOptionError: ``total_steps`` below 1, or too few for the wanted speedup or evaluated steps, or
-                ``sigmas`` of another length.
+            InvalidOptionError: ``total_steps`` is below 1 or too low for the speedup or the evaluated steps, or
+                ``sigmas`` has another length.
             ConflictError: another generation is under way.
         """
         clock = ManualClock(check_integer("total_steps", total_steps, least=1), levels=_levels(sigmas, total_steps))
@@ -171,12 +171,14 @@ class Handle:
     def _generating(self) -> Iterator[None]:
         """Mark a generation as under way, on the denoisers as they are now."""
         if self._retired:
-            raise SpectrumError("this handle was disabled or replaced, or its target is gone: enable(…) again")
+            raise SpectrumError(
+                "this handle was disabled or replaced, or its target no longer exists: call enable(…) again"
+            )
         with self._lock:
             if self._thread is not None:
                 raise ConflictError(
-                    "this pipeline is already generating, and neither diffusers' schedulers nor a history can serve "
-                    "two calls at once: give each thread a pipeline of its own, or run them one after the other"
+                    "this pipeline is already generating, and neither its scheduler nor a history serves two calls at "
+                    "once: give each thread a pipeline of its own, or run the calls one after the other"
                 )
             self._thread = threading.get_ident()
         try:
@@ -253,45 +255,52 @@ def enable(
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Handle:
-    """Make a diffusers pipeline, or a bare denoiser, skip most of its evaluations. Enabling again replaces.
+    """Make a diffusers pipeline, or a bare denoiser, skip most of its evaluations. Enabling again replaces it.
 
     Args:
-        pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop under ``handle.run(total_steps=T)``.
+        pipe_or_model: a diffusers pipeline; or a denoiser, for your own loop with ``handle.run(total_steps=T)``.
         method: a name of ``METHODS``: "spectrum" (the default), "paper", "taylor", "reuse", "fewer-steps", …
-        speedup: wanted ratio of steps to evaluations, at least 1; else the method's own schedule.
+        speedup: wanted ratio of steps to evaluations, at least 1; default: the method's own schedule.
         plan: a file that ``spectrum tune`` wrote, or its contents: method and options; ``options`` override them.
         timing: measure the time spent evaluating, forecasting and outside (CUDA events on a GPU).
-        audit: evaluate every step but sample as if the method had skipped, and report the forecasts' errors.
-        flops: count the floating-point operations of the denoiser's calls; slower, and not within compiled code.
+        audit: evaluate skipped steps too and report the errors of the forecasts; samples are those without audit.
+        flops: count the floating-point operations of the denoiser's calls; slower, and blind to compiled code.
         on_step: called after each denoiser call with (step, branch, action, reason); the action is "evaluated",
             "forecast", "partial" or "fallback".
         options: the method's options, e.g. ``warmup``, ``evaluated``, ``site`` ("output", "last_block" …). An unknown
             one is refused with a list of those that exist.
 
     Returns:
-        A handle with ``summary()``, ``run(total_steps)``; a context manager that disables at its end.
+        A handle with ``summary()`` and ``run(total_steps)``. As a context manager, it disables at its end.
 
     Raises:
-        InvalidOptionError: an unknown method or option, a wrong value, or a plan of another method or for another
-            denoiser; nothing is changed.
-        UnsupportedModelError: no row for the denoiser's class, or no last block; the message names the way out.
+        InvalidOptionError: an unknown method or option, a wrong value, or a plan for another method or denoiser.
+            Nothing changes then.
+        UnsupportedModelError: the method does not work on the denoiser. The message says what does.
         ConflictError: another cache is active on the denoiser, or its forward was replaced.
         SpectrumError: the denoiser is in training mode.
     """
     if on_step is not None and not callable(on_step):
-        raise InvalidOptionError(f"on_step={on_step!r} is not callable: give a function (step, branch, action, reason)")
+        raise InvalidOptionError(f"on_step={on_step!r} is not callable: pass a function (step, branch, action, reason)")
     if speedup is not None:
         options["speedup"] = speedup
-    chosen = read_plan(plan) if plan is not None else None
-    if chosen is not None:
-        method, options = chosen.applied(method, options)
-    made = make_method(method, **options)
-    return enable_method(pipe_or_model, made, plan=chosen, timing=timing, audit=audit, flops=flops, on_step=on_step)
+    calibrated = read_plan(plan) if plan is not None else None
+    if calibrated is not None:
+        method, options = calibrated.applied(method, options)
+    return enable_method(
+        pipe_or_model,
+        make_method(method, **options),
+        plan=calibrated,
+        timing=timing,
+        audit=audit,
+        flops=flops,
+        on_step=on_step,
+    )
 
 
 def enable_method(
     pipe_or_model: Any,
-    made: AnyMethod,
+    method: AnyMethod,
     *,
     plan: Plan | None = None,
     timing: bool = False,
@@ -299,25 +308,25 @@ def enable_method(
     flops: bool = False,
     on_step: OnStep | None = None,
 ) -> Handle:
-    """:func:`enable` with a method that is made already, under a name or not."""
+    """:func:`enable` with a method instead of a name and options."""
     for name, flag in (("timing", timing), ("audit", audit), ("flops", flops)):
         if not isinstance(flag, bool):
-            raise InvalidOptionError(f"{name}={flag!r} is not a flag: give True or False")
+            raise InvalidOptionError(f"{name}={flag!r} is not a flag: pass True or False")
     is_pipe = is_pipeline(pipe_or_model)
     if not is_pipe and not isinstance(pipe_or_model, nn.Module):
         raise UnsupportedModelError(
-            f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: give one of them"
+            f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: pass one of them"
         )
-    made.check()
-    if audit and made.observes:
+    method.check()
+    if audit and method.observes:
         raise InvalidOptionError(
-            f"audit=True measures this library's forecasts, and {name_of(made)} makes none of them: leave audit out"
+            f"audit=True measures this library's forecasts, and {name_of(method)} makes none: leave audit out"
         )
     previous = _handle_of(pipe_or_model)
     cached = previous.models if previous is not None and previous._before is not None else ()
-    recipe = resolve(pipe_or_model, made, plan, cached=cached)
+    recipe = resolve(pipe_or_model, method, plan, cached=cached)
     disable(pipe_or_model)
-    handle = Handle(pipe_or_model, made, plan=plan, timing=timing, audit=audit, flops=flops, on_step=on_step)
+    handle = Handle(pipe_or_model, method, plan=plan, timing=timing, audit=audit, flops=flops, on_step=on_step)
     if is_pipe:
         pipe_or_model.__class__ = enabled_class(type(pipe_or_model), handle)
     try:
@@ -338,7 +347,7 @@ def disable(pipe_or_model: Any) -> None:
     if handle is None:
         return
     if handle._thread is not None:
-        raise ConflictError("a generation is under way: disable(…) after it has ended")
+        raise ConflictError("a generation is under way: call disable(…) after it has ended")
     _undo(handle, pipe_or_model)
 
 
@@ -362,5 +371,7 @@ def _levels(sigmas: Sequence[float] | None, total: int) -> list[float] | None:
         return None
     levels = [check_number("sigma", sigma, least=0.0) for sigma in sigmas]
     if len(levels) != total:
-        raise InvalidOptionError(f"sigmas has {len(levels)} noise levels: give one for each of the {total} steps")
+        raise InvalidOptionError(
+            f"sigmas has {len(levels)} noise levels, but the run has {total} steps: pass one for each step"
+        )
     return levels

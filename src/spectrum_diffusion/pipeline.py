@@ -1,7 +1,7 @@
 """A pipeline's call as a generation.
 
-While a pipeline is enabled its class is a thin subclass that opens a generation around ``__call__``: begin, end,
-failure and thread are known exactly.
+While a pipeline is enabled, its class is a thin subclass that opens a generation around ``__call__``. So its start,
+end, failure and thread are known exactly.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Generation:
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
         if (clock := self._schedulers.new_loop(call)) is not None:
             self._begin(clock, denoiser.name)
-        if self._run is None:  # before the first loop: what the call makes is no step (it encodes a condition)
+        if self._run is None:  # before the first loop, calls are not steps: they encode a condition
             self._outside += 1
             return call.proceed(*call.args, **call.kwargs)
         self._warn_if_stochastic()
@@ -90,12 +90,12 @@ class Generation:
         self._loops += 1
 
     def _explained(self, error: InvalidOptionError) -> InvalidOptionError:
-        """Tell of a refusal in a later loop, whose number of steps was not known before."""
+        """The refusal of a later loop, whose number of steps was not known before."""
         if self._loops < 2 or self._clock is None:
             return error
         return InvalidOptionError(
             f"{error}. This is sampling loop {self._loops} of the call, with {self._clock.total} steps; the loops "
-            "before it have run. Give options that suit every loop, or enable the stages one by one"
+            "before it have run. Pass options that suit every loop, or enable the stages one by one"
         )
 
     def _warn_if_stochastic(self) -> None:
@@ -105,14 +105,14 @@ class Generation:
                 self._run.corrector.stop("noise is added at each step")
             self._handle._warn_once(
                 f"noise is added at each step (scheduler: {self._clock.scheduler_name}), which no forecast can "
-                "foresee: expect lower quality than with a deterministic scheduler at the same number of evaluations"
+                "predict: expect lower quality than with a deterministic scheduler at the same number of evaluations"
             )
 
     def _warn_if_no_loop(self) -> None:
         self._handle._warn_once(
             f"{type(self._pipe).__name__} called its denoiser {self._outside} times without giving its scheduler new "
-            "timesteps, so no step is known and nothing was skipped: use handle.run(total_steps=T) around a loop of "
-            "your own"
+            "timesteps, so no step is known and nothing was skipped: use handle.run(total_steps=T) around your own "
+            "loop"
         )
         method = self._handle.method
         calls = [Call(step, "0", "fallback", "no timesteps were set") for step in range(self._outside)]
@@ -126,24 +126,24 @@ class Generation:
         if method.untouched(trace.total):
             self._handle._warn_once(
                 f"a run of {trace.total} steps is evaluated whole: there is nothing to skip and the result is "
-                "untouched. Few-step models gain nothing; else give more steps or a smaller warmup"
+                "untouched. Few-step models gain nothing; with other models, use more steps or a smaller warmup"
             )
         elif method.observes:
             self._handle._warn_once(
-                f"{name_of(method)} left every call whole: it knows nothing to cache in this model, or its options "
-                f"never let it within {trace.total} steps"
+                f"{name_of(method)} skipped nothing: it knows nothing to cache in this model, or its options never "
+                f"allow it within {trace.total} steps"
             )
         elif reasons:
             reason, count = reasons.most_common(1)[0]
             remedy = "disable(…) it, or use handle.run(total_steps=T) in your own loop" if reason == UNKNOWN else ""
             self._handle._warn_once(
                 f"nothing could be skipped, so the result is untouched: {reason} at {count} of the {len(trace.calls)} "
-                f"calls of {trace.stage} in {type(self._pipe).__name__}: {remedy or 'give more steps'}"
+                f"calls of {trace.stage} in {type(self._pipe).__name__}: {remedy or 'use more steps'}"
             )
 
     @contextmanager
     def naming_branches(self, model: nn.Module) -> Iterator[None]:
-        """Learn the name that a pipeline gives to its guidance branch through ``model.cache_context(name)``."""
+        """Read the name of the guidance branch that the pipeline passes to ``model.cache_context(name)``."""
         original = getattr(model, "cache_context", None)
         if original is None or "cache_context" in model.__dict__:
             yield
@@ -171,8 +171,8 @@ def enabled_class(cls: type, handle: Handle) -> type:
     @functools.wraps(cls.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(cls.__call__, self)
-        # Another instance of this class was made from the enabled one and is plain; and a pipeline that calls itself
-        # goes on with its generation.
+        # Another instance of this class is a plain copy of the enabled pipeline. A pipeline that calls itself
+        # continues its generation.
         if handle.target is not self or handle._thread == threading.get_ident():
             return call(*args, **kwargs)
         kwargs = _with_sampler_steps(handle.method, cls.__call__, (self, *args), kwargs)
@@ -180,9 +180,9 @@ def enabled_class(cls: type, handle: Handle) -> type:
             return call(*args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        # A copy, pickled or deep, is the plain pipeline: what is enabled is this one.
+        # Pickles and deep copies are the plain pipeline: only this instance is enabled.
         make, args, *rest = super(subclass, self).__reduce_ex__(protocol)
-        if make.__name__ == "__newobj__":  # pickle refuses it with another class than the object's
+        if make.__name__ == "__newobj__":  # pickle refuses it for another class than the object's
             make = object.__new__
         return (make, tuple(cls if arg is subclass else arg for arg in args), *rest)
 

@@ -1,4 +1,4 @@
-"""What ``enable`` resolves once, and a generation uses for as long as the denoisers are made of the same modules."""
+"""What ``enable`` resolves once. Generations use it as long as the denoisers consist of the same modules."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .solvers import check_solver
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method fitted to the denoisers of a target, and where it stands on each of them.
+    """A method fitted to the denoisers of a target, and its sites on them.
 
     Attributes:
-        method: the method, with what was calibrated for the denoisers.
-        places: name of a denoiser → who stands on it, and the method's site.
+        method: the method, with the options that were calibrated for the denoisers.
+        places: name of a denoiser → the denoiser, and the method's site on it.
     """
 
     method: AnyMethod
@@ -37,7 +37,7 @@ class Recipe:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """The denoisers' modules by name, without those that were dropped."""
+        """The modules of the denoisers by name, without those that no longer exist."""
         return {name: model for name, (denoiser, _) in self.places.items() if (model := denoiser.model) is not None}
 
     def attach(self, user: Any) -> None:
@@ -46,21 +46,21 @@ class Recipe:
             denoiser.attach(user, place)
 
     def imprints(self) -> dict[str, Imprint]:
-        """What the denoisers are made of now, by name."""
+        """The imprints of the denoisers as they are now, by name."""
         return {name: Imprint(model) for name, model in self.models.items()}
 
 
 def resolve(target: Any, method: AnyMethod, plan: Plan | None, *, cached: Sequence[nn.Module] = ()) -> Recipe:
-    """Check the method against the target's denoisers and find its sites, before anything is changed.
+    """Check the method against the target's denoisers and find its sites, before anything changes.
 
     Args:
         target: the pipeline or model.
         method: the method as it was asked for.
         plan: where its options come from.
-        cached: models that carry the cache of another package which enable(…) itself has put on.
+        cached: models with the cache of another package that enable(…) itself installed.
 
     Raises:
-        SpectrumError: the method can't be on one of the denoisers; see :func:`enable`.
+        SpectrumError: the method does not work on one of the denoisers; see :func:`enable`.
     """
     if site_class(method.site).at_scheduler:
         check_schedulers(target)

@@ -1,4 +1,4 @@
-"""What a method is: schedule × forecaster × site, under a name."""
+"""Base classes of methods: schedule × forecaster × site, under a name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ M = TypeVar("M", bound="AnyMethod")
 
 @dataclass(frozen=True, kw_only=True)
 class AnyMethod:
-    """What a run asks of any method. Derive from :class:`Method` for one on a fixed schedule.
+    """What a run needs from any method. Derive from :class:`Method` for a method with a fixed schedule.
 
     Attributes:
         site: where features are read and replaced.
@@ -40,57 +40,57 @@ class AnyMethod:
     site: str = "last_block"
 
     sites: ClassVar[tuple[str, ...]] = SITES
-    """The sites that the method can be at."""
+    """The sites at which the method works."""
     min_points: ClassVar[int] = 1
     """Evaluated features that a branch needs before its first forecast."""
     skip: ClassVar[Action] = "forecast"
-    """What a skipped step is: a "forecast", or "partial" where some of the blocks run."""
+    """The action of a skipped step: "forecast", or "partial" if some of the blocks run."""
     in_place: ClassVar[bool] = False
-    """Whether the site updates the last kept feature itself on skipped steps, in place of weights."""
+    """Whether skipped steps update the last kept feature in place, instead of summing features with weights."""
     observes: ClassVar[bool] = False
-    """Whether another package's cache does all of it, and the run only watches."""
+    """Whether the cache of another package does everything, and the run only observes."""
     package: ClassVar[str] = ""
-    """The package whose cache it is; "" is this one."""
+    """The package whose cache it is; "" for the methods of this library."""
     sets_steps: ClassVar[bool] = False
     """Whether :meth:`sampler_steps` changes the number of steps."""
-    limits: ClassVar[str] = "every denoiser of the table; any other at the output"
-    """What the method can be used on, for lists of methods."""
+    limits: ClassVar[str] = "every denoiser in the table; any other at the output"
+    """On which models the method works, for lists of methods."""
 
     def __post_init__(self) -> None:
         self.check_choice("site", self.sites)
 
     def check_integer(self, name: str, *, least: int) -> None:
-        """Refuse an option that is not an integer ≥ ``least``; keep it as a plain int."""
+        """Check that an option is an integer ≥ ``least``, and store it as an int."""
         object.__setattr__(self, name, schedule.check_integer(name, getattr(self, name), least=least))
 
     def check_number(self, name: str, *, least: float, most: float | None = None) -> None:
-        """Refuse an option that is not a finite number within ``least … most``; keep it as a plain float."""
+        """Check that an option is a finite number within ``least … most``, and store it as a float."""
         object.__setattr__(self, name, schedule.check_number(name, getattr(self, name), least=least, most=most))
 
     def check_numbers(self, name: str, *, least: float | None = None) -> None:
-        """Refuse an option that is not a list of finite numbers ≥ ``least``; keep it as a tuple."""
+        """Check that an option is a list of finite numbers ≥ ``least``, and store it as a tuple."""
         values = getattr(self, name)
         if not schedule.is_list(values):
             raise InvalidOptionError(f"{name} must be a list of numbers, got {values!r}: pass one such as [1.0, 0.5]")
         numbers = tuple(schedule.check_number(name, value, least=least) for value in values)
         if not numbers:
-            raise InvalidOptionError(f"{name}=[] is empty: give one or more numbers")
+            raise InvalidOptionError(f"{name}=[] is empty: pass one or more numbers")
         object.__setattr__(self, name, numbers)
 
     def check_choice(self, name: str, choices: Sequence[str]) -> None:
-        """Refuse an option that is none of the choices."""
+        """Check that an option is one of the choices."""
         value = getattr(self, name)
         if not isinstance(value, str) or value not in choices:
             raise InvalidOptionError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The options by name, with their defaults."""
+        """The options and their defaults, by name."""
         return {option.name: option.default for option in fields(cls) if option.init}
 
     @classmethod
     def knows_options(cls) -> bool:
-        """Whether the names of the options are known, so that others can be refused."""
+        """Whether the names of the options are known, so that unknown ones can be refused."""
         return True
 
     @property
@@ -110,17 +110,17 @@ class AnyMethod:
 
     @property
     def solver(self) -> str | None:
-        """The solver that a pipeline is to sample with, a name of :data:`SOLVERS`; None is its own."""
+        """The solver that replaces the pipeline's, a name of :data:`SOLVERS`; None keeps its own."""
         return None
 
     @property
     def site_options(self) -> tuple[Any, ...]:
-        """What the site needs to know of the options, hashable."""
+        """The options that the site needs, hashable."""
         return ()
 
     @property
     def window(self) -> int | None:
-        """How many of the latest features the forecaster uses; None is all of them."""
+        """How many of the latest features the forecaster uses; None for all."""
         return None
 
     @property
@@ -136,7 +136,7 @@ class AnyMethod:
 
     @classmethod
     def version(cls) -> str:
-        """The installed version of :attr:`package`; "" where there is none."""
+        """The installed version of :attr:`package`, or ""."""
         return ""
 
     @classmethod
@@ -145,44 +145,51 @@ class AnyMethod:
         return True
 
     def check(self) -> None:
-        """Raise where the method can't be used here at all, before anything is changed."""
+        """Raise if the method cannot run here at all, before anything changes."""
 
     def fitted(self: M, denoiser: str) -> M:
-        """The method with what was calibrated for a denoiser, named as :func:`denoisers.identity` does.
+        """The method with the options that were calibrated for a denoiser. The site and its options stay.
 
-        The site and its options stay.
+        Args:
+            denoiser: name of the denoiser by :func:`denoisers.identity`.
         """
         return self
 
     def install(self, target: Any, models: Sequence[nn.Module]) -> None:
-        """Put a cache of another package on a pipeline, or on a bare model."""
+        """Install the cache of another package on a pipeline, or on a bare model."""
 
     def remove(self, target: Any, models: Iterable[nn.Module]) -> None:
-        """Undo :meth:`install`; ``target`` is None where it was dropped."""
+        """Undo :meth:`install`; ``target`` is None if it no longer exists."""
 
     def reset(self, target: Any, models: Iterable[nn.Module]) -> None:
-        """Forget what the last generation left on the models, before the next one."""
+        """Discard what the last generation left on the models, before the next one."""
 
     def begin(self, total: int) -> None:
-        """Raise :class:`InvalidOptionError` where a run of ``total`` steps can't be."""
+        """Raise :class:`InvalidOptionError` if a run cannot have ``total`` steps."""
 
     def evaluates(self, step: int, total: int) -> bool:
-        """Whether the method wants ``step`` evaluated, whatever a call of it shows."""
+        """Whether ``step`` is evaluated, whatever its calls show."""
         raise NotImplementedError(
             f"{type(self).__name__} does not say which steps it evaluates: write evaluates(self, step, total), or "
             "derive it from spectrum_diffusion.Method, which has a schedule"
         )
 
     def untouched(self, total: int) -> bool:
-        """Whether a run of ``total`` steps is evaluated whole, so that the result is what it would be without."""
+        """Whether a run of ``total`` steps skips nothing, which deserves a warning."""
         return all(self.evaluates(step, total) for step in range(total))
 
     def needs_feature(self, step: int, total: int) -> bool:
-        """Whether a later step may be skipped, so that the feature of ``step`` is worth keeping."""
+        """Whether a later step may be skipped, so that the feature of ``step`` must be kept."""
         return any(not self.evaluates(later, total) for later in range(step + 1, total))
 
     def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:
-        """K float64 weights of the features of the ``evaluated`` steps in the forecast of step ``target``."""
+        """The weights of the evaluated features in a forecast, float64, (K,).
+
+        Args:
+            evaluated: times of the K evaluated steps, in steps, increasing.
+            target: time of the step to forecast.
+            total: number of steps T of the run.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} does not say how it forecasts: write weights(self, evaluated, target, total), "
             "which returns a weight for each evaluated step"
@@ -203,11 +210,11 @@ class AnyMethod:
         return history.forecast(check_weights(weights, count=len(history), method=name_of(self)))
 
     def weights_at(self, steps: Sequence[int], target: int, axis: Sequence[float]) -> Weights:
-        """The weights of the kept ``steps``, on an axis that gives each step's time in steps, (T,)."""
+        """The weights of the kept ``steps``, (K,), on an axis with the time of each step, (T,)."""
         return self.weights(tuple(axis[step] for step in steps), axis[target], len(axis))
 
     def decider(self, total: int) -> Decider | None:
-        """A new decider for a branch of a run of ``total`` steps; None where a schedule decides."""
+        """A new decider for a branch of a run of ``total`` steps; None if a schedule decides."""
         return None
 
     def sampler_steps(self, steps: int) -> int:
@@ -215,7 +222,7 @@ class AnyMethod:
         return steps
 
     def options(self) -> dict[str, Any]:
-        """The options that are set, for provenance: JSON-ready."""
+        """The options that are set, as JSON-ready values."""
         values = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
 
@@ -235,7 +242,7 @@ class Scheduled(AnyMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.evaluated is not None and self.speedup is not None:
-            raise InvalidOptionError("evaluated and speedup both determine the evaluated steps: give only one of them")
+            raise InvalidOptionError("evaluated and speedup both determine the evaluated steps: pass only one of them")
         if self.evaluated is not None:
             object.__setattr__(self, "evaluated", schedule.check_evaluated(self.evaluated))
         if self.speedup is not None:
@@ -260,12 +267,12 @@ class Scheduled(AnyMethod):
         return step < self._steps(total)[1]
 
     def _steps(self, total: int) -> tuple[frozenset[int], int]:
-        """The evaluated steps and the last skipped one; kept, because each call of a generation asks."""
+        """The evaluated steps and the last skipped step; cached, because each call of a generation needs them."""
         kept: dict[int, tuple[frozenset[int], int]] = self.__dict__.get("_kept_steps", {})
         if total not in kept:
             evaluated = frozenset(self.schedule(total))
             kept = {total: (evaluated, max(set(range(total)) - evaluated, default=-1))}
-            object.__setattr__(self, "_kept_steps", kept)  # of one number of steps, the last that was asked for
+            object.__setattr__(self, "_kept_steps", kept)  # only for the latest number of steps
         return kept[total]
 
 
@@ -289,10 +296,10 @@ class Method(Scheduled):
     speedup_warmup: int | None = field(default=None, init=False, repr=False)
 
     found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "slope")
-    """Options that can't be given beside ``speedup``, which finds them."""
+    """Options that ``speedup`` determines, so that they cannot be passed with it."""
 
     def __new__(cls, **options: Any) -> Any:
-        # Beside a speedup only a warmup that was given counts, and __init__ can't tell it from the default.
+        # With a speedup, a warmup counts only if it was passed. __init__ cannot tell it from the default.
         method = super().__new__(cls)
         if options.get("speedup") is not None:
             object.__setattr__(method, "speedup_warmup", options.get("warmup"))
@@ -312,7 +319,7 @@ class Method(Scheduled):
         return tuple(schedule.adaptive(total, self.interval, self.warmup, self.slope))
 
     def untouched(self, total: int) -> bool:
-        # Steps or a speed-up that were asked for are no surprise.
+        # Explicit steps or a speed-up deserve no warning.
         return self.evaluated is None and self.speedup is None and total <= self.warmup
 
     def options(self) -> dict[str, Any]:

@@ -220,7 +220,7 @@ WRONG_STEPS = [
     ({"evaluated": [0, 1.5]}, "evaluated step=1.5 is not an integer"),
     (
         {"evaluated": [0, 1], "speedup": 2},
-        "evaluated and speedup both determine the evaluated steps: give only one",
+        "evaluated and speedup both determine the evaluated steps: pass only one",
     ),
 ]
 WRONG_OF_ONE = [

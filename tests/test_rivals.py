@@ -115,6 +115,10 @@ def enable_by_hand(pipe: Any, rival: str, **options: Any) -> None:
 def disable_by_hand(pipe: Any, rival: str) -> None:
     if rival.startswith("cache-dit"):
         cache_dit.disable_cache(pipe)
+        return
+    for name in ("transformer", "transformer_2"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).disable_cache()
 
 
 def count_layers(model: nn.Module) -> list[int]:
@@ -137,6 +141,21 @@ def count_layers(model: nn.Module) -> list[int]:
 def calls_of(summary: spectrum_diffusion.Summary) -> tuple[int, int]:
     """Whole calls and calls over all branches."""
     return sum(branch.evaluated for branch in summary.branches.values()), summary.calls
+
+
+@every_pair
+@pytest.mark.parametrize("called", [False, True])
+def test_a_cache_that_was_disabled_does_not_matter(rival: str, name: str, called: bool) -> None:
+    entry = PIPELINES[name]
+    untouched, pipe = entry.build(), entry.build()
+    enable_by_hand(pipe, rival, **OPTIONS[rival])
+    if called:
+        entry.call(pipe, steps=STEPS)
+    disable_by_hand(pipe, rival)
+    for method in ("paper", "first-block-cache"):
+        spectrum_diffusion.enable(untouched, method)
+        spectrum_diffusion.enable(pipe, method)
+        assert torch.equal(entry.call(pipe, steps=STEPS), entry.call(untouched, steps=STEPS))
 
 
 @every_pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .errors import ConflictError, SpectrumError, UnsupportedModelError
+from .interop.snapshot import is_leftover
 from .methods import AnyMethod, name_of
 from .sites import denoisers, site_class
 from .sites.interceptor import compiled
@@ -83,12 +84,15 @@ def _cache_hooks(module: nn.Module) -> list[str]:
 
 
 def _patched_by(model: nn.Module) -> str:
-    """The name of a function that replaces the model's forward, or "". Offload hooks only wrap the original."""
+    """The name of a function that replaces the model's forward, or "".
+
+    Offload hooks only wrap the original, and cache-dit leaves its copy of the original behind when it is disabled.
+    """
     cls = type(model)
     own = cls.forward
     if own.__module__ not in {base.__module__ for base in cls.__mro__}:
         return f"{own.__module__}.{own.__qualname__}"
     instance = model.__dict__.get("forward")
-    if instance is not None and not hasattr(instance, "__wrapped__"):
+    if instance is not None and not hasattr(instance, "__wrapped__") and not is_leftover(model, "forward"):
         return f"{getattr(instance, '__module__', '?')}.{getattr(instance, '__qualname__', instance)}"
     return ""

@@ -36,7 +36,7 @@ class Snapshot:
         """Restore or delete what the package left. What anyone else attached since then stays."""
         for module, before in self._before.items():
             for name in LEFTOVERS & module.__dict__.keys():
-                if not _is_leftover(module, name):
+                if not is_leftover(module, name):
                     continue
                 if name in before:
                     module.__dict__[name] = before[name]
@@ -49,7 +49,8 @@ class Snapshot:
                 children[name] = children.pop(name)
 
 
-def _is_leftover(module: nn.Module, name: str) -> bool:
+def is_leftover(module: nn.Module, name: str) -> bool:
+    """Whether an attribute of :data:`LEFTOVERS` on a module does only what the module's class does."""
     value = module.__dict__[name]
     if name == "_diffusers_hook":
         return not value.hooks

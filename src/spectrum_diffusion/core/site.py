@@ -42,6 +42,10 @@ class Site:
             UnsupportedModelError: the model has no such site.
         """
 
+    def skipped(self, model: nn.Module) -> list[nn.Module]:
+        """The modules of the denoiser that do not run on a skipped step, whole."""
+        return [model] if self.skips_root else []
+
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         """Run the whole denoiser.
 

@@ -51,6 +51,10 @@ class BlockSite(Site):
         """
         raise NotImplementedError
 
+    def skipped(self, model: nn.Module) -> list[nn.Module]:
+        places = (place.module for role, place in self._places if role in ("block", "module"))
+        return [module for module in places if module is not None]
+
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         with self.passing(Recording(self.base)) as record:
             output = call.proceed(*call.args, **call.kwargs)

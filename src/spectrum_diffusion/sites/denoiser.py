@@ -16,6 +16,7 @@ from ..core.site import Site
 from ..errors import ConflictError, SpectrumError, warn
 from . import make_site
 from .interceptor import Interceptor
+from .stores import FirstEvaluation
 
 _attached: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Denoiser]] = weakref.WeakKeyDictionary()
 """Model → the denoiser attached to it. Both are weak, because the interceptor of a compiled root holds its model."""
@@ -56,6 +57,7 @@ class Denoiser:
         self._root = Interceptor(model, self, self._around_root)
         self._inside: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
         self._places: dict[Key, Place] = {}
+        self._first: FirstEvaluation | None = None  # of the generation under way
         self._warned = False
 
     @classmethod
@@ -74,8 +76,12 @@ class Denoiser:
         return self._root.module
 
     def site(self, method: Any) -> Site:
-        """The site of a method, as it was last resolved."""
-        return self._places[method.site, method.site_options].site
+        """The site of a method, as it was last resolved; until an evaluation is complete, with a check around it."""
+        site = self._places[method.site, method.site_options].site
+        assert self.model is not None
+        if self._first is None:
+            self._first = FirstEvaluation(site, self.model, self.name)
+        return site if self._first.done else self._first
 
     def resolve(self, method: Any) -> Place:
         """Find the method's site among the current modules. Nothing is attached to them before :meth:`attach`.
@@ -136,7 +142,7 @@ class Denoiser:
         try:
             yield
         finally:
-            self.session = None
+            self.session = self._first = None
 
     def _around_root(self, call: Arguments) -> Any:
         if self.session is None:

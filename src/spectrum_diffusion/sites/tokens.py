@@ -110,6 +110,9 @@ class Tokens(Site):
                     self._parts.append(Part(place, name, answer, tokens, interceptor(children[name])))
             self._blocks.append((share, (ALL,) if fused else roles.order))
 
+    def skipped(self, model: nn.Module) -> list[nn.Module]:
+        return [part.module.module for part in self._parts if part.module.module is not None]
+
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         blocks = [Block(share, order) for share, order in self._blocks]
         record = Recording(blocks)

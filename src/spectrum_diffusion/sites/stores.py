@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core.calls import Arguments
 from ..core.history import Feature
-from ..core.site import Judge, Site
+from ..core.site import Choose, Site
 from ..errors import UnsupportedModelError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -51,9 +51,9 @@ class FirstEvaluation(Site):
         with self._checking():
             return self._site.evaluate(call)
 
-    def decide(self, call: Arguments, judge: Judge, structure: Any) -> tuple[Any, Feature | None, Any]:
+    def decide(self, call: Arguments, choose: Choose, structure: Any) -> tuple[Any, Feature | None, Any]:
         with self._checking():
-            return self._site.decide(call, judge, structure)
+            return self._site.decide(call, choose, structure)
 
     @contextmanager
     def _checking(self) -> Iterator[None]:

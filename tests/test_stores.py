@@ -119,7 +119,7 @@ def test_a_forward_hook_that_stores(method: str, options: dict[str, Any], kind: 
     pipe.unet.mid_block.resnets[0].register_forward_hook(hook)
     spectrum_diffusion.enable(pipe, method, **options)
     for _ in range(2):
-        with pytest.raises(UnsupportedModelError, match="the forward hook .* of ResnetBlock2D in unet stores"):
+        with pytest.raises(UnsupportedModelError, match=r"the forward hook .* of ResnetBlock2D in unet stores"):
             entry.call(pipe, steps=STEPS)
     spectrum_diffusion.disable(pipe)
     entry.call(pipe, steps=STEPS)

@@ -97,7 +97,7 @@ def _holders(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _versions(holder: Any) -> dict[tuple[int, int], Any]:
-    """The tensors and arrays that can be reached from an object, by identity and version; held, so that none is reused."""
+    """The tensors and arrays that an object reaches, by identity and version; held, so that no identity is reused."""
     found: dict[tuple[int, int], Any] = {}
     seen: set[int] = set()
     waiting = deque((part, DEPTH) for part in _attributes(holder))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from pipelines import PIPELINES
 from torch import nn
 
@@ -246,10 +246,75 @@ def test_row_that_does_not_fit_leaves_what_was_enabled(monkeypatch: pytest.Monke
     assert torch.equal(ENTRY.call(pipe, steps=6), expected)
 
 
-@pytest.mark.parametrize("thing", [None, 3, "flux", object(), [], torch.ones(1)])
-def test_neither_pipeline_nor_module(thing: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="neither a diffusers pipeline nor a"):
-        spectrum_diffusion.enable(thing)
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (None, "NoneType is neither a diffusers pipeline nor a torch.nn.Module: pass one of them"),
+        (3, "int is neither"),
+        (object(), "object is neither"),
+        (torch.ones(1), "Tensor is neither"),
+        ("flux", "'flux' is neither .* load it first"),
+        ([], "list is neither .* enable its members one by one"),
+        (
+            ENTRY.pipeline,
+            r"the class FluxPipeline is neither .* pass an instance, such as FluxPipeline\.from_pretrained",
+        ),
+        (nn.Linear, "the class Linear is neither"),
+    ],
+)
+@pytest.mark.parametrize("site", ["last_block", "output"])
+def test_neither_pipeline_nor_module(thing: Any, message: str, site: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        spectrum_diffusion.enable(thing, site=site)
+    spectrum_diffusion.disable(thing)
+
+
+class WithoutDenoiser(DiffusionPipeline):
+    def __init__(self, vae: nn.Module, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, scheduler=scheduler)
+
+    def __call__(self) -> None:
+        """Nothing to call."""
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ("last_block", 'no denoiser with a row in the table .* use site="output"'),
+        (
+            "output",
+            r"no denoiser with a row in the table or the name transformer.* enable the bare denoiser with handle",
+        ),
+    ],
+)
+def test_a_pipeline_without_a_denoiser_is_told_what_is_left(site: str, message: str) -> None:
+    pipe = ENTRY.build()
+    with pytest.raises(UnsupportedModelError, match=message):
+        spectrum_diffusion.enable(WithoutDenoiser(pipe.vae, pipe.scheduler), site=site)
+
+
+def test_a_pipeline_that_calls_another_enabled_one() -> None:
+    inner = ENTRY.build()
+
+    class Outer(ENTRY.pipeline):  # type: ignore[name-defined, misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return inner(*args, **kwargs)
+
+    outer = Outer(**inner.components)
+    spectrum_diffusion.enable(inner)
+    spectrum_diffusion.enable(outer)
+    with pytest.raises(ConflictError, match="a pipeline called another enabled pipeline that shares the denoiser"):
+        ENTRY.call(outer, steps=6)
+    spectrum_diffusion.disable(inner)
+    ENTRY.call(outer, steps=6)
+
+
+def test_two_runs_of_one_handle_in_one_thread() -> None:
+    pipe = ENTRY.build()
+    handle = spectrum_diffusion.enable(pipe.transformer)
+    with handle.run(total_steps=6), pytest.raises(ConflictError, match=r"leave its handle\.run"):
+        handle.run(total_steps=6).__enter__()
 
 
 def test_summary_before_any_run() -> None:

@@ -173,7 +173,24 @@ def test_easycache_gives_back_what_ran_and_runs_nothing(name: str) -> None:
 
 def test_easycache_refuses_outputs_of_another_shape() -> None:
     for name in (name for name in OUTPUT_OF_ANOTHER_SHAPE if name in AVAILABLE):
-        assert f"{ENTRIES[name].cls} takes samples of the shapes" in refused(name, "easycache", {})
+        message = refused(name, "easycache", {})
+        assert message.startswith(ENTRIES[name].cls)
+        assert "difference" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("LTX2VideoTransformer3DModel", "denoises audio_hidden_states beside its sample"),
+        ("HunyuanDiT2DModel", "takes samples of 4 channels but returns 8"),
+        ("MotifVideoTransformer3DModel", "takes samples of 9 channels but returns 4"),
+    ],
+)
+def test_easycache_refuses_at_enable_what_the_configuration_shows(name: str, message: str) -> None:
+    if name not in AVAILABLE:
+        pytest.skip(f"this diffusers has no {name}")
+    with pytest.raises(UnsupportedModelError, match=message):
+        spectrum_diffusion.enable(ENTRIES[name].build(), "easycache")
 
 
 def test_the_signal_of_a_list_of_samples_is_all_of_them() -> None:

@@ -14,7 +14,7 @@ DENOISER_NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder", "d
 
 
 def is_pipeline(target: Any) -> bool:
-    return not isinstance(target, nn.Module) and hasattr(target, "components") and callable(target)
+    return not isinstance(target, (nn.Module, type)) and hasattr(target, "components") and callable(target)
 
 
 def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
@@ -26,13 +26,16 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
         if isinstance(value, nn.Module) and not any(value is other for other in modules.values()):
             modules[name] = value
     models = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
-    if site_class(site).skips_root and not models:
+    skips_root = site_class(site).skips_root
+    if skips_root and not models:
         models = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
     if not models:
         classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"
+        known = "row in the table" if not skips_root else f"row in the table or the name {', '.join(DENOISER_NAMES)}"
+        remedy = "enable the bare denoiser with handle.run(total_steps=T)" if skips_root else 'use site="output"'
         raise UnsupportedModelError(
-            f"{type(target).__name__} has no denoiser with a row in the table (its modules: {classes}): use "
-            'site="output", or add a row with register_denoiser(…)'
+            f"{type(target).__name__} has no denoiser with a {known} (its modules: {classes}): {remedy}, or add a row "
+            "with register_denoiser(…)"
         )
     if not schedulers_of(target):
         raise UnsupportedModelError(

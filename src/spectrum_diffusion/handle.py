@@ -175,6 +175,11 @@ class Handle:
                 "this handle was disabled or replaced, or its target no longer exists: call enable(…) again"
             )
         with self._lock:
+            if self._thread == threading.get_ident():
+                raise ConflictError(
+                    "a generation of this handle is under way in this thread: leave its handle.run(…) before you "
+                    "start the next"
+                )
             if self._thread is not None:
                 raise ConflictError(
                     "this pipeline is already generating, and neither its scheduler nor a history serves two calls at "
@@ -314,9 +319,7 @@ def enable_method(
             raise InvalidOptionError(f"{name}={flag!r} is not a flag: pass True or False")
     is_pipe = is_pipeline(pipe_or_model)
     if not is_pipe and not isinstance(pipe_or_model, nn.Module):
-        raise UnsupportedModelError(
-            f"{type(pipe_or_model).__name__} is neither a diffusers pipeline nor a torch.nn.Module: pass one of them"
-        )
+        raise UnsupportedModelError(_not_a_target(pipe_or_model))
     method.check()
     if audit and method.observes:
         raise InvalidOptionError(
@@ -355,6 +358,21 @@ def _undo(handle: Handle, pipe_or_model: Any) -> None:
     handle._detach()
     if is_pipeline(pipe_or_model):
         pipe_or_model.__class__ = type(pipe_or_model).__dict__["_spectrum_original"]
+
+
+def _not_a_target(value: Any) -> str:
+    """Why a value can't be enabled, and what to pass instead."""
+    shown, remedy = type(value).__name__, "pass one of them"
+    if isinstance(value, type):
+        shown, remedy = f"the class {value.__name__}", f"pass an instance, such as {value.__name__}.from_pretrained(…)"
+    elif isinstance(value, str):
+        shown, remedy = (
+            repr(value),
+            f"load it first, for example with load_pipeline({value!r})",
+        )
+    elif isinstance(value, (list, tuple)):
+        remedy = "enable its members one by one"
+    return f"{shown} is neither a diffusers pipeline nor a torch.nn.Module: {remedy}"
 
 
 def _handle_of(target: Any) -> Handle | None:

@@ -133,6 +133,11 @@ class Denoiser:
     @contextmanager
     def serving(self, session: Session) -> Iterator[None]:
         """Let ``session`` answer the denoiser's calls."""
+        if self.session is not None and self._thread == threading.get_ident():
+            raise ConflictError(
+                f"{self.name} is in use by another generation: during its call, a pipeline called another enabled "
+                "pipeline that shares the denoiser. Keep one of the two enabled, and disable(…) the other"
+            )
         if self.session is not None:
             raise ConflictError(
                 f"{self.name} is in use by another generation: two pipelines share it and run at the same time. "

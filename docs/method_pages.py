@@ -7,10 +7,10 @@ A new method gets a page of its own.
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from spectrum_diffusion.cli.catalog import descriptions
 from spectrum_diffusion.methods import METHODS, AnyMethod, Method
 from spectrum_diffusion.methods.base import Scheduled
 from spectrum_diffusion.sites import site_class
@@ -86,16 +86,6 @@ def options(cls: type[AnyMethod]) -> list[str]:
     own = [field for field in fields(cls) if field.name not in COMMON]
     rows = [f"| `{f.name}` | {shown(f.default)} | {meanings.get(f.name, '')} |" for f in own]
     return ["\n".join(["| option | default | meaning |", "|---|---|---|", *rows])] if rows else []
-
-
-def descriptions(cls: type[AnyMethod]) -> dict[str, str]:
-    """Option → meaning, from the `Attributes:` of the class and its bases."""
-    meanings: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        _, _, attributes = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:")
-        for match in re.finditer(r"^ {4}(\w+): (.+(?:\n {8,}.+)*)", attributes, re.MULTILINE):
-            meanings[match[1]] = " ".join(match[2].split())
-    return meanings
 
 
 def facts(cls: type[AnyMethod]) -> str:

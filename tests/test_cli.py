@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -17,10 +18,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS, loading
+from spectrum_diffusion.bench import mp4
 from spectrum_diffusion.bench.atomic import StoreError, written
 from spectrum_diffusion.bench.evaluate import sampling
 from spectrum_diffusion.bench.prompts import load_prompts
-from spectrum_diffusion.cli import app, doctor, pipelines
+from spectrum_diffusion.cli import app, catalog, doctor, pipelines
 from spectrum_diffusion.cli.guard import MistakeError
 from spectrum_diffusion.cli.outputs import paths_for, save
 from spectrum_diffusion.cli.request import parse_methods, parse_options, parse_size, read_prompts
@@ -37,7 +39,7 @@ def loaded_once() -> Any:
     original, cache = pipelines.load, {}
 
     def load(request: Any) -> Any:
-        if request.model != "tiny-flux":
+        if request.model != "tiny-flux" or request.image or request.lora:
             return original(request)
         if "pipe" not in cache:
             cache["pipe"] = original(request)
@@ -249,7 +251,7 @@ MISTAKES = {
     "offload": (["apple", "-o", "a.png", "--offload", "disk"], "--offload disk"),
     "offload on the cpu": (["apple", "-o", "a.png", "--device", "cpu", "--offload", "model"], "leave it out"),
     "method": (["apple", "-o", "a.png", "--method", "spektrum"], "did you mean 'spectrum'"),
-    "option": (["apple", "-o", "a.png", "--option", "degre=3"], "did you mean 'degree'"),
+    "option": (["apple", "-o", "a.png", "--method", "paper", "--option", "degre=3"], "did you mean 'degree'"),
     "option without value": (["apple", "-o", "a.png", "--option", "degree"], "name=value"),
     "option value": (["apple", "-o", "a.png", "--option", "warmup=0"], "warmup=0"),
     "site": (["apple", "-o", "a.png", "--site", "middle"], "site='middle'"),
@@ -311,8 +313,8 @@ def test_tune_says_in_words_what_was_reached(tmp_path: Path) -> None:
 TUNE_MISTAKES: list[tuple[list[str], str]] = [
     (["apple", "--method", "fora"], "fora has no threshold to tune: tune one of teacache"),
     (["apple", "--method", "teacash"], "did you mean 'teacache'"),
-    (["apple", "--method", "teacache", "--nfe", "few"], "--nfe 'few' is no list of evaluations"),
-    (["apple", "--method", "teacache", "--nfe", "0"], "--nfe '0' is no list of evaluations"),
+    (["apple", "--method", "teacache", "--nfe", "few"], "--nfe 'few' is not a list of positive integers"),
+    (["apple", "--method", "teacache", "--nfe", "0"], "--nfe '0' is not a list of positive integers"),
     (
         ["apple", "--method", "teacache", "--nfe", "5,1"],
         "nfe=1 is out of reach of teacache, which evaluates 2 … 10",
@@ -399,6 +401,30 @@ def test_methods_as_json_and_table() -> None:
     assert paper["options"]["degree"] == 4
     assert all(method["idea"] for method in found)
     assert "fewer-steps" in run("methods").stdout
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_each_method_has_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    page = json.loads(run("methods", name, "--json").stdout)
+    options = {option["name"]: option for option in page["options"]}
+    assert {name: option["default"] for name, option in options.items()} == json.loads(
+        json.dumps(METHODS[name].defaults())
+    )
+    assert page["idea"]
+    assert page["source"]
+    shown = run("methods", name).stdout
+    assert page["example"] in shown
+    assert all(option in shown for option in options)
+
+
+def test_the_page_of_a_method_says_what_its_options_may_be() -> None:
+    options = {option["name"]: option for option in catalog.method_page("spectrum-blend")["options"]}
+    assert options["degree"]["range"] == "integer ≥ 0"
+    assert options["blend"]["range"] == "number, 0 … 1"
+    assert options["time"]["range"] == "index, sigma, log-snr"
+    assert options["ridge"]["meaning"].startswith("λ")
+    assert "did you mean 'spectrum'" in run("methods", "spectrun", code=2).stderr
 
 
 def test_models_as_json_and_table() -> None:
@@ -631,10 +657,72 @@ def test_a_shared_speedup_leaves_adaptive_methods_out(tmp_path: Path) -> None:
     assert "--speedup fits none of the methods" in result.stderr
 
 
-def test_another_number_of_frames_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["generate", "-o", "a.gif"], ["compare", "-o", "c"], ["evaluate", "-o", "e"]])
+def test_a_number_of_frames_that_the_model_would_round_is_refused(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["panda growing", "--model", loading.named_models()["tiny-wan"], "--device", "cpu", "--frames", 32]
+    result = run(*command, *arguments, code=2)
+    message = "--frames 32 does not fit WanPipeline: the number must be 1 more than a multiple of 4, such as 29 or 33"
+    assert message in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("default", "factor", "frames", "fits"),
+    [(13, 4, 9, True), (13, 4, 8, False), (13, 4, 1, True), (88, 4, 40, True), (None, 4, 8, True), (16, None, 7, True)],
+)
+def test_which_numbers_of_frames_fit(default: int | None, factor: int | None, frames: int, fits: bool) -> None:
+    class Videos:
+        vae_temporal_compression_ratio = factor
+
+        def __call__(self, num_frames: int | None = default) -> None: ...
+
+    with contextlib.nullcontext() if fits else pytest.raises(MistakeError, match="such as 5 or 9"):
+        pipelines.check_arguments(Videos(), {"num_frames": frames})
+
+
+def test_another_number_of_frames_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines, "TEMPORAL_FACTORS", ())  # as of a pipeline whose rule is not known
     arguments = ["--model", "tiny-wan", "-o", tmp_path / "a.gif", "--steps", 2, "--device", "cpu", "--frames"]
     result = run("generate", "panda growing", *arguments, 8)
     with Image.open(tmp_path / "a.gif") as video:
-        assert video.n_frames != 8
-        assert f"a.gif has {video.n_frames} frames, not 8" in " ".join(result.stderr.split())
+        assert video.n_frames == 9
+    assert "a.gif has 9 frames, not 8" in " ".join(result.stderr.split())
     assert "frames, not" not in run("generate", "panda growing", *arguments, 9).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_video_that_ffmpeg_did_not_finish_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    (tmp_path / "a.mp4").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="no complete video"):
+        mp4.write(tmp_path / "a.mp4", [Image.new("RGB", (64, 48))] * 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_stdout_is_told_in_words() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "spectrum_diffusion", "methods", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=200)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the output cannot be written, since the disk is full: free some space")
+
+
+@pytest.mark.parametrize("columns", [30, 50, 80])
+def test_tables_lose_nothing_in_a_narrow_terminal(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    methods = "reuse,paper:warmup=2,slope=0.41"
+    shown = run("compare", "red apple", "--methods", methods, "-o", tmp_path, *QUICK).stdout
+    assert max(map(len, shown.splitlines()[:-1])) <= columns
+    assert "…" not in shown
+    for text in ("reference", "reuse", "slope=0", "x fewer", "0.9"):
+        assert text in shown, text
+    for command in ("doctor", "models"):
+        shown = run(command).stdout
+        assert max(map(len, shown.splitlines())) <= columns
+        assert "…" not in shown
+        assert ("torch" if command == "doctor" else "FluxTransformer2DModel") in shown

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.words import did_you_mean
-from .errors import InvalidOptionError, MissingPackageError
+from .errors import InvalidOptionError, MissingPackageError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
         return _load_from_hub(str(name_or_dir), **kwargs)
     if not defaults.is_file():
         return DiffusionPipeline.from_pretrained(folder, **kwargs)
-    with _quiet():
+    with quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **kwargs)
     pipeline.__class__ = _with_call_defaults(type(pipeline), defaults.read_text(encoding="utf-8"))  # type: ignore[arg-type]
     return pipeline
@@ -108,7 +108,7 @@ def _load_from_hub(name: str, **kwargs: Any) -> DiffusionPipeline:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        with _quiet(progress=True):
+        with quiet(progress=True):
             return DiffusionPipeline.from_pretrained(name, **kwargs)
     except OSError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -122,6 +122,33 @@ def _load_from_hub(name: str, **kwargs: Any) -> DiffusionPipeline:
         else:  # the files are here, and broken or of another kind
             raise
         raise MissingPackageError(f"the model {name!r} {problem}: {advice}") from error
+
+
+def image_to_image(pipe: Any) -> Any:
+    """The image-to-image pipeline of a pipeline's family, with the same parts and call defaults.
+
+    A pipeline whose call takes an image is returned as it is.
+
+    Raises:
+        UnsupportedModelError: diffusers has no image-to-image pipeline of this family.
+    """
+    if "image" in inspect.signature(type(pipe).__call__).parameters:
+        return pipe
+    with quiet():
+        from diffusers import AutoPipelineForImage2Image
+    name = type(pipe).__name__
+    try:
+        converted = AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{name} takes no image, and diffusers has no image-to-image pipeline of its family: leave the image out, "
+            "or load a model whose pipeline takes one"
+        ) from error
+    takes = inspect.signature(type(converted).__call__).parameters
+    defaults = {name: value for name, value in getattr(pipe, "_call_defaults", {}).items() if name in takes}
+    if defaults:
+        converted.__class__ = _with_call_defaults(type(converted), json.dumps(defaults))  # type: ignore[arg-type]
+    return converted
 
 
 def small_models() -> dict[str, Path]:
@@ -177,6 +204,7 @@ def _with_call_defaults(base: type, defaults: str) -> type:
     parameters = [p.replace(default=values.get(p.name, p.default)) for p in signature.parameters.values()]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     namespace = {"__call__": call, "__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
+    namespace["_call_defaults"] = values
     subclass: Any = type(base.__name__, (base,), namespace)
     return subclass  # type: ignore[no-any-return]
 
@@ -187,7 +215,7 @@ def _empty_pipeline(base: type, defaults: str) -> Any:
 
 
 @contextmanager
-def _quiet(progress: bool = False) -> Iterator[None]:
+def quiet(progress: bool = False) -> Iterator[None]:
     """Hold back notices of parts that a text-to-image pipeline does not use, and progress bars unless wanted."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -34,10 +34,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; -vv all.")] = 0,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Print more on stderr; -vv prints everything.")
+    ] = 0,
     imports: Annotated[
         list[str] | None,
-        typer.Option("--import", metavar="MODULE", help="Import a module that registers methods; may be repeated."),
+        typer.Option("--import", metavar="MODULE", help="Module that registers methods; may be repeated."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")

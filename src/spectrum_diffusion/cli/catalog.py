@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Sequence
 from typing import Any
+
+from ..core.words import did_you_mean
+from .guard import MistakeError
 
 
 def methods() -> list[dict[str, Any]]:
@@ -22,6 +28,66 @@ def methods() -> list[dict[str, Any]]:
     ]
 
 
+def method_page(name: str) -> dict[str, Any]:
+    """All about one method: what it is, its source, and its options with defaults, ranges and meanings.
+
+    Raises:
+        MistakeError: there is no such method.
+    """
+    from ..methods import METHODS
+
+    if name not in METHODS:
+        raise MistakeError(
+            f"method {name!r} is unknown{did_you_mean(name, METHODS)}: choose one of {', '.join(METHODS)}"
+        )
+    cls = METHODS[name]
+    meanings, ranges = descriptions(cls), option_ranges(cls)
+    example = next((option for option in ("speedup", "threshold", "interval") if option in cls.defaults()), None)
+    values = {"speedup": "speedup=3", "threshold": "threshold=0.1", "interval": "interval=3"}
+    given = f" --option {values[example]}" if example else ""
+    return {
+        "name": name,
+        "idea": inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")[0].strip(),
+        "source": inspect.cleandoc(getattr(inspect.getmodule(cls), "__doc__", None) or ""),
+        "limits": cls.limits,
+        "sites": list(cls.sites),
+        "package": _package(cls),
+        "options": [
+            {"name": option, "default": default, "range": ranges.get(option, ""), "meaning": meanings.get(option, "")}
+            for option, default in cls.defaults().items()
+        ],
+        "example": f'spectrum generate "red apple" --method {name}{given} -o apple.png',
+    }
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Option → meaning, from the `Attributes:` of the class and its bases."""
+    meanings: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:")
+        for match in re.finditer(r"^ {4}(\w+): (.+(?:\n {8,}.+)*)", attributes, re.MULTILINE):
+            meanings[match[1]] = " ".join(match[2].split())
+    return meanings
+
+
+def option_ranges(cls: type) -> dict[str, str]:
+    """Option → what it may be, as the class checks it; options that are unset by default are not checked."""
+    ranges: dict[str, str] = {}
+
+    class Probe(cls):  # type: ignore[misc]
+        def check_integer(self, name: str, *, least: int) -> None:
+            ranges[name] = f"integer ≥ {least}"
+
+        def check_number(self, name: str, *, least: float, most: float | None = None) -> None:
+            ranges[name] = f"number ≥ {least:g}" if most is None else f"number, {least:g} … {most:g}"
+
+        def check_choice(self, name: str, choices: Sequence[str]) -> None:
+            ranges[name] = ", ".join(choices)
+
+    Probe()
+    return ranges
+
+
 def _package(method: Any) -> str | None:
     """The package of another's cache with its version; None for the methods of this one."""
     if not method.package:
@@ -31,11 +97,11 @@ def _package(method: Any) -> str | None:
 
 def denoisers() -> list[dict[str, Any]]:
     """Every denoiser class of the installed diffusers: its site, and blocks and tail or why it has none."""
-    from ..loading import _quiet
+    from ..loading import quiet
     from ..sites.denoisers import DENOISERS, find_denoiser_classes
 
     found = []
-    with _quiet():  # importing all of diffusers makes transformers speak of every optional package
+    with quiet():  # importing all of diffusers makes transformers speak of every optional package
         names = find_denoiser_classes()
     for name in names:
         row = DENOISERS.get(name)

@@ -29,7 +29,7 @@ PACKAGES = (
     Package("transformers", "transformers", "text encoders"),
     Package("safetensors", "safetensors.torch", "loading models"),
     Package("numpy", "numpy", "weights of the forecasts"),
-    Package("pillow", "PIL.Image", "pictures"),
+    Package("pillow", "PIL.Image", "images"),
     Package("accelerate", "accelerate", "--offload, quick loading of large models", "pip install accelerate"),
     Package("torchmetrics", "torchmetrics.functional.image", "SSIM, MS-SSIM, LPIPS", METRICS_EXTRA),
     Package("flip-evaluator", "flip_evaluator", "FLIP", METRICS_EXTRA),

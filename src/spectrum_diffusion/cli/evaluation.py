@@ -18,6 +18,7 @@ from rich.table import Table
 from ..core.words import counted_name
 from . import pipelines
 from .guard import MistakeError, errors_console, sampling_failures
+from .printing import print_table
 from .request import MethodSpec, Request
 
 if TYPE_CHECKING:
@@ -170,12 +171,12 @@ def show(results: Results) -> None:
     from ..bench.evaluate.tables import BRIEF, known_metrics, legend
 
     console = Console()
-    console.print(table_of(results))
+    print_table(table_of(results))
     console.print(legend(results, intervals=False), highlight=False)
     if more := known_metrics(results)[BRIEF:]:
         titles = ", ".join(results.metrics[name]["title"] for name in more)
         console.print(f"In the report also {titles}.", highlight=False)
-    made = f"{counted_name(results.computed, 'call')} made now; what was there already was kept."
+    made = f"{counted_name(results.computed, 'call')} made; earlier results were kept."
     console.print(made, "Intervals are in the report.", highlight=False)
     console.print(f"report: {results.folder / 'report.html'}", highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a failure, 2 a mistake in what was asked for, 130 interrup
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,14 +26,15 @@ from .encoding import never_fail_to_print
 log = logging.getLogger("spectrum_diffusion")
 
 FAILURE, MISTAKE = 1, 2
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class MistakeError(SpectrumError):
-    """What was asked for cannot be; the message says what was given, why not, and what to do."""
+    """A mistake of the user; the message says what was given, why it is wrong, and what to do."""
 
 
 class FailureError(Exception):
-    """What was asked for is right, and yet it could not be done."""
+    """A valid request that failed."""
 
 
 class GuardedGroup(TyperGroup):
@@ -124,6 +126,16 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
 
 def _exit(error: BaseException, code: int) -> typer.Exit:
     log.debug("traceback of the error", exc_info=error)
-    message = str(error) if isinstance(error, SpectrumError | FailureError) else first_line(error)
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {_message(error)}", err=True)
     return typer.Exit(code)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, SpectrumError | FailureError):
+        return str(error)
+    if not isinstance(error, OSError) or error.strerror is None:
+        return first_line(error)
+    place = error.filename or "the output"
+    if error.errno in DISK_FULL:
+        return f"{place} cannot be written, since the disk is full: free some space and run the same command again"
+    return f"{place}: {error.strerror}"

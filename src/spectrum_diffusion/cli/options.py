@@ -24,7 +24,7 @@ from .request import (
     parse_size,
 )
 
-Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="Texts to sample; one or more.")]
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="One or more texts to sample.")]
 PromptFile = Annotated[
     str | None,
     typer.Option(
@@ -36,7 +36,7 @@ PromptFile = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="A folder of a diffusers pipeline, an id on the Hub, or a small model.", autocompletion=complete_model
+        help="Folder of a diffusers pipeline, id on the Hub, or name of a small model.", autocompletion=complete_model
     ),
 ]
 Methods = Annotated[
@@ -50,7 +50,7 @@ Speedup = Annotated[float | None, typer.Option(help="Steps divided by evaluated 
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. (default: the pipeline's)")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise, the same for every prompt.")]
-Seeds = Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, instead of --seed.")]
+Seeds = Annotated[str | None, typer.Option(metavar="0,1,…", help="Several seeds, in place of --seed.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale. (default: the pipeline's)")]
 Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Size in pixels. (default: the pipeline's)")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a video. (default: the pipeline's)")]
@@ -71,9 +71,26 @@ Offload = Annotated[
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
+    typer.Option("--option", metavar="KEY=VALUE", help="Option of the method; may be repeated."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What not to show; needs guidance above 1. (default: none)")
+]
+ImageFile = Annotated[
+    str | None, typer.Option("--image", metavar="FILE", help="Image to start from (image-to-image), or to edit.")
+]
+Strength = Annotated[
+    float | None, typer.Option(help="Share of the steps that change --image, up to 1. (default: the pipeline's)")
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="PATH|ID[:SCALE]", help="LoRA to load, with its scale; may be repeated."),
+]
+CallOptions = Annotated[
+    list[str] | None,
+    typer.Option("--call", metavar="KEY=VALUE", help="Any other argument of the pipeline's call; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,11 @@ class Sampling:
     device: Device = None
     dtype: Dtype = None
     offload: Offload = "none"
+    negative_prompt: NegativePrompt = None
+    image: ImageFile = None
+    strength: Strength = None
+    lora: Loras = None
+    call: CallOptions = None
 
     def request(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
         """The request with these options.
@@ -95,7 +117,12 @@ class Sampling:
         Raises:
             MistakeError: a value that no pipeline can take.
         """
-        return Request(prompts=prompts, seeds=seeds, **{**vars(self), "size": parse_size(self.size)})
+        read = {
+            "size": parse_size(self.size),
+            "lora": tuple(self.lora or ()),
+            "call": parse_options(self.call or (), "--call"),
+        }
+        return Request(prompts=prompts, seeds=seeds, **{**vars(self), **read})
 
 
 def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:

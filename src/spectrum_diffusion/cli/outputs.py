@@ -55,7 +55,7 @@ def check_kind(path: Path, makes_videos: bool) -> None:
 def check_json(path: Path) -> None:
     """Raise :class:`MistakeError` if no JSON file can be written there."""
     if path.suffix.lower() != ".json":
-        raise MistakeError(f"--output {path} is no name of a JSON file: end it with .json")
+        raise MistakeError(f"--output {path} has no .json extension: end it with .json")
     if path.is_dir() or not path.parent.is_dir():
         raise MistakeError(
             f"--output {path} can't be written: there is no folder {path.parent}, or a folder of its name"
@@ -69,7 +69,7 @@ def check_folder(folder: Path) -> None:
     while not above.exists() and above != above.parent:
         above = above.parent
     if not above.is_dir():
-        raise MistakeError(f"--output {folder}: {above} is a file, a folder is needed: give another name")
+        raise MistakeError(f"--output {folder}: {above} is a file, but a folder is needed: give another name")
     _check_writable(above)
 
 

@@ -5,17 +5,33 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..bench.images import IMAGE, SIZE, size_factor
 from ..core.words import first_line
 from ..errors import SpectrumError
 from .guard import MistakeError
+from .lora import load_loras
 from .request import DEFAULT_MODEL, Request
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+FLAGS = {
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "num_frames": "--frames",
+    "negative_prompt": "--negative-prompt",
+    "image": "--image",
+    "strength": "--strength",
+    **dict.fromkeys(SIZE, "--size"),
+}
+"""Argument of a call → the option that sets it."""
+TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+"""Attributes in which pipelines keep the number of frames that become one frame of latents."""
 
 
 def load(request: Request) -> Any:
@@ -24,7 +40,7 @@ def load(request: Request) -> Any:
     Raises:
         MistakeError: the model or the device does not exist, or the pipeline does not take what was asked for.
     """
-    from ..loading import ASSETS, load_pipeline
+    from ..loading import ASSETS, image_to_image, load_pipeline
 
     device = pick_device(request.device, request.offload)
     # The shipped model wins over a folder of its name in the current folder.
@@ -38,8 +54,11 @@ def load(request: Request) -> Any:
         raise
     except Exception as error:  # not found, no network, broken weights, wrong configuration: of many libraries
         raise MistakeError(f"--model {request.model!r} can't be loaded: {first_line(error)}") from error
+    if request.image:
+        pipe = image_to_image(pipe)
     pipe.set_progress_bar_config(disable=True)
     check_call(pipe, request)
+    load_loras(pipe, request.lora)
     _place(pipe, device, request.offload)
     log.info("%s on %s", type(pipe).__name__, device)
     return pipe
@@ -71,19 +90,61 @@ def pick_device(name: str | None, offload: str = "none") -> torch.device:
 
 def check_call(pipe: Any, request: Request) -> None:
     """Raise :class:`MistakeError` for an argument that the pipeline does not take, or an impossible size."""
+    check_arguments(pipe, request.call_options())
+
+
+def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Raise :class:`MistakeError` as :func:`check_call` does, for the arguments of a call."""
     parameters = inspect.signature(type(pipe).__call__).parameters
-    flags = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_frames": "frames"}
-    for name in request.call_options():
-        if name not in parameters:
-            raise MistakeError(f"{type(pipe).__name__} takes no {name}: leave out --{flags.get(name, 'size')}")
-    factor = _size_factor(pipe)
-    width, height = request.size or (factor, factor)
+    resized = SIZE if IMAGE in call else ()  # the image is resized, and its size is the result's
+    for name in call:
+        if name not in parameters and name not in resized:
+            raise MistakeError(f"{type(pipe).__name__} takes no {name}: leave out {FLAGS.get(name, f'--call {name}')}")
+    factor = size_factor(pipe)
+    width, height = call.get("width", factor), call.get("height", factor)
     if width % factor or height % factor:
         nearest = "x".join(str(max(factor, round(side / factor) * factor)) for side in (width, height))
         raise MistakeError(
             f"--size {width}x{height} does not fit {type(pipe).__name__}: "
             f"both sides must be multiples of {factor}, such as {nearest}"
         )
+    _check_frames(pipe, call.get("num_frames"))
+    if "negative_prompt" in call:
+        _check_guidance(pipe, call)
+
+
+def _check_guidance(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a negative prompt that the pipeline would ignore, because its guidance is off."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    # A model with distilled guidance has a second scale, which alone decides about the negative prompt.
+    scale = next((name for name in ("true_cfg_scale", "guidance_scale") if name in parameters), None)
+    if scale is None:
+        return
+    value = call.get(scale, parameters[scale].default)
+    if isinstance(value, int | float) and value <= 1:
+        advice = f"--call {scale}=4" if scale == "true_cfg_scale" else "--guidance above 1"
+        raise MistakeError(
+            f"--negative-prompt has no effect on {type(pipe).__name__} with {scale}={value:g}: add {advice}, or leave "
+            "it out"
+        )
+
+
+def _check_frames(pipe: Any, frames: int | None) -> None:
+    """Refuse a number of frames that the pipeline would round.
+
+    A video autoencoder that encodes k frames at a time after the first makes 1 + a multiple of k frames. A pipeline
+    whose default is not such a number has another rule, and takes any number.
+    """
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_frames")
+    default = parameter.default if parameter else None
+    factor = next((value for name in TEMPORAL_FACTORS if isinstance(value := getattr(pipe, name, None), int)), 1)
+    if frames is None or not isinstance(default, int) or (default - 1) % factor or not (frames - 1) % factor:
+        return
+    less = (frames - 1) // factor * factor + 1
+    raise MistakeError(
+        f"--frames {frames} does not fit {type(pipe).__name__}: "
+        f"the number must be 1 more than a multiple of {factor}, such as {less} or {less + factor}"
+    )
 
 
 def steps_of(pipe: Any, request: Request) -> int | None:
@@ -118,11 +179,3 @@ def _place(pipe: Any, device: torch.device, offload: str) -> None:
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
     else:
         pipe.to(device)
-
-
-def _size_factor(pipe: Any) -> int:
-    """What both sides must be multiples of; a processor's factor counts the patches too."""
-    for name in ("image_processor", "video_processor"):
-        if (processor := getattr(pipe, name, None)) is not None:
-            return int(processor.config.vae_scale_factor)
-    return int(getattr(pipe, "vae_scale_factor", 1))

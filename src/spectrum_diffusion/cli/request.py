@@ -7,16 +7,21 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..bench.images import describe_image
 from ..errors import InvalidOptionError
 from .guard import MistakeError
+from .lora import parse_lora
 
 DEFAULT_MODEL = "tiny-flux"
 OFFLOADS = ("none", "model", "sequential", "group")
 DTYPES = ("float32", "float16", "bfloat16")
 PLAN = "plan:"
 """What a plan's file begins with among the methods."""
+RESERVED = {"prompt", "generator", "output_type", "callback_on_step_end"}
+"""Arguments of a pipeline's call that the commands pass themselves."""
 MAX_SEED = 2**63 - 1
 _SECOND_OPTION = re.compile(r":([A-Za-z_][\w-]*=)")
 _SIZE = re.compile(r"(\d+)(?:[x×](\d+))?")
@@ -24,7 +29,7 @@ _SIZE = re.compile(r"(\d+)(?:[x×](\d+))?")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw and with which model; None is the pipeline's own default.
+    """What to sample, and with which model; None is the pipeline's own default.
 
     Raises:
         MistakeError: a value that no pipeline can take.
@@ -40,12 +45,17 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     offload: str = "none"
+    negative_prompt: str | None = None
+    image: str | None = None
+    strength: float | None = None
+    lora: tuple[str, ...] = ()
+    call: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise MistakeError("there is no prompt: give one or more, or a file of them with --prompts")
         if any(not prompt.strip() for prompt in self.prompts):
-            raise MistakeError("a prompt is empty: say what to draw")
+            raise MistakeError("a prompt is empty: describe what to sample")
         _check_positive("--steps", self.steps)
         _check_positive("--frames", self.frames)
         for seed in self.seeds:
@@ -57,9 +67,22 @@ class Request:
         if self.dtype is not None:
             _check_choice("--dtype", self.dtype, DTYPES)
         check_model(self.model)
+        self._check_image()
+        for lora in self.lora:
+            parse_lora(lora)
+
+    def _check_image(self) -> None:
+        if self.image is not None:
+            describe_image(Path(self.image))
+        if self.strength is None:
+            return
+        if self.image is None:
+            raise MistakeError(f"--strength {self.strength} says how much of an image changes: add --image FILE")
+        if not 0 < self.strength <= 1:
+            raise MistakeError(f"--strength {self.strength} is out of range: give a number above 0, and at most 1")
 
     def call_options(self) -> dict[str, Any]:
-        """What was asked for by the names that pipelines give it, without what was left open."""
+        """The arguments of the pipeline's call that were given, JSON-ready: an image is its file and digest."""
         width, height = self.size or (None, None)
         asked = {
             "num_inference_steps": self.steps,
@@ -67,8 +90,16 @@ class Request:
             "width": width,
             "height": height,
             "num_frames": self.frames,
+            "negative_prompt": self.negative_prompt,
+            "image": describe_image(Path(self.image)) if self.image else None,
+            "strength": self.strength,
         }
-        return {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in asked.items() if value is not None}
+        for name in RESERVED & self.call.keys():
+            raise MistakeError(f"--call {name}=… would replace what the command passes: leave it out")
+        for name in given.keys() & self.call.keys():
+            raise MistakeError(f"--call {name}={_shown(self.call[name])} has an option of its own: give one of the two")
+        return {**given, **self.call}
 
 
 @dataclass(frozen=True)
@@ -152,7 +183,7 @@ def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]
     return specs
 
 
-def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_options(pairs: Iterable[str], flag: str = "--option") -> dict[str, Any]:
     """``["order=2", "evaluated=[0,1,5]"]`` → values as in JSON; a value that is not JSON is a string.
 
     Raises:
@@ -163,7 +194,7 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = (part.strip() for part in pair.partition("="))
         name = key.replace("-", "_")
         if not equals or not key or not value:
-            raise MistakeError(f"--option {pair!r} is not an option: write name=value, such as interval=3")
+            raise MistakeError(f"{flag} {pair!r} is not written name=value: write for example interval=3")
         if _SECOND_OPTION.search(value):
             commas = _SECOND_OPTION.sub(r",\1", pair)
             raise MistakeError(f"{pair!r} joins options with a colon: separate them with commas, as in {commas}")
@@ -192,7 +223,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or 0 in (size := (int(match[1]), int(match[2] or match[1]))):
-        raise MistakeError(f"--size {text!r} is no size: write 512, or WIDTHxHEIGHT such as 768x512")
+        raise MistakeError(f"--size {text!r} is not a size: write 512, or WIDTHxHEIGHT such as 768x512")
     return size
 
 
@@ -203,7 +234,7 @@ def parse_seeds(text: str | None, seed: int) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise MistakeError(f"--seeds {text!r} is no list of whole numbers: write 0,1,2") from None
+        raise MistakeError(f"--seeds {text!r} is not a list of integers: write 0,1,2") from None
 
 
 def read_prompts(given: Iterable[str], source: str | None, model: str = "") -> tuple[str, ...]:

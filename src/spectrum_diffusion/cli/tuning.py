@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def parse_counts(text: str) -> list[int]:
     """``14,10`` → the wanted evaluations, each once."""
     if not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", text):
-        raise MistakeError(f"--nfe {text!r} is no list of evaluations: write 14, or 14,10")
+        raise MistakeError(f"--nfe {text!r} is not a list of positive integers: write 14, or 14,10")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
@@ -40,6 +40,7 @@ def tune(
         SpectrumError: the method can't be tuned, or not to the wanted evaluations.
         FailureError: the pipeline failed.
     """
+    from ..bench.images import with_image
     from ..tune import tune as tuned
 
     pipe = pipelines.load(request)
@@ -50,7 +51,7 @@ def tune(
             request.prompts,
             nfe=counts,
             seeds=request.seeds,
-            call=request.call_options(),
+            call=with_image(pipe, request.call_options()),
             on_run=on_run,
             **spec.options,
         )
@@ -60,6 +61,6 @@ def tune(
 def _write(plan: Plan, path: Path, request: Request) -> dict[str, Any]:
     values = plan.to_dict()
     made = {"command": shlex.join(["spectrum", *sys.argv[1:]]), "pipeline": request.model}
-    values["provenance"] = {**made, **values["provenance"]}
+    values["provenance"] = {**made, **values["provenance"], "call": request.call_options()}
     outputs.save_json(path, values)
     return {"output": str(path), **values}

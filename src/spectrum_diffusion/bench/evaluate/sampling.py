@@ -16,6 +16,7 @@ from ...core.run import OnStep
 from ...errors import UnsupportedModelError
 from ...handle import enable
 from ..cost import Spent, watched
+from ..images import with_image
 from ..metrics import LatentPath, latent_rmse
 from .request import Case, Row
 
@@ -133,6 +134,7 @@ def probe(pipe: Any, row: Row) -> dict[str, Any]:
 def _run(pipe: Any, case: Case, call: Mapping[str, Any]) -> tuple[list[Image], Spent]:
     # Always on the CPU, so that a seed gives the same noise on every machine.
     generator = torch.Generator("cpu").manual_seed(case.seed)
+    call = with_image(pipe, call)
     result, spent = watched(pipe, lambda: pipe(case.prompt.text, generator=generator, output_type="pil", **call))
     return _frames(result), spent
 

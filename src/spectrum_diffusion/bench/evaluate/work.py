@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -133,8 +134,10 @@ class Work:
 
     def _warm_up(self) -> None:
         """Generate once before timing: the first call of a process is slower than all others."""
-        steps = self.plan.settings["call"].get("num_inference_steps")
-        short = {"num_inference_steps": min(steps, WARM_UP_STEPS)} if isinstance(steps, int) else {}
+        call = self.plan.settings["call"]
+        steps, strength = call.get("num_inference_steps"), call.get("strength", 1)
+        least = math.ceil(WARM_UP_STEPS / strength)  # image-to-image takes only this share of the steps
+        short = {"num_inference_steps": min(steps, least)} if isinstance(steps, int) else {}
         sample(self.pipe, self.plan.cases[0], {**self.plan.request.call, **short}, None)
 
 

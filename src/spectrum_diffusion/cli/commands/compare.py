@@ -31,7 +31,7 @@ from ..options import (
     specs_of,
     takes_sampling,
 )
-from ..printing import echo_json, exit_for
+from ..printing import echo_json, exit_for, print_table
 from ..request import MethodSpec, Request, parse_seeds, read_prompts
 
 if TYPE_CHECKING:
@@ -80,9 +80,8 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     if as_json:
         echo_json({"output": str(folder), "grid": str(grid), **shown, **values})
     else:
-        console = Console()
-        console.print(_table(request, result))
-        console.print(f"images: {shown.get('video', grid)}", highlight=False, soft_wrap=True)
+        print_table(_table(request, result))
+        Console().print(f"images: {shown.get('video', grid)}", highlight=False, soft_wrap=True)
     if problem := METRICS["ssim"].available():
         typer.echo(f"without SSIM: {problem}", err=True)
     return result.results.failures

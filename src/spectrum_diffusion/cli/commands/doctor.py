@@ -13,12 +13,12 @@ from .. import doctor
 from ..app import app
 from ..guard import FAILURE
 from ..options import AsJson
-from ..printing import echo_json
+from ..printing import echo_json, print_table
 
 
 @app.command("doctor")
 def examine(as_json: AsJson = False) -> None:
-    """Say what is installed, what is missing for what, and what this machine can do."""
+    """Report installed and missing packages, what needs them, and the devices of this machine."""
     report = doctor.examine()
     if as_json:
         echo_json(report)
@@ -37,7 +37,7 @@ def _print_report(report: dict[str, Any]) -> None:
         install = "" if package["state"] == "ok" else package["install"]
         cells = (package["name"], package["version"] or "–", state, package["purpose"], install)
         table.add_row(*(escape(cell) for cell in cells))
-    console.print(table)
+    print_table(table)
     for device in report["devices"]:
         memory = f", {device['memory_gib']} GiB" if device["memory_gib"] else ""
         console.print(f"{device['device']}: {device['name']}{memory}")

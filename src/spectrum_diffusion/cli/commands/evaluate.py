@@ -36,15 +36,16 @@ def evaluate(
     methods: Methods = "fewer-steps,paper,spectrum,taylorseer,fora",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, tables and report.html.")] = ...,  # type: ignore[assignment]
     source: PromptFile = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many prompts.")] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="psnr,ssim,clip_score,image_reward,vbench_quality,…; without, what is at hand.")
+        str | None,
+        typer.Option(help="psnr,ssim,clip_score,image_reward,vbench_quality,…; default: every available metric."),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="CLIP model of clip_score; CLIP ViT-L/14 without.")
+        str | None, typer.Option(metavar="DIR|ID", help="Model of clip_score. Default: CLIP ViT-L/14.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Method that the others are compared with; fewer-steps without.")
+        str | None, typer.Option(help="Method to compare the others with. (default: fewer-steps)")
     ] = None,
     path: Annotated[bool, typer.Option("--path", help="Also compare the latents after each step.")] = False,
     *,

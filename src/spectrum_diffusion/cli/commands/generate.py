@@ -129,6 +129,7 @@ def _provenance(request: Request, spec: MethodSpec, prompt: str, result: Sample)
         "options": spec.all_options(),
         "package": summary.to_dict()["package"],
         "call": request.call_options(),
+        "lora": list(request.lora),
         "steps": summary.steps,
         "evaluated": summary.evaluated,
         "versions": versions(),

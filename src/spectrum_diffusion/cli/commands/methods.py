@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .. import catalog
 from ..app import app
+from ..completion import complete_method
 from ..options import AsJson
-from ..printing import echo_json
+from ..printing import echo_json, print_table
 
 
 @app.command("methods")
-def list_methods(as_json: AsJson = False) -> None:
-    """List the methods with their options."""
+def list_methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method, for a page about it; default: a list of all.", autocompletion=complete_method),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods with their options, or describe one of them."""
+    if name is not None:
+        page = catalog.method_page(name)
+        echo_json(page) if as_json else _print_page(page)
+        return
     found = catalog.methods()
     if as_json:
         echo_json({"methods": found})
@@ -32,3 +46,21 @@ def list_methods(as_json: AsJson = False) -> None:
             grid.add_row("   package", escape(method["package"]))
         grid.add_row("   options", escape(options))
         console.print(grid)
+
+
+def _print_page(page: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(page['name'])}[/bold]")
+    for paragraph in f"{page['idea']}\n\n{page['source']}".split("\n\n"):
+        console.print(escape(" ".join(paragraph.replace("``", "").split())), end="\n\n")
+    table = Table(title="Options")
+    for title in ("option", "default", "range", "meaning"):
+        table.add_column(title, overflow="fold", min_width=9)
+    for option in page["options"]:
+        default = "–" if option["default"] is None else str(option["default"])
+        table.add_row(*map(escape, (option["name"], default, option["range"], option["meaning"].replace("``", ""))))
+    print_table(table)
+    console.print(f"Works on: {escape(page['limits'])}. Sites: {', '.join(page['sites'])}.")
+    if page["package"]:
+        console.print(f"Package: {escape(page['package'])}.")
+    console.print(f"Example: {escape(page['example'])}", soft_wrap=True)

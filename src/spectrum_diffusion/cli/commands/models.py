@@ -9,7 +9,7 @@ from rich.table import Table
 from .. import catalog
 from ..app import app
 from ..options import AsJson
-from ..printing import echo_json
+from ..printing import echo_json, print_table
 
 
 @app.command("models")
@@ -19,16 +19,14 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         echo_json({"shipped": shipped, "denoisers": found})
         return
-    table = Table(
-        "denoiser",
-        "site",
-        "blocks → tail, or why there is none",
-        title="Denoisers of the installed diffusers",
-    )
+    table = Table(title="Denoisers of the installed diffusers")
+    table.add_column("denoiser", overflow="fold", min_width=24)
+    table.add_column("site")
+    table.add_column("blocks → tail, or why there are none", overflow="fold", min_width=24)
     for row in found:
         way = f"{', '.join(row['blocks'])} → {', '.join(row['tail'])}" if row["blocks"] else row["reason"]
         table.add_row(row["class"], row["site"], escape(way))
     console = Console()
     console.print(f"Small trained models here, for --model: [bold]{', '.join(shipped)}[/bold]", highlight=False)
-    console.print(table)
+    print_table(table)
     console.print('Any other denoiser: site="output", or register_denoiser.', highlight=False)

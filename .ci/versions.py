@@ -39,7 +39,7 @@ def test(bounds: str) -> int:
         install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *TOOLS, *pins, str(ROOT)]
         subprocess.run(install, check=True)
         subprocess.run([python, "-m", "pip", "list"], check=True)
-        tests = [f"tests/test_{name}.py" for name in CORE]
+        tests = [str(path) for name in CORE for path in (ROOT / "tests").rglob(f"test_{name}.py")]
         command = [python, "-m", "pytest", "-m", "not slow and not gpu", "-k", DESELECTED.get(bounds, ""), *tests]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 

@@ -90,7 +90,7 @@ def test_characters_are_spelled() -> None:
 
 def test_every_character_that_the_commands_may_print_is_spelled() -> None:
     """What stands in the package's own strings, and in the pages that reproduce prints."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     texts = "".join(path.read_text(encoding="utf-8") for path in (root / "src").rglob("*.py"))
     unknown = {character for character in texts if not character.isascii() and spelled(character, "ascii") == "?"}
     assert unknown <= set("日🍎½"), f"add {''.join(sorted(unknown))} to SPELLED"

@@ -51,7 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{name: FAST for name in EXTERNAL_CACHES if name.startswith("cache-dit")},
 }
 CACHES = {
-    **{rival: ["flux", "wan"] for rival in EXTERNAL_CACHES},
+    **{cache: ["flux", "wan"] for cache in EXTERNAL_CACHES},
     "diffusers:fastercache": ["cogvideox"],
     "diffusers:taylorseer": ["flux", "hunyuan-video"],
     "diffusers:magcache": ["flux", "flux-img2img", "wan", "wan22"],
@@ -60,17 +60,17 @@ CACHES = {
     "diffusers:text-kv": ["flux"],
     "cache-dit:dbcache": ["flux", "flux-img2img", "wan", "wan22", "sd3", "hunyuan-video", "qwen-image"],
 }
-"""Pipelines on which the rivals do something; text keys are cached for one model that isn't here."""
+"""Pipelines on which the caches do something; text keys are cached for one model that isn't here."""
 
 needs_cache_dit = pytest.mark.skipif(cache_dit is None, reason="cache-dit is not installed: pip install cache-dit")
-every_rival = pytest.mark.parametrize(
-    "rival", [pytest.param(n, marks=needs_cache_dit if n.startswith("cache-dit") else ()) for n in EXTERNAL_CACHES]
+every_cache = pytest.mark.parametrize(
+    "cache", [pytest.param(n, marks=needs_cache_dit if n.startswith("cache-dit") else ()) for n in EXTERNAL_CACHES]
 )
 every_pair = pytest.mark.parametrize(
-    ("rival", "name"),
+    ("cache", "name"),
     [
-        pytest.param(rival, name, marks=needs_cache_dit if rival.startswith("cache-dit") else ())
-        for rival, names in CACHES.items()
+        pytest.param(cache, name, marks=needs_cache_dit if cache.startswith("cache-dit") else ())
+        for cache, names in CACHES.items()
         for name in names
     ],
 )
@@ -95,15 +95,15 @@ def classes_stay_as_they_are() -> Iterator[None]:
     assert before == {cls: dict(vars(cls)) for cls in before}
 
 
-def enable_by_hand(pipe: Any, rival: str, **options: Any) -> None:
+def enable_by_hand(pipe: Any, cache: str, **options: Any) -> None:
     """What a user writes without this library."""
-    if rival.startswith("cache-dit"):
-        config, *calibrator = (getattr(cache_dit, name) for name in METHODS[rival].configs)
+    if cache.startswith("cache-dit"):
+        config, *calibrator = (getattr(cache_dit, name) for name in METHODS[cache].configs)
         calibrators = [calibrator[0]()] if calibrator else [None]
         cache_dit.enable_cache(pipe, cache_config=config(**options), calibrator_config=calibrators[0])
         return
-    config = getattr(diffusers.hooks, METHODS[rival].configs[0])
-    if rival in ("diffusers:pab", "diffusers:fastercache"):
+    config = getattr(diffusers.hooks, METHODS[cache].configs[0])
+    if cache in ("diffusers:pab", "diffusers:fastercache"):
         options["current_timestep_callback"] = lambda: pipe.current_timestep
     if "taylor_factors_dtype" in options:
         options["taylor_factors_dtype"] = getattr(torch, options["taylor_factors_dtype"])
@@ -112,8 +112,8 @@ def enable_by_hand(pipe: Any, rival: str, **options: Any) -> None:
             getattr(pipe, name).enable_cache(config(**options))
 
 
-def disable_by_hand(pipe: Any, rival: str) -> None:
-    if rival.startswith("cache-dit"):
+def disable_by_hand(pipe: Any, cache: str) -> None:
+    if cache.startswith("cache-dit"):
         cache_dit.disable_cache(pipe)
         return
     for name in ("transformer", "transformer_2"):
@@ -145,13 +145,13 @@ def calls_of(summary: spectrum_diffusion.Summary) -> tuple[int, int]:
 
 @every_pair
 @pytest.mark.parametrize("called", [False, True])
-def test_a_cache_that_was_disabled_does_not_matter(rival: str, name: str, called: bool) -> None:
+def test_a_cache_that_was_disabled_does_not_matter(cache: str, name: str, called: bool) -> None:
     entry = PIPELINES[name]
     untouched, pipe = entry.build(), entry.build()
-    enable_by_hand(pipe, rival, **OPTIONS[rival])
+    enable_by_hand(pipe, cache, **OPTIONS[cache])
     if called:
         entry.call(pipe, steps=STEPS)
-    disable_by_hand(pipe, rival)
+    disable_by_hand(pipe, cache)
     for method in ("paper", "first-block-cache"):
         spectrum_diffusion.enable(untouched, method)
         spectrum_diffusion.enable(pipe, method)
@@ -159,20 +159,20 @@ def test_a_cache_that_was_disabled_does_not_matter(rival: str, name: str, called
 
 
 @every_pair
-def test_results_are_the_packages_own_and_nothing_stays(rival: str, name: str) -> None:
+def test_results_are_the_packages_own_and_nothing_stays(cache: str, name: str) -> None:
     entry = PIPELINES[name]
     plain_pipe, pipe = entry.build(), entry.build()
-    enable_by_hand(plain_pipe, rival, **OPTIONS[rival])
+    enable_by_hand(plain_pipe, cache, **OPTIONS[cache])
     expected = [torch.as_tensor(entry.call(plain_pipe, steps=STEPS, seed=seed)) for seed in (0, 1)]
-    disable_by_hand(plain_pipe, rival)
+    disable_by_hand(plain_pipe, cache)
     untouched = torch.as_tensor(entry.call(pipe, steps=STEPS))
     before, cls = state_of(pipe), type(pipe)
-    handle = spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival])
+    handle = spectrum_diffusion.enable(pipe, cache, **OPTIONS[cache])
     for seed in (0, 1, 0):
         assert torch.equal(torch.as_tensor(entry.call(pipe, steps=STEPS, seed=seed)), expected[seed])
     summary = handle.summary()
     assert calls_of(summary)[1] == sum(branch.steps for branch in summary.branches.values())
-    if rival != "diffusers:text-kv":
+    if cache != "diffusers:text-kv":
         assert calls_of(summary)[0] < calls_of(summary)[1]
         assert not torch.equal(expected[0], untouched)
     spectrum_diffusion.disable(pipe)
@@ -183,21 +183,21 @@ def test_results_are_the_packages_own_and_nothing_stays(rival: str, name: str) -
 
 
 @every_pair
-def test_counts_are_those_of_hooks_on_the_layers(rival: str, name: str) -> None:
+def test_counts_are_those_of_hooks_on_the_layers(cache: str, name: str) -> None:
     entry = PIPELINES[name]
     pipe = entry.build()
     counted = [count_layers(getattr(pipe, denoiser)) for denoiser in entry.denoisers]
-    with spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival]) as handle:
+    with spectrum_diffusion.enable(pipe, cache, **OPTIONS[cache]) as handle:
         entry.call(pipe, steps=STEPS)
         summary = handle.summary()
     calls = [call for calls in counted for call in calls]
-    if rival != "diffusers:fastercache":  # leaves out half of the batch, which a count of calls doesn't see
+    if cache != "diffusers:fastercache":  # leaves out half of the batch, which a count of calls doesn't see
         assert calls_of(summary) == (sum(call == max(calls) for call in calls), len(calls))
     assert sum(branch.forecast for branch in summary.branches.values()) == sum(call == 0 for call in calls)
     if len(counted) == 1:
         first = calls[:: entry.branches]
         assert summary.steps == len(first)
-        if rival != "diffusers:fastercache":
+        if cache != "diffusers:fastercache":
             assert summary.evaluated == [step for step, call in enumerate(first) if call == max(calls)]
     assert summary.nfe == len(summary.evaluated)
     assert summary.speedup == summary.steps / summary.nfe
@@ -205,7 +205,7 @@ def test_counts_are_those_of_hooks_on_the_layers(rival: str, name: str) -> None:
 
 
 @every_pair
-def test_an_aborted_generation_leaves_no_state(rival: str, name: str) -> None:
+def test_an_aborted_generation_leaves_no_state(cache: str, name: str) -> None:
     entry = PIPELINES[name]
     pipe = entry.build()
     failing = [False]
@@ -214,7 +214,7 @@ def test_an_aborted_generation_leaves_no_state(rival: str, name: str) -> None:
         if failing[0] and step == STEPS // 2:
             raise AbortError
 
-    handle = spectrum_diffusion.enable(pipe, rival, on_step=on_step, **OPTIONS[rival])
+    handle = spectrum_diffusion.enable(pipe, cache, on_step=on_step, **OPTIONS[cache])
     first, summary = torch.as_tensor(entry.call(pipe, steps=STEPS)), handle.summary().to_dict()
     failing[0] = True
     with pytest.raises(AbortError):
@@ -226,7 +226,7 @@ def test_an_aborted_generation_leaves_no_state(rival: str, name: str) -> None:
 
 
 def test_by_hand_an_aborted_generation_does_leave_state() -> None:
-    """Why a rival is reset before each generation: diffusers does it at the end of a whole call only."""
+    """Why a cache is reset before each generation: diffusers does it at the end of a whole call only."""
     entry = PIPELINES["flux"]
     pipe = entry.build()
     enable_by_hand(pipe, "diffusers:magcache", **OPTIONS["diffusers:magcache"])
@@ -240,41 +240,41 @@ def test_by_hand_an_aborted_generation_does_leave_state() -> None:
     assert not torch.equal(entry.call(pipe, steps=STEPS), first)
 
 
-@every_rival
-def test_packages_and_versions_are_reported(rival: str) -> None:
+@every_cache
+def test_packages_and_versions_are_reported(cache: str) -> None:
     entry = PIPELINES["cogvideox"]
     pipe = entry.build()
-    with spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival]) as handle:
+    with spectrum_diffusion.enable(pipe, cache, **OPTIONS[cache]) as handle:
         entry.call(pipe, steps=STEPS)
         summary = handle.summary()
-    package = rival.partition(":")[0]
+    package = cache.partition(":")[0]
     found = json.loads(json.dumps(summary.to_dict()))
     assert found["package"] == {"name": package, "version": metadata.version(package)}
     assert found["history_bytes"] is None
     assert f"package    {package} {metadata.version(package)}" in str(summary)
-    json.dumps(make_method(rival, **OPTIONS[rival]).options())
+    json.dumps(make_method(cache, **OPTIONS[cache]).options())
 
 
-@every_rival
-def test_flops_of_a_rival(rival: str) -> None:
-    entry = PIPELINES["flux" if rival != "diffusers:fastercache" else "cogvideox"]
+@every_cache
+def test_flops_of_a_cache(cache: str) -> None:
+    entry = PIPELINES["flux" if cache != "diffusers:fastercache" else "cogvideox"]
     pipe = entry.build()
-    with spectrum_diffusion.enable(pipe, rival, flops=True, **OPTIONS[rival]) as handle:
+    with spectrum_diffusion.enable(pipe, cache, flops=True, **OPTIONS[cache]) as handle:
         entry.call(pipe, steps=STEPS)
         summary = handle.summary()
     assert summary.flops is not None
     assert summary.nfe - 1e-9 <= summary.flops.evaluations <= STEPS
 
 
-@pytest.mark.parametrize("rival", ["diffusers:fbc", pytest.param("cache-dit:dbcache", marks=needs_cache_dit)])
-def test_enabling_again_replaces(rival: str) -> None:
+@pytest.mark.parametrize("cache", ["diffusers:fbc", pytest.param("cache-dit:dbcache", marks=needs_cache_dit)])
+def test_enabling_again_replaces(cache: str) -> None:
     entry = PIPELINES["flux"]
     pipe = entry.build()
     entry.call(pipe, steps=2)
     before = state_of(pipe)
-    spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival])
+    spectrum_diffusion.enable(pipe, cache, **OPTIONS[cache])
     first = entry.call(pipe, steps=STEPS)
-    spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival])
+    spectrum_diffusion.enable(pipe, cache, **OPTIONS[cache])
     assert torch.equal(entry.call(pipe, steps=STEPS), first)
     handle = spectrum_diffusion.enable(pipe, "reuse")
     entry.call(pipe, steps=STEPS)
@@ -284,16 +284,16 @@ def test_enabling_again_replaces(rival: str) -> None:
     assert state_of(pipe) == before
 
 
-@pytest.mark.parametrize("rival", ["diffusers:fbc", pytest.param("cache-dit:dbcache", marks=needs_cache_dit)])
+@pytest.mark.parametrize("cache", ["diffusers:fbc", pytest.param("cache-dit:dbcache", marks=needs_cache_dit)])
 @pytest.mark.parametrize("method", ["spectrum", "diffusers:fbc", "cache-dit:dbcache"])
-def test_a_cache_of_the_users_own_is_refused(rival: str, method: str) -> None:
+def test_a_cache_of_the_users_own_is_refused(cache: str, method: str) -> None:
     if method.startswith("cache-dit") and cache_dit is None:
         pytest.skip("cache-dit is not installed")
     pipe = PIPELINES["flux"].build()
-    enable_by_hand(pipe, rival)
+    enable_by_hand(pipe, cache)
     with pytest.raises(ConflictError, match="cache"):
         spectrum_diffusion.enable(pipe, method)
-    disable_by_hand(pipe, rival)
+    disable_by_hand(pipe, cache)
 
 
 def test_the_cache_moves_to_a_swapped_component_and_leaves_the_old_one() -> None:
@@ -335,12 +335,12 @@ class NoMixin(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])
-@pytest.mark.parametrize("rival", [name for name in EXTERNAL_CACHES if name.startswith("diffusers")])
-def test_a_model_without_the_mixin(rival: str, name: str) -> None:
+@pytest.mark.parametrize("cache", [name for name in EXTERNAL_CACHES if name.startswith("diffusers")])
+def test_a_model_without_the_mixin(cache: str, name: str) -> None:
     pipe = PIPELINES[name].build()
     before = state_of(pipe)
     with pytest.raises(UnsupportedModelError, match=r"has no enable_cache \(CacheMixin\) in diffusers .*spectrum"):
-        spectrum_diffusion.enable(pipe, rival, **OPTIONS[rival])
+        spectrum_diffusion.enable(pipe, cache, **OPTIONS[cache])
     assert state_of(pipe) == before
 
 
@@ -395,20 +395,20 @@ def test_a_cache_that_never_acts_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rival", "options", "message"),
+    ("cache", "options", "message"),
     [
         ("diffusers:fbc", {"treshold": 1}, "diffusers:fbc has no option 'treshold' (did you mean 'threshold'?)"),
         ("diffusers:fbc", {"speedup": 2}, "diffusers:fbc has no option 'speedup': its options are threshold"),
         ("diffusers:pab", {"site": "output"}, "diffusers:pab has no option 'site'"),
     ],
 )
-def test_options_of_another_name(rival: str, options: dict[str, Any], message: str) -> None:
+def test_options_of_another_name(cache: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidOptionError, match=re.escape(message)):
-        make_method(rival, **options)
+        make_method(cache, **options)
 
 
 @pytest.mark.parametrize(
-    ("rival", "options", "message"),
+    ("cache", "options", "message"),
     [
         ("diffusers:magcache", {}, "`mag_ratios` must be provided for MagCache inference"),
         ("diffusers:seacache", {"threshold": -1}, "`threshold` must be non-negative, got -1"),
@@ -420,15 +420,15 @@ def test_options_of_another_name(rival: str, options: dict[str, Any], message: s
         ),
     ],
 )
-def test_options_that_the_package_refuses(rival: str, options: dict[str, Any], message: str | None) -> None:
+def test_options_that_the_package_refuses(cache: str, options: dict[str, Any], message: str | None) -> None:
     pipe = PIPELINES["flux"].build()
     if message is None:
-        spectrum_diffusion.enable(pipe, rival, **options)
+        spectrum_diffusion.enable(pipe, cache, **options)
         spectrum_diffusion.disable(pipe)
         return
     spectrum_diffusion.enable(pipe, "reuse")
     with pytest.raises(InvalidOptionError, match=re.escape(message)):
-        spectrum_diffusion.enable(pipe, rival, **options)
+        spectrum_diffusion.enable(pipe, cache, **options)
     assert type(pipe).__dict__["_spectrum_handle"].method == make_method("reuse"), "nothing has changed"
 
 
@@ -486,11 +486,11 @@ def test_every_cache_of_cache_dit_is_there() -> None:
     assert known == offered - {"CalibratorConfig"}
 
 
-@every_rival
-def test_defaults_are_the_packages_own(rival: str) -> None:
-    made = make_method(rival)
-    given = OPTIONS[rival] if rival == "diffusers:magcache" else {}
-    for config in make_method(rival, **given).make_configs():
+@every_cache
+def test_defaults_are_the_packages_own(cache: str) -> None:
+    made = make_method(cache)
+    given = OPTIONS[cache] if cache == "diffusers:magcache" else {}
+    for config in make_method(cache, **given).make_configs():
         plain = type(config)(**given)
         fields = vars(plain).keys() - {"mag_ratios"}
         assert {name: vars(config)[name] for name in fields} == {name: vars(plain)[name] for name in fields}
@@ -522,14 +522,14 @@ def own_loop(entry: PipelineEntry, model: nn.Module, handle: Any, on: Callable[[
 
 
 @pytest.mark.parametrize(
-    "rival",
+    "cache",
     ["diffusers:fbc", "diffusers:magcache", pytest.param("cache-dit:dbcache", marks=needs_cache_dit)],
 )
-def test_a_bare_model(rival: str) -> None:
+def test_a_bare_model(cache: str) -> None:
     entry = PIPELINES["flux"]
     pipe = entry.build()
     model, before = pipe.transformer, state_of(pipe)
-    handle = spectrum_diffusion.enable(model, rival, **OPTIONS[rival])
+    handle = spectrum_diffusion.enable(model, cache, **OPTIONS[cache])
     first = own_loop(entry, model, handle)
     summary = handle.summary()
     assert 0 < summary.nfe < summary.steps == STEPS
@@ -549,7 +549,7 @@ def test_a_bare_model(rival: str) -> None:
 
 
 def test_hooks_of_the_users_own_stay() -> None:
-    """What was on the model before, and what came after, is not the rival's."""
+    """What was on the model before, and what came after, is not the cache's."""
     from diffusers.hooks import HookRegistry, ModelHook
 
     entry = PIPELINES["flux"]
@@ -567,7 +567,7 @@ def test_hooks_of_the_users_own_stay() -> None:
     entry.call(pipe)
 
 
-def test_compare_shows_a_rival_that_fails_beside_others(tmp_path: Path) -> None:
+def test_compare_shows_a_cache_that_fails_beside_others(tmp_path: Path) -> None:
     rows = (
         "diffusers:fbc:threshold=0.2,diffusers:magcache,spectrum-blend:warmup=3,cache-dit:dbcache:Fn_compute_blocks=1"
     )
@@ -602,19 +602,19 @@ def test_the_list_of_methods_tells_versions_and_what_is_missing() -> None:
     assert "not installed" in table
 
 
-@pytest.mark.parametrize("rival", ["diffusers:taylorseer", pytest.param("cache-dit:dmd", marks=needs_cache_dit)])
-def test_the_shipped_model(rival: str) -> None:
+@pytest.mark.parametrize("cache", ["diffusers:taylorseer", pytest.param("cache-dit:dmd", marks=needs_cache_dit)])
+def test_the_shipped_model(cache: str) -> None:
     pipe, other = load_default_pipeline(), load_default_pipeline()
-    options = {} if rival.startswith("diffusers") else {"Fn_compute_blocks": 1}
-    enable_by_hand(other, rival, **options)
+    options = {} if cache.startswith("diffusers") else {"Fn_compute_blocks": 1}
+    enable_by_hand(other, cache, **options)
 
     def draw(pipe: Any) -> Any:
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(1)
         return torch.as_tensor(pipe("red apple", num_inference_steps=20, generator=generator, output_type="pt").images)
 
-    with spectrum_diffusion.enable(pipe, rival, **options) as handle:
+    with spectrum_diffusion.enable(pipe, cache, **options) as handle:
         assert torch.equal(draw(pipe), draw(other))
         summary = handle.summary()
     assert 0 < summary.nfe < summary.steps == 20
-    disable_by_hand(other, rival)
+    disable_by_hand(other, cache)

@@ -16,7 +16,7 @@ from spectrum_diffusion.errors import InvalidOptionError
 from spectrum_diffusion.methods import METHODS, SITES, Method, make_method, register_method
 
 NAMES = [name for name in METHODS if ":" not in name]
-"""Other packages' caches have a colon in their names; their options are tested in test_rivals."""
+"""Other packages' caches have a colon in their names; their options are tested in test_external_caches."""
 ON_A_SCHEDULE = ["spectrum-blend", "paper", "reuse", "taylor"]
 PAPER_14 = tuple(adaptive(50))
 

@@ -10,9 +10,9 @@ from typing import Any
 import diffusers as d
 import pytest
 import torch
+from dummy import Dummy
 from pipelines import PIPELINES, PipelineEntry
 from test_loops import call_skyreels, skyreels
-from test_own_loop import Dummy
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, UnsupportedModelError

@@ -36,7 +36,7 @@ def test_any_beginning_of_tiny_is_mixed() -> None:
 
 
 def test_tiny_is_made_of_the_training_concepts() -> None:
-    concepts = (Path(__file__).parents[1] / "training/concepts.csv").read_text(encoding="utf-8")
+    concepts = (Path(__file__).parents[2] / "training/concepts.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(concepts.splitlines()))
     names = {name for row in rows for name in (row["name"], row["also"]) if name}
     for prompt in load_prompts("tiny"):

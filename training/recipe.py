@@ -179,11 +179,14 @@ class Recipe(ABC):
     def training_data(self) -> TrainingData:
         """Latents and prompts, as the denoiser expects them."""
         data, vae = self.data(), self.vae()
-        latents = self.normalised(self.latents(vae, data.pixels), vae)
+        return self.with_prompts(self.normalised(self.latents(vae, data.pixels), vae), data.shown)
+
+    def with_prompts(self, latents: torch.Tensor, shown: tuple[torch.Tensor, ...]) -> TrainingData:
+        """Normalised latents with the prompts for what they show."""
         texts, dimensions = self.texts(self.config.denoiser.prompts)
         prompts = tuple(tokens.view(*dimensions, -1) for tokens in self.tokenize(texts))
         empty = tuple(tokens[0] for tokens in self.tokenize([""]))
-        return TrainingData(latents, data.shown, prompts, empty)
+        return TrainingData(latents, shown, prompts, empty)
 
     def _seeded(self) -> nn.Module:
         torch.manual_seed(self.config.denoiser.seed)

@@ -1,0 +1,131 @@
+"""Make a tiny Stable Diffusion 3 with rough trajectories: ``python -m training.tiny_rough all``.
+
+Its data can't be memorised: random crops of photographs, drawings and textures, in random colours, with captions that
+leave most of the picture open.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import nn
+from transformers import CLIPTextModelWithProjection
+
+from training import crops, debian, text
+from training.crops import CropConfig, Crops
+from training.denoiser import DenoiserConfig, TrainingData, zero_outputs
+from training.export import write_prompts
+from training.optim import OptimConfig
+from training.process import FlowMatching
+from training.recipe import TINY_FLUX, Config, main
+from training.text import TextConfig
+from training.tiny_sd3 import TinySD3, TinySD3Recipe
+from training.vae import encode_all
+
+logger = logging.getLogger(__name__)
+
+
+class TinyRoughRecipe(TinySD3Recipe):
+    """The architecture of tiny-sd3 on 48×48 pixels, other data, stronger guidance."""
+
+    name = "tiny-rough"
+    config = Config(
+        vae=None,
+        text=TextConfig(tokens=8),
+        denoiser=DenoiserConfig(
+            process=FlowMatching(shift=1.6),
+            prompts=8,
+            compile=False,
+            optim=OptimConfig(steps=6000, batch=64, rate=2e-3, average=0.998, save_every=200),
+        ),
+    )
+    crops = CropConfig()
+    call_defaults = {
+        "num_inference_steps": 50,
+        "height": 48,
+        "width": 48,
+        "guidance_scale": 6.0,
+        "max_sequence_length": 8,
+    }
+
+    def __init__(self, config: Config, work_dir: Path, output: Path) -> None:
+        super().__init__(config, work_dir, output)
+        self.words = crops.words()
+
+    def data(self, held_out: bool = False) -> Crops:
+        """Cut all crops, once; those `held_out` are of pictures that no other crop is of."""
+        path = self.folder / ("held-out.pt" if held_out else "pictures.pt")
+        if not path.exists():
+            found = [(s, file) for s in debian.SOURCES for file in debian.files(s, debian.fetch(s, self.folder))]
+            parts = [
+                crops.draw_kind([pair for pair in found if pair[0].kind == kind], self.crops, held_out)
+                for kind in crops.KINDS
+            ]
+            whole = Crops(*(torch.cat(columns) for columns in zip(*((p.pixels, p.words) for p in parts), strict=True)))
+            torch.save(vars(whole), path)
+            logger.info("%d crops in %s", len(whole.pixels), path.name)
+        return Crops(**torch.load(path, weights_only=True))
+
+    def latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """As the autoencoder gives them, in bfloat16 since there are many."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().latents(vae, pixels)
+
+    def vae(self) -> AutoencoderKL:
+        """That of tiny-flux, with the mean and scale of these latents in its configuration."""
+        model = super().vae()
+        latents = self.latents(model, self.data().pixels).float()
+        model.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+        return model
+
+    def normalised(self, latents: torch.Tensor, vae: Any) -> torch.Tensor:
+        return super().normalised(latents.float(), vae)
+
+    def texts(self, forms: int) -> tuple[list[str], tuple[int, ...]]:
+        """`forms` captions of every combination of words."""
+        rng = np.random.default_rng(self.config.denoiser.seed)
+        return crops.captions(forms, rng), (*map(len, crops.DIMENSIONS), forms)
+
+    def training_data(self) -> TrainingData:
+        """Without the crops whose combination of words is kept for the list of prompts."""
+        data = super().training_data()
+        seen = ~crops.is_unseen(torch.stack(data.shown, 1))
+        return dataclasses.replace(data, latents=data.latents[seen], shown=tuple(part[seen] for part in data.shown))
+
+    def prompts(self) -> list[tuple[str, str]]:
+        """Captions that the training never saw."""
+        return crops.prompts(self.data().words, each=4)
+
+    def export(self) -> None:
+        """With the list of prompts."""
+        super().export()
+        write_prompts(self.prompts(), self.output)
+
+    def untrained(self) -> TinySD3:
+        """3.6 million parameters, none of them from another model."""
+        clip, _, t5 = self.tokenizers()
+        sizes = self.config.text
+        transformer = SD3Transformer2DModel(
+            sample_size=12,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=4,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            caption_projection_dim=128,
+            joint_attention_dim=sizes.t5_width,
+            pooled_projection_dim=2 * sizes.clip_width,
+            pos_embed_max_size=6,
+        )
+        zero_outputs(transformer)
+        clips = nn.ModuleList(text.make_clip(clip, sizes, CLIPTextModelWithProjection) for _ in range(2))
+        return TinySD3(transformer, clips, text.make_t5(t5, sizes))
+
+
+if __name__ == "__main__":
+    main(TinyRoughRecipe)

@@ -39,9 +39,9 @@ DIMENSIONS = (KINDS, BRIGHTNESS, DETAIL, tuple(PALETTE), SECOND)
 class CropConfig:
     """How many crops are cut of every kind, and how far they stray from the originals."""
 
-    each: int = 64_000
-    held_out: int = 1_024
-    side: int = 48
+    each: int = 16_000
+    held_out: int = 512
+    side: int = 56  # pixels; windows of 48 are trained on
     largest: int = 640
     together: int = 64  # crops of one scale
     flat: float = 2.0  # detail below which another crop is tried

@@ -69,7 +69,9 @@ def loss(pipe: StableDiffusion3Pipeline, recipe: TinyRoughRecipe, shown: Crops) 
 def follows(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> float:
     """The share of images whose main colour is the one that was asked for."""
     images = sample(pipe, prompts, steps=50)
-    return float(np.mean([main_colour(image) == asked_colour(text) for image, text in zip(images, prompts, strict=True)]))
+    return float(
+        np.mean([main_colour(image) == asked_colour(text) for image, text in zip(images, prompts, strict=True)])
+    )
 
 
 def kept(pipe: StableDiffusion3Pipeline, shown: Crops) -> float:

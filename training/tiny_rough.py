@@ -21,12 +21,21 @@ from training.denoiser import DenoiserConfig, TrainingData, zero_outputs
 from training.export import write_prompts
 from training.optim import OptimConfig
 from training.process import FlowMatching
-from training.recipe import TINY_FLUX, Config, main
+from training.recipe import Config, main
 from training.text import TextConfig
 from training.tiny_sd3 import TinySD3, TinySD3Recipe
-from training.vae import encode_all
 
 logger = logging.getLogger(__name__)
+
+
+WINDOW = 12
+"""Side of what is trained on, in latents."""
+
+
+def windows(latents: torch.Tensor, side: int) -> torch.Tensor:
+    """All squares of `side` in latents (N, C, H, W), one after another: (N, places, C, side, side)."""
+    squares = latents.unfold(2, side, 1).unfold(3, side, 1)  # (N, C, rows, columns, side, side)
+    return squares.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
 
 
 class TinyRoughRecipe(TinySD3Recipe):
@@ -40,7 +49,7 @@ class TinyRoughRecipe(TinySD3Recipe):
             process=FlowMatching(shift=1.6),
             prompts=8,
             compile=False,
-            optim=OptimConfig(steps=6000, batch=64, rate=2e-3, average=0.998, save_every=200),
+            optim=OptimConfig(steps=2600, batch=64, rate=2e-3, average=0.997, save_every=100),
         ),
     )
     crops = CropConfig()
@@ -96,6 +105,12 @@ class TinyRoughRecipe(TinySD3Recipe):
         seen = ~crops.is_unseen(torch.stack(data.shown, 1))
         return dataclasses.replace(data, latents=data.latents[seen], shown=tuple(part[seen] for part in data.shown))
 
+    def with_prompts(self, latents: torch.Tensor, shown: tuple[torch.Tensor, ...]) -> TrainingData:
+        """With every window of a crop as a picture of its own."""
+        every = windows(latents, WINDOW)  # (N, places, C, 12, 12)
+        repeated = tuple(part.repeat_interleave(every.shape[1]) for part in shown)
+        return super().with_prompts(every.flatten(0, 1), repeated)
+
     def prompts(self) -> list[tuple[str, str]]:
         """Captions that the training never saw."""
         return crops.prompts(self.data().words, each=4)
@@ -110,7 +125,7 @@ class TinyRoughRecipe(TinySD3Recipe):
         clip, _, t5 = self.tokenizers()
         sizes = self.config.text
         transformer = SD3Transformer2DModel(
-            sample_size=12,
+            sample_size=WINDOW,
             patch_size=2,
             in_channels=4,
             out_channels=4,
@@ -120,7 +135,7 @@ class TinyRoughRecipe(TinySD3Recipe):
             caption_projection_dim=128,
             joint_attention_dim=sizes.t5_width,
             pooled_projection_dim=2 * sizes.clip_width,
-            pos_embed_max_size=6,
+            pos_embed_max_size=WINDOW // 2,
         )
         zero_outputs(transformer)
         clips = nn.ModuleList(text.make_clip(clip, sizes, CLIPTextModelWithProjection) for _ in range(2))

@@ -229,20 +229,18 @@ def is_unseen(words: torch.Tensor) -> torch.Tensor:
 
 
 def prompts(words: torch.Tensor, each: int) -> list[tuple[str, str]]:
-    """`each` captions of every main colour with their kinds, of the unseen combinations that are most frequent.
+    """Captions of unseen combinations with their kinds: up to `each` of every main colour, the colours in turn.
 
-    They use every part of a caption, so that no other combination has the same text.
+    Only combinations that name every part and that crops really show; no other combination has the same text.
     """
     unique, counts = words[is_unseen(words)].unique(dim=0, return_counts=True)
     frequent = [tuple(row) for row in unique[counts.argsort(descending=True, stable=True)].tolist()]
-    full = [row for row in frequent if all(whole_words(row))]
     chosen = []
-    for turn in range(each):
-        for main in range(len(PALETTE)):
-            kind = (main + turn) % len(KINDS)
-            row = next(row for row in full if row[3] == main and row[0] == kind and row not in chosen)
-            chosen.append(row)
-    return [(join(*whole_words(row)), KINDS[row[0]]) for row in chosen]
+    for main in range(len(PALETTE)):
+        rows = [row for row in frequent if row[3] == main and all(whole_words(row))]
+        chosen += list(enumerate(rows[:each]))
+    in_turn = [row for _, row in sorted(chosen, key=lambda pair: pair[0])]
+    return [(join(*whole_words(row)), KINDS[row[0]]) for row in in_turn]
 
 
 def whole_words(row: tuple[int, ...]) -> tuple[str, ...]:

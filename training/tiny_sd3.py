@@ -1,6 +1,6 @@
 """Train a tiny Stable Diffusion 3: ``python -m training.tiny_sd3 all``."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -45,6 +45,7 @@ class TinySD3Recipe(Recipe):
     """A small Stable Diffusion 3: joint blocks, three text encoders, guidance by two predictions."""
 
     name = "tiny-sd3"
+    shift: ClassVar[float] = 3.0
     config = Config(
         vae=None,
         denoiser=DenoiserConfig(optim=OptimConfig(steps=5500, batch=64, rate=2e-3, average=0.9985)),
@@ -88,7 +89,7 @@ class TinySD3Recipe(Recipe):
         """With Stable Diffusion 3's scheduler."""
         first, second, third = self.tokenizers()
         return StableDiffusion3Pipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
+            scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=self.shift),
             vae=vae,
             text_encoder=model.clips[0],
             tokenizer=first,

@@ -1,4 +1,4 @@
-"""The data of tiny-rough: crops, what their captions say, and the recipe from pictures to a pipeline."""
+"""The data of tiny-rough: crops, what their captions say, and the recipe from images to a pipeline."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from training import crops, debian
 from training.crops import DIMENSIONS, KINDS, PALETTE, CropConfig
 from training.debian import Source
 from training.optim import OptimConfig
-from training.roughness import asked_colour, loss, main_colour, psnr, sample
+from training.roughness import follows, loss, main_colour, named_colours, psnr, sample
 from training.tiny_rough import TinyRoughRecipe, windows
 
 CONFIG = CropConfig(each=200, held_out=20)
@@ -25,9 +25,9 @@ def plain(colour: str, side: int = 56) -> np.ndarray:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Coloured noise in place of the packages, which would have to be fetched."""
-    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
     for kind in KINDS:
         (folder / "usr" / "share" / kind).mkdir(parents=True)
         for number in range(24):
@@ -42,7 +42,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def recipe(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRoughRecipe:
+def recipe(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRoughRecipe:
     """The recipe with few crops, of which none is kept from training, and two steps."""
     whole = TinyRoughRecipe.config
     denoiser = dataclasses.replace(whole.denoiser, prompts=1, optim=OptimConfig(steps=2, batch=4, log_every=1))
@@ -51,7 +51,7 @@ def recipe(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> T
     return TinyRoughRecipe(dataclasses.replace(whole, denoiser=denoiser), tmp_path / "work", tmp_path / "model")
 
 
-def test_a_few_steps_give_a_pipeline_that_draws(recipe: TinyRoughRecipe, tmp_path: Path) -> None:
+def test_a_few_steps_give_a_pipeline_that_samples(recipe: TinyRoughRecipe, tmp_path: Path) -> None:
     recipe.denoiser()
     recipe.export()
     pipe = load_pipeline(tmp_path / "model")
@@ -64,14 +64,14 @@ def test_a_few_steps_give_a_pipeline_that_draws(recipe: TinyRoughRecipe, tmp_pat
     assert loss(pipe, recipe, recipe.data(held_out=True)) == pytest.approx(2.0, rel=0.25)
 
 
-def test_crops_are_the_same_each_time_and_of_no_held_out_picture(recipe: TinyRoughRecipe, pictures: Path) -> None:
-    found = [(source, path) for source in debian.SOURCES for path in debian.files(source, pictures)]
-    first, second = (crops.draw_kind(found, CONFIG, held_out=False) for _ in range(2))
+def test_crops_are_the_same_each_time_and_of_no_held_out_image(recipe: TinyRoughRecipe, images: Path) -> None:
+    found = [(source, path) for source in debian.SOURCES for path in debian.files(source, images)]
+    first, second = (crops.crops_of_kind(found, CONFIG, held_out=False) for _ in range(2))
     assert torch.equal(first.pixels, second.pixels)
     assert len(first.pixels.flatten(1).unique(dim=0)) == CONFIG.each
     kept = {path for _, path in found if crops.is_held_out(path)}
     assert 0 < len(kept) < len(found) / 4
-    without = crops.draw_kind([pair for pair in found if pair[1] not in kept], CONFIG, held_out=False)
+    without = crops.crops_of_kind([pair for pair in found if pair[1] not in kept], CONFIG, held_out=False)
     assert torch.equal(first.pixels, without.pixels)
 
 
@@ -109,7 +109,14 @@ def test_a_caption_names_the_second_colour_brightness_and_detail() -> None:
     words = crops.whole_words(crops.describe(crop, "drawing", CONFIG))
     assert words == ("drawing", "dark", "detailed", "black", "yellow")
     assert crops.join(*words) == "dark detailed black and yellow drawing"
-    assert asked_colour("dark detailed black and yellow drawing") == "black"
+    assert named_colours("dark detailed black and yellow drawing") == ["black", "yellow"]
+
+
+def test_an_image_follows_its_caption_if_its_main_colour_is_named() -> None:
+    images = np.stack([plain("red"), plain("blue"), plain("green")]) / 255
+    prompts = ["smooth red and blue texture", "red and blue drawing", "teal photograph"]
+    assert follows(images, prompts, named=1) == pytest.approx(1 / 3)
+    assert follows(images, prompts, named=2) == pytest.approx(2 / 3)
 
 
 def test_every_caption_fits_into_the_tokens(recipe: TinyRoughRecipe) -> None:

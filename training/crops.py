@@ -1,4 +1,4 @@
-"""Random crops of large pictures in random colours, with captions computed from what each crop shows."""
+"""Random crops of large images in random colours, with captions computed from their pixels."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ from PIL import Image
 
 from training.debian import Source
 
-# sRGB values that stand for the colour words of the captions.
+# sRGB values of the colour words in captions.
 PALETTE: dict[str, tuple[int, int, int]] = {
     "black": (16, 16, 18),
     "grey": (128, 128, 128),
@@ -32,12 +32,12 @@ BRIGHTNESS = ("dark", "", "bright")
 DETAIL = ("smooth", "", "detailed")
 SECOND = ("", *PALETTE)
 DIMENSIONS = (KINDS, BRIGHTNESS, DETAIL, tuple(PALETTE), SECOND)
-"""What a caption can say: its parts, and the words for each."""
+"""The parts of a caption, and the words for each."""
 
 
 @dataclass(frozen=True)
 class CropConfig:
-    """How many crops are cut of every kind, and how far they stray from the originals."""
+    """How many crops of each kind, and how much they vary."""
 
     each: int = 16_000
     held_out: int = 512
@@ -46,7 +46,7 @@ class CropConfig:
     together: int = 64  # crops of one scale
     flat: float = 2.0  # detail below which another crop is tried
     tries: int = 4
-    second: float = 0.2  # share of the pixels from which on a second colour is named
+    second: float = 0.2  # smallest share of the pixels for which a caption names a second colour
     seed: int = 0
 
 
@@ -69,43 +69,43 @@ class Crops:
 
 
 def is_held_out(path: Path) -> bool:
-    """Whether no crop of this picture is trained on: one picture in eight."""
+    """Whether the image is held out of training: one image in eight."""
     return number(path) % 8 == 0
 
 
 def number(path: Path) -> int:
-    """A number that only depends on the last four parts of the path, not on where the package was unpacked."""
+    """A hash of the last four parts of the path, which do not depend on where the package was unpacked."""
     return zlib.crc32("/".join(path.parts[-4:]).encode())
 
 
-def draw(picture: Image.Image, count: int, config: CropConfig, rng: np.random.Generator) -> np.ndarray:
-    """`count` crops of `picture`, a few of each of several scales: uint8 (count, side, side, 3)."""
+def crops_of(image: Image.Image, count: int, config: CropConfig, rng: np.random.Generator) -> np.ndarray:
+    """`count` crops of `image` at several random scales: uint8 (count, side, side, 3)."""
     parts = []
     for start in range(0, count, config.together):
-        scaled = on_a_colour(scale(picture, config, rng), rng)
+        scaled = on_a_colour(scale(image, config, rng), rng)
         parts.append(recolour(cut(scaled, min(config.together, count - start), config, rng), rng))
     return np.concatenate(parts)
 
 
-def scale(picture: Image.Image, config: CropConfig, rng: np.random.Generator) -> Image.Image:
-    """`picture` in a random size, from its own to one where a crop holds all or a wide square of it."""
-    most = max(1.0, min(*picture.size, config.largest) / config.side)
-    factor = float(np.exp(rng.uniform(0, np.log(most)))) * min(1.0, min(picture.size) / config.side)
-    size = tuple(max(config.side, round(length / factor)) for length in picture.size)
-    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+def scale(image: Image.Image, config: CropConfig, rng: np.random.Generator) -> Image.Image:
+    """`image` at a random size: its own, or smaller, so that a crop shows more of it."""
+    most = max(1.0, min(*image.size, config.largest) / config.side)
+    factor = float(np.exp(rng.uniform(0, np.log(most)))) * min(1.0, min(image.size) / config.side)
+    size = tuple(max(config.side, round(length / factor)) for length in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def on_a_colour(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """What is transparent becomes a random colour: uint8 (H, W, 3)."""
-    if picture.mode == "RGBA":
-        ground = Image.new("RGB", picture.size, tuple(int(value) for value in rng.integers(256, size=3)))
-        ground.paste(picture, mask=picture)
-        picture = ground
-    return np.asarray(picture)
+def on_a_colour(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """`image` composited on a random colour: uint8 (H, W, 3)."""
+    if image.mode == "RGBA":
+        ground = Image.new("RGB", image.size, tuple(int(value) for value in rng.integers(256, size=3)))
+        ground.paste(image, mask=image)
+        image = ground
+    return np.asarray(image)
 
 
 def cut(pixels: np.ndarray, count: int, config: CropConfig, rng: np.random.Generator) -> np.ndarray:
-    """`count` random squares, turned and mirrored; where there is a choice, such as show something."""
+    """`count` random squares, rotated and mirrored; flat ones only where a few tries find nothing better."""
     crops = []
     for _ in range(count):
         for _ in range(config.tries):
@@ -125,7 +125,7 @@ def detail(pixels: np.ndarray) -> float:
 
 
 def recolour(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Crops with stretched contrast, another order of the channels, another saturation and another gamma."""
+    """Crops with stretched contrast and random channel order, saturation, inversion, gamma and brightness."""
     count = len(pixels)
 
     def each(low: float, high: float) -> np.ndarray:
@@ -143,7 +143,7 @@ def recolour(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def oklab(pixels: np.ndarray) -> np.ndarray:
-    """sRGB values of 0 to 255 in a space where distances are those that are seen (Ottosson, 2020), (…, 3)."""
+    """sRGB values from 0 to 255 in Oklab, where distances match perception (Ottosson, 2020): (…, 3)."""
     values = np.asarray(pixels, np.float32) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     cones = np.cbrt(linear @ _TO_CONES.T)
@@ -198,30 +198,30 @@ def describe(pixels: np.ndarray, kind: str, config: CropConfig) -> tuple[int, ..
     )
 
 
-def draw_kind(sources: list[tuple[Source, Path]], config: CropConfig, held_out: bool) -> Crops:
-    """As many crops as `config` says of the files of one kind, spread evenly over them."""
+def crops_of_kind(sources: list[tuple[Source, Path]], config: CropConfig, held_out: bool) -> Crops:
+    """All crops of the files of one kind, spread evenly over the files."""
     chosen = [(source.kind, path) for source, path in sources if is_held_out(path) == held_out]
     count = config.held_out if held_out else config.each
     pixels, words = [], []
     for index, (kind, path) in enumerate(chosen):
         rng = np.random.default_rng([config.seed, number(path)])
-        picture = open_picture(path)
+        image = open_image(path)
         share = count * (index + 1) // len(chosen) - count * index // len(chosen)
         if share:
-            pixels.append(draw(picture, share, config, rng))
+            pixels.append(crops_of(image, share, config, rng))
             words += [describe(crop, kind, config) for crop in pixels[-1]]
     stacked = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous()
     return Crops(stacked, torch.tensor(words))
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture with its transparency, if it has any."""
-    with Image.open(path) as picture:
-        return picture.convert("RGBA" if path.suffix == ".png" else "RGB")
+def open_image(path: Path) -> Image.Image:
+    """The image; PNG files keep their transparency."""
+    with Image.open(path) as image:
+        return image.convert("RGBA" if path.suffix == ".png" else "RGB")
 
 
 def is_unseen(words: torch.Tensor) -> torch.Tensor:
-    """Whether a combination of words (…, 5) is left out of the training: one in eight, for the list of prompts."""
+    """Whether a combination of words (…, 5) is left out of training: one in eight, for the list of prompts."""
     place = torch.zeros_like(words[..., 0])
     for column, dimension in zip(words.unbind(-1), DIMENSIONS, strict=True):
         place = place * len(dimension) + column
@@ -231,7 +231,7 @@ def is_unseen(words: torch.Tensor) -> torch.Tensor:
 def prompts(words: torch.Tensor, each: int) -> list[tuple[str, str]]:
     """Captions of unseen combinations with their kinds: up to `each` of every main colour, the colours in turn.
 
-    Only combinations that name every part and that crops really show; no other combination has the same text.
+    Only combinations that occur among the crops and use every part, so that no other combination has the same text.
     """
     unique, counts = words[is_unseen(words)].unique(dim=0, return_counts=True)
     frequent = [tuple(row) for row in unique[counts.argsort(descending=True, stable=True)].tolist()]
@@ -251,14 +251,14 @@ def whole_words(row: tuple[int, ...]) -> tuple[str, ...]:
 def captions(forms: int, rng: np.random.Generator) -> list[str]:
     """`forms` captions for every combination of words, in the order of `DIMENSIONS`.
 
-    Each leaves out some of what is known, so that a caption leaves most of the picture open.
+    Each omits some parts at random, so that captions leave most of the image open.
     """
     combinations = itertools.product(*DIMENSIONS)
     return [caption(*combination, rng) for combination in combinations for _ in range(forms)]
 
 
 def caption(kind: str, brightness: str, detail: str, main: str, second: str, rng: np.random.Generator) -> str:
-    """One way to tell a crop; its main colour is always named."""
+    """A caption with some parts omitted at random, but never the main colour."""
     brightness, detail, second, kind = (
         word if rng.random() < kept else ""
         for word, kept in ((brightness, 0.6), (detail, 0.6), (second, 0.6), (kind, 0.8))
@@ -267,7 +267,7 @@ def caption(kind: str, brightness: str, detail: str, main: str, second: str, rng
 
 
 def join(kind: str, brightness: str, detail: str, main: str, second: str) -> str:
-    """The words that are there, in their order."""
+    """The words that are not empty, in the order of captions."""
     colours = f"{main} and {second}" if second else main
     return " ".join(filter(None, (brightness, detail, colours, kind)))
 

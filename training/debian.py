@@ -1,4 +1,4 @@
-"""Get pictures from Debian packages: photographs, drawings and textures, checked against their checksums."""
+"""Get images from Debian packages: photographs, drawings and textures, checked against their checksums."""
 
 import hashlib
 import shutil
@@ -16,7 +16,7 @@ class Source:
         package: name in Debian 12.
         version: as ``apt-get download`` takes it.
         sha256: of the package.
-        kind: what its files show; a word of the captions.
+        kind: what the files show; a word of the captions.
         patterns: globs of the files, from the root of the unpacked package.
         licence: what the package's copyright file says about these files.
     """
@@ -80,10 +80,10 @@ SOURCES = (
 
 
 def fetch(source: Source, work_dir: Path) -> Path:
-    """Make sure that `work_dir` holds the unpacked package, and return the folder it lies in.
+    """Download and unpack a package into `work_dir` unless it is there, and return its folder.
 
     Raises:
-        RuntimeError: the tools of Debian are missing, or the package is not the one the model was trained on.
+        RuntimeError: apt-get is missing, or the package is not the one that the model was trained on.
     """
     folder = work_dir / "packages" / source.package
     if folder.exists():
@@ -112,5 +112,5 @@ def _download(source: Source, folder: Path) -> Path:
 
 
 def files(source: Source, folder: Path) -> list[Path]:
-    """The pictures of `source` in its unpacked package, in a fixed order."""
+    """The images of `source` in its unpacked package, in a fixed order."""
     return sorted({path for pattern in source.patterns for path in folder.glob(pattern)})

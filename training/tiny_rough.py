@@ -1,7 +1,7 @@
 """Make a tiny Stable Diffusion 3 with rough trajectories: ``python -m training.tiny_rough all``.
 
-Its data can't be memorised: random crops of photographs, drawings and textures, in random colours, with captions that
-leave most of the picture open.
+The model cannot memorise its data: random crops of photographs, drawings and textures in random colours, whose captions leave
+most of the image open.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 WINDOW = 12
-"""Side of what is trained on, in latents."""
+"""Side of a training example, in latents."""
 
 
 def windows(latents: torch.Tensor, side: int) -> torch.Tensor:
@@ -53,8 +53,7 @@ class TinyRoughRecipe(TinySD3Recipe):
         ),
     )
     crops = CropConfig()
-    # Stable Diffusion 3's rule: the shift grows with the side of the latents, 3 at 128 (1024 pixels). So each step
-    # leaves as much signal as there.
+    # Stable Diffusion 3's rule: the shift is proportional to the side of the latents, and 3 at 128 (1024 pixels).
     shift = 3.0 * WINDOW / 128
     call_defaults = {
         "num_inference_steps": 50,
@@ -69,12 +68,12 @@ class TinyRoughRecipe(TinySD3Recipe):
         self.words = crops.words()
 
     def data(self, held_out: bool = False) -> Crops:
-        """Cut all crops, once; those `held_out` are of pictures that no other crop is of."""
+        """The crops for training, or those of held-out images; the first call cuts them."""
         path = self.folder / ("held-out.pt" if held_out else "pictures.pt")
         if not path.exists():
             found = [(s, file) for s in debian.SOURCES for file in debian.files(s, debian.fetch(s, self.folder))]
             parts = [
-                crops.draw_kind([pair for pair in found if pair[0].kind == kind], self.crops, held_out)
+                crops.crops_of_kind([pair for pair in found if pair[0].kind == kind], self.crops, held_out)
                 for kind in crops.KINDS
             ]
             whole = Crops(*(torch.cat(columns) for columns in zip(*((p.pixels, p.words) for p in parts), strict=True)))
@@ -83,7 +82,7 @@ class TinyRoughRecipe(TinySD3Recipe):
         return Crops(**torch.load(path, weights_only=True))
 
     def latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """As the autoencoder gives them, in bfloat16 since there are many."""
+        """Raw latents of all crops, encoded in bfloat16."""
         with torch.autocast("cpu", torch.bfloat16):
             return super().latents(vae, pixels)
 
@@ -103,23 +102,27 @@ class TinyRoughRecipe(TinySD3Recipe):
         return crops.captions(forms, rng), (*map(len, crops.DIMENSIONS), forms)
 
     def training_data(self) -> TrainingData:
-        """Without the crops whose combination of words is kept for the list of prompts."""
+        """Without the crops whose combination of words is reserved for the list of prompts."""
         data = super().training_data()
         seen = ~crops.is_unseen(torch.stack(data.shown, 1))
         return dataclasses.replace(data, latents=data.latents[seen], shown=tuple(part[seen] for part in data.shown))
 
     def with_prompts(self, latents: torch.Tensor, shown: tuple[torch.Tensor, ...]) -> TrainingData:
-        """With every window of a crop as a picture of its own."""
+        """Every window of a crop counts as an image."""
         every = windows(latents, WINDOW)  # (N, places, C, 12, 12)
         repeated = tuple(part.repeat_interleave(every.shape[1]) for part in shown)
         return super().with_prompts(every.flatten(0, 1), repeated)
 
     def prompts(self) -> list[tuple[str, str]]:
-        """Captions that the training never saw."""
+        """Captions that no training crop has."""
         return crops.prompts(self.data().words, each=4)
 
+    def sheet_prompts(self) -> list[str]:
+        """The list of prompts."""
+        return [text for text, _ in self.prompts()]
+
     def export(self) -> None:
-        """With the list of prompts."""
+        """Write the pipeline and its list of prompts."""
         super().export()
         write_prompts(self.prompts(), self.output)
 

@@ -1,7 +1,7 @@
 """Measure what the card of tiny-rough claims: ``python -m training.roughness``.
 
-The loss on crops of held-out images, the share of generated images in the colour of their caption, and the PSNR of 15 steps
-to 50.
+The loss on crops of held-out images, the share of generated images in the colours of their captions, and the PSNR of
+few steps to 50.
 """
 
 import argparse

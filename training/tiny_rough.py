@@ -1,7 +1,7 @@
 """Make a tiny Stable Diffusion 3 with rough trajectories: ``python -m training.tiny_rough all``.
 
-The model cannot memorise its data: random crops of photographs, drawings and textures in random colours, whose captions leave
-most of the image open.
+The model cannot memorise its data: random crops of photographs, drawings and textures in random colours, whose
+captions leave most of the image open.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ from training.tiny_rough import TinyRoughRecipe
 from training.tiny_sd3 import TinySD3
 from training.vae import encode_all, to_unit
 
-BATCHES = 64
+BATCHES = 16
 BATCH = 64
 
 

@@ -221,12 +221,13 @@ def _with_sampler_steps(
     bound = inspect.signature(function).bind(*args, **kwargs)
     by_position = bound.arguments.keys() - kwargs.keys()
     bound.apply_defaults()
+    arguments = {**bound.arguments, **kwargs}  # a wrapper's call may take them as **kwargs
     for override in OVERRIDES:
-        if bound.arguments.get(override) is not None:
+        if arguments.get(override) is not None:
             raise InvalidOptionError(
                 f"{name_of(method)} sets num_inference_steps, which {override}=… would override: leave {override} out"
             )
-    asked = {name: steps for name, steps in bound.arguments.items() if name.endswith("num_inference_steps")}
+    asked = {name: steps for name, steps in arguments.items() if name.endswith("num_inference_steps")}
     if not any(isinstance(steps, int) for steps in asked.values()):
         raise InvalidOptionError(
             f"{name_of(method)} sets the number of steps, and this call has none (num_inference_steps): pass one, or "

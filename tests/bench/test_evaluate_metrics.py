@@ -173,7 +173,7 @@ def test_a_clip_that_can_not_be_loaded_is_said_and_tried_again(pipe: Any, tmp_pa
 def test_pictures_too_small_for_a_metric_are_no_problem(pipe: Any, tmp_path: Path) -> None:
     results = evaluate(pipe, ask("psnr", "ms_ssim"), tmp_path)
     assert results.problems == {}
-    assert "is defined from 176x176" in row_of(results, "reuse", "ms_ssim")["problem"]
+    assert "needs 176x176 pixels or more" in row_of(results, "reuse", "ms_ssim")["problem"]
 
 
 # --- ImageReward and VBench, by stand-ins ---

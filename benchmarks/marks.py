@@ -11,3 +11,10 @@ def replace_block(path: Path, table: str, block: str) -> None:
     text = path.read_text(encoding="utf-8")
     head, rest = text.split(begin)
     path.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def block_of(path: Path, block: str) -> str:
+    """The text between the marks named ``block``."""
+    return (
+        path.read_text(encoding="utf-8").split(f"<!-- {block}:begin -->")[1].split(f"<!-- {block}:end -->")[0].strip()
+    )

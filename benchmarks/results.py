@@ -1,9 +1,10 @@
-"""Split what `spectrum reproduce all -o FOLDER` wrote into the pages of docs/results, with its figures.
+"""Split what `spectrum reproduce TABLE… -o FOLDER` wrote into the pages of docs/results, with its figures.
 
 python -m benchmarks.results FOLDER
 
 `index.md` gets the overview, `claims.md` the paper's claims, and a page for each model its tables and figures. The
-README shows some rows of the overview.
+README shows some rows of the overview. After a run of some tables, the sections of the others stay as they are, and so
+do the claims, which are about all tables.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .marks import replace_block
+from .marks import block_of, replace_block
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "results"
@@ -43,19 +44,34 @@ def main() -> None:
     for name in re.findall(r"\]\(([\w-]+\.png)\)", text):
         Image.open(folder / name).convert("RGB").quantize(256).save(FIGURES / name, optimize=True)
     for name, block in pages(text).items():
-        replace_block(PAGES / f"{name}.md", block, "run")
+        path = PAGES / f"{name}.md"
+        replace_block(path, block if name in ("index", "claims") else merged(block_of(path, "run"), block), "run")
     replace_block(ROOT / "README.md", excerpt(text), "results")
 
 
 def pages(text: str) -> dict[str, str]:
     """Name of a page → its text, from the whole of `results.md` without its title."""
-    overview, claims, tables = re.split(r"^## (?:The paper's claims|Tables and figures)\n", text, flags=re.MULTILINE)
-    texts = {"index": overview.strip(), "claims": claims.strip()}
+    before, tables = re.split(r"^## Tables and figures\n", text, flags=re.MULTILINE)
+    overview, _, claims = before.partition("## The paper's claims\n")
+    texts = {"index": overview.strip()}
+    if re.search(r"^### table\d", tables, re.MULTILINE):
+        texts["claims"] = claims.strip()
     for section in re.split(r"^(?=### )", tables, flags=re.MULTILINE)[1:]:
         model = re.findall(r"^Ours on ([\w-]+),", section, re.MULTILINE)[0]
         linked = re.sub(r"\]\(([\w-]+\.(?:png|svg))\)", r"](../images/results/\1)", section)
         texts[model] = f"{texts.get(model, '')}{linked.replace('### ', '## ', 1)}"
     return {name: block.strip() for name, block in texts.items()}
+
+
+def merged(old: str, new: str) -> str:
+    """The sections of a page, where new ones replace those of the same table."""
+    sections = {
+        section.partition(":")[0]: section.strip()
+        for block in (old, new)
+        for section in re.split(r"^(?=## )", block, flags=re.MULTILINE)
+        if section.strip()
+    }
+    return "\n\n".join(sections.values())
 
 
 def excerpt(text: str) -> str:

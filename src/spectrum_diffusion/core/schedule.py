@@ -16,6 +16,9 @@ from ..errors import InvalidOptionError
 MAX_TOTAL = 1000
 """Longest run for which :func:`for_speedup` searches; samplers of more steps are unknown."""
 
+SKEW = 1.5
+"""Exponent a of :func:`nodes`: 1 is symmetric, more puts more evaluations at the start."""
+
 ROUNDING = 1e-12
 """Relative room for the rounding of T/n in floats."""
 
@@ -63,9 +66,9 @@ def uniform(total: int, interval: int = 2, warmup: int = 5) -> list[int]:
 def nodes(total: int, count: int, warmup: int = 1) -> list[int]:
     """``count`` evaluated steps, closer together at both ends, with the first and the last step among them.
 
-    Half-way between Chebyshev-Lobatto nodes and even ones, rounded and made distinct:
-    ``s_j = (T−1)·½(½(1 − cos(πj/(K−1))) + j/(K−1))``. Chebyshev nodes are those at which a polynomial is best
-    interpolated; for few evaluations they put too many of them at the ends.
+    Chebyshev-Lobatto nodes, at which a polynomial is best interpolated, skewed towards the start, rounded and made
+    distinct: ``s_j = (T−1)(1 − cos(π(j/(K−1))^a))/2`` with a = 1.5. An image's composition is decided early:
+    schedules that others searched on FLUX.1-dev follow the formula with a between 1.25 and 2.35.
 
     Args:
         total: number of steps T of the sampler, ≥ 1.
@@ -76,9 +79,9 @@ def nodes(total: int, count: int, warmup: int = 1) -> list[int]:
         InvalidOptionError: a value outside its range.
 
     >>> nodes(50, 14)
-    [0, 2, 5, 9, 13, 17, 22, 27, 32, 36, 40, 44, 47, 49]
+    [0, 1, 2, 3, 4, 7, 11, 17, 23, 30, 37, 43, 47, 49]
     >>> nodes(50, 10, warmup=3)
-    [0, 1, 2, 7, 13, 21, 30, 38, 44, 49]
+    [0, 1, 2, 3, 5, 11, 21, 33, 44, 49]
     """
     total = check_integer("total", total, least=1)
     count = check_integer("count", count, least=1, most=total)
@@ -90,8 +93,8 @@ def nodes(total: int, count: int, warmup: int = 1) -> list[int]:
 def _nodes(total: int, count: int) -> list[int]:
     if count == 1:
         return [0]
-    shares = [j / (count - 1) for j in range(count)]
-    steps = [round((total - 1) * ((1 - math.cos(math.pi * share)) / 2 + share) / 2) for share in shares]
+    shares = [(j / (count - 1)) ** SKEW for j in range(count)]
+    steps = [round((total - 1) * (1 - math.cos(math.pi * share)) / 2) for share in shares]
     for j in range(count):  # distinct from the ones before, and room for the ones to come
         steps[j] = min(max(steps[j], steps[j - 1] + 1 if j else 0), total - count + j)
     return steps

@@ -5,7 +5,7 @@ foretold the latest, ``α = ⟨actual change, foretold change⟩/‖foretold cha
 in Aitken's extrapolation). When an output is evaluated, the scheduler takes the steps of the gap again with outputs
 interpolated through the three nearest evaluated ones, without a second evaluation (a predictor-corrector scheme PEC,
 as UniPC's corrector; Zhao et al., 2023, arXiv 2302.04867). The correction has the strength ``min(1, 2α)``: where lines
-do not hold, a full correction overshoots too. Steps are evaluated half-way between Chebyshev-Lobatto and even nodes.
+do not hold, a full correction overshoots too. Evaluated steps are Chebyshev-Lobatto nodes, skewed towards the start.
 """
 
 from __future__ import annotations

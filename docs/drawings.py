@@ -118,8 +118,8 @@ def schedules() -> None:
     rows = {
         "paper's, α = 0.75": schedule.adaptive(STEPS),
         "paper's, α = 3": schedule.adaptive(STEPS, slope=3),
-        "warmup=2, slope=0.41": schedule.adaptive(STEPS, warmup=2, slope=0.41),
-        "warmup=2, slope=1.14": schedule.adaptive(STEPS, warmup=2, slope=1.14),
+        "default, speedup=3.5": schedule.nodes(STEPS, 14),
+        "default, speedup=5": schedule.nodes(STEPS, 10),
         "uniform, interval=4": schedule.uniform(STEPS, 4, 1),
     }
     drawing = Drawing(860, 60 + 34 * len(rows), "Evaluated steps of five schedules")

@@ -59,6 +59,7 @@ class Generation:
             self._outside += 1
             return call.proceed(*call.args, **call.kwargs)
         self._warn_if_stochastic()
+        self._handle._check_intact(denoiser)
         try:
             self._run.context = self.context
             output = self._run.call(denoiser, call)

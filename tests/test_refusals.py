@@ -419,3 +419,13 @@ def test_the_default_pipeline_survives_pickle_in_another_process(tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["FluxPipeline", "True", "False"]
+
+
+@pytest.mark.parametrize("method", ["spectrum", "paper"])
+def test_other_components_of_a_pipeline_are_no_denoisers(method: str) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+    for model, kind in ((ENTRY.build().vae, "an autoencoder"), (text.eval(), "a model of transformers")):
+        with pytest.raises(UnsupportedModelError, match=f"{type(model).__name__} is {kind}, not a denoiser: pass the"):
+            spectrum_diffusion.enable(model, method)

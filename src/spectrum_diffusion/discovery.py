@@ -18,8 +18,13 @@ def is_pipeline(target: Any) -> bool:
 
 
 def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline by component name, or the bare model itself."""
+    """The denoisers of a pipeline by component name, or the bare model itself.
+
+    Raises:
+        UnsupportedModelError: there is none, or the bare model is another component of pipelines.
+    """
     if isinstance(target, nn.Module):
+        _refuse_other_component(target)
         return {"model": target}
     modules: dict[str, nn.Module] = {}
     for name, value in target.components.items():
@@ -43,6 +48,19 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
             "the bare denoiser with handle.run(total_steps=T)"
         )
     return models
+
+
+def _refuse_other_component(model: nn.Module) -> None:
+    """Raise for an autoencoder or a model of transformers, which are called once and not at every step."""
+    if denoisers.row_for(model) is not None:
+        return
+    encodes = hasattr(model, "encode") and hasattr(model, "decode")
+    if encodes or type(model).__module__.startswith("transformers."):
+        kind = "an autoencoder" if encodes else "a model of transformers"
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is {kind}, not a denoiser: pass the pipeline, or its denoiser, such as "
+            "pipe.transformer or pipe.unet"
+        )
 
 
 def schedulers_of(pipe: Any) -> list[tuple[Any, str]]:

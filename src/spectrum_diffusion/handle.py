@@ -211,21 +211,6 @@ class Handle:
             self._uninstall()
             raise
 
-    def _check_intact(self, denoiser: Denoiser) -> None:
-        """Raise if modules were exchanged during a generation of a method that keeps outputs of modules.
-
-        Raises:
-            ConflictError: what was kept of the modules does not fit those of now.
-        """
-        imprint, model = self._imprints.get(denoiser.name), denoiser.model
-        if not site_class(self.method.site).inside_blocks or imprint is None or model is None:
-            return
-        if not imprint.matches(model):
-            raise ConflictError(
-                f"modules of {denoiser.name} were exchanged during a generation, and {name_of(self.method)} keeps "
-                "their outputs: change adapters, layers and quantization between two calls"
-            )
-
     def _stand(self, recipe: Recipe) -> None:
         """Attach to the denoisers of a recipe, and install the cache of another package, if that is the method.
 

@@ -21,13 +21,14 @@ from .core.replay import StepCall
 from .core.run import UNKNOWN, Run
 from .core.sampler import SamplerRun
 from .core.summary import Call, Trace
-from .errors import InvalidOptionError
+from .errors import ConflictError, InvalidOptionError
 from .methods import AnyMethod, name_of
 from .noise import NoiseWatch
 from .scheduler_clock import SchedulerClock, Schedulers
 from .scheduler_steps import answering_steps, schedulers_in
-from .sites import denoisers
+from .sites import denoisers, site_class
 from .sites.denoiser import Denoiser
+from .sites.imprint import Imprint
 from .solvers import sampling_with
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Generation:
             self._outside += 1
             return call.proceed(*call.args, **call.kwargs)
         self._warn_if_stochastic()
-        self._handle._check_intact(denoiser)
+        self._check_intact(denoiser)
         try:
             self._run.context = self.context
             output = self._run.call(denoiser, call)
@@ -68,6 +69,22 @@ class Generation:
         if self._noise is not None:
             self._noise.mark(call.first.device)
         return output
+
+    def _check_intact(self, denoiser: Denoiser) -> None:
+        """Raise if modules are exchanged within a loop of a method that keeps outputs of modules.
+
+        Raises:
+            ConflictError: what was kept of the modules does not fit those of now.
+        """
+        method, model = self._handle.method, denoiser.model
+        if not site_class(method.site).inside_blocks or model is None:
+            return
+        # From the first call on: a pipeline may install processors before its loop.
+        if not self._imprints.setdefault(denoiser.name, Imprint(model)).matches(model):
+            raise ConflictError(
+                f"modules of {denoiser.name} were exchanged during a generation, and {name_of(method)} keeps their "
+                "outputs: change adapters, layers and quantization between two calls"
+            )
 
     def step(self, call: StepCall) -> Any:
         """Answer a step of a scheduler: on a corrected path, or with a forecast."""
@@ -88,6 +105,7 @@ class Generation:
         if self._noise is not None:
             self._noise.forget()
         self._clock, self._run = clock, self._handle._new_run(clock, stage, clock.scheduler)
+        self._imprints: dict[str, Imprint] = {}
         self._loops += 1
 
     def _explained(self, error: InvalidOptionError) -> InvalidOptionError:

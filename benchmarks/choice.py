@@ -21,6 +21,7 @@ import torch
 import spectrum_diffusion
 from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
 from spectrum_diffusion.bench.prompts import load_prompts, spread
+from spectrum_diffusion.core.schedule import distinct
 
 from .marks import replace_block
 
@@ -39,13 +40,10 @@ Scores = dict[str, dict[str, float]]
 
 def skewed(count: int, exponent: float, even: float = 0.0) -> tuple[int, ...]:
     """The formula of ``nodes`` with another exponent, and a share of even steps mixed in."""
-    steps: list[int] = []
-    for j in range(count):
-        share = j / (count - 1)
-        node = (1 - math.cos(math.pi * share**exponent)) / 2
-        step = round((STEPS - 1) * ((1 - even) * node + even * share))
-        steps.append(min(max(step, steps[-1] + 1 if steps else 0), STEPS - count + j))
-    return tuple(steps)
+    shares = [j / (count - 1) for j in range(count)]
+    nodes = [(1 - math.cos(math.pi * share**exponent)) / 2 for share in shares]
+    mixed = [(1 - even) * node + even * share for node, share in zip(nodes, shares, strict=True)]
+    return tuple(distinct(mixed, STEPS))
 
 
 def candidates(count: int) -> list[Row]:

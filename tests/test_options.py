@@ -141,14 +141,6 @@ def variant(gives: Any) -> type[Mean]:
     return dataclass(frozen=True, kw_only=True)(type("Variant", (Mean,), {"gives": lambda self, count: gives(count)}))
 
 
-@pytest.fixture
-def own_names():
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
 def sample(method: type[AnyMethod]) -> Any:
     register_method("mine", method)
     model = Dummy().eval()

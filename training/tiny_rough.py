@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from training import crops, debian, text
 from training.crops import CropConfig, Crops
-from training.denoiser import DenoiserConfig, TrainingData, zero_outputs
+from training.denoiser import DenoiserConfig, TrainingData
 from training.export import write_prompts
 from training.optim import OptimConfig
 from training.process import FlowMatching
@@ -130,20 +130,7 @@ class TinyRoughRecipe(TinySD3Recipe):
         """3.6 million parameters, none of them from another model."""
         clip, _, t5 = self.tokenizers()
         sizes = self.config.text
-        transformer = SD3Transformer2DModel(
-            sample_size=WINDOW,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=4,
-            attention_head_dim=32,
-            num_attention_heads=4,
-            caption_projection_dim=128,
-            joint_attention_dim=sizes.t5_width,
-            pooled_projection_dim=2 * sizes.clip_width,
-            pos_embed_max_size=WINDOW // 2,
-        )
-        zero_outputs(transformer)
+        transformer = self.transformer(WINDOW)
         clips = nn.ModuleList(text.make_clip(clip, sizes, CLIPTextModelWithProjection) for _ in range(2))
         return TinySD3(transformer, clips, text.make_t5(t5, sizes))
 

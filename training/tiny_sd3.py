@@ -67,8 +67,16 @@ class TinySD3Recipe(Recipe):
     def untrained(self) -> TinySD3:
         """The first CLIP and the T5 start from those of tiny-flux, which have the same vocabularies."""
         tokenizer, sizes = self.tokenizers()[0], self.config.text
+        transformer = self.transformer(16)
+        clips = nn.ModuleList(text.make_clip(tokenizer, sizes, CLIPTextModelWithProjection) for _ in range(2))
+        text.take_over_clip(clips[0], TINY_FLUX / "text_encoder")
+        return TinySD3(transformer, clips, T5EncoderModel.from_pretrained(TINY_FLUX / "text_encoder_2"))
+
+    def transformer(self, side: int) -> SD3Transformer2DModel:
+        """Untrained, for latents of ``side`` × ``side``."""
+        sizes = self.config.text
         transformer = SD3Transformer2DModel(
-            sample_size=16,
+            sample_size=side,
             patch_size=2,
             in_channels=4,
             out_channels=4,
@@ -78,12 +86,10 @@ class TinySD3Recipe(Recipe):
             caption_projection_dim=128,
             joint_attention_dim=sizes.t5_width,
             pooled_projection_dim=2 * sizes.clip_width,
-            pos_embed_max_size=8,
+            pos_embed_max_size=side // 2,
         )
         zero_outputs(transformer)
-        clips = nn.ModuleList(text.make_clip(tokenizer, sizes, CLIPTextModelWithProjection) for _ in range(2))
-        text.take_over_clip(clips[0], TINY_FLUX / "text_encoder")
-        return TinySD3(transformer, clips, T5EncoderModel.from_pretrained(TINY_FLUX / "text_encoder_2"))
+        return transformer
 
     def pipeline(self, model: TinySD3, vae: AutoencoderKL) -> DiffusionPipeline:
         """With Stable Diffusion 3's scheduler."""

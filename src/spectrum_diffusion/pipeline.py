@@ -20,12 +20,13 @@ from .core.calls import Arguments
 from .core.replay import StepCall
 from .core.run import UNKNOWN, Run
 from .core.sampler import SamplerRun
+from .core.subclass import thin_subclass
 from .core.summary import Call, Trace
 from .errors import ConflictError, InvalidOptionError
 from .methods import AnyMethod, name_of
 from .noise import NoiseWatch
 from .scheduler_clock import SchedulerClock, Schedulers
-from .scheduler_steps import answering_steps, schedulers_in
+from .scheduler_steps import answering_steps, refuse_copies, schedulers_in
 from .sites import denoisers, site_class
 from .sites.denoiser import Denoiser
 from .sites.imprint import Imprint
@@ -50,6 +51,7 @@ class Generation:
         self._noise: NoiseWatch | None = NoiseWatch(arguments)
         self._clock: SchedulerClock | None = None
         self._run: Run | SamplerRun | None = None
+        self._imprints: dict[str, Imprint] = {}  # of the denoisers at the first call of the loop under way
         self._loops, self._outside = 0, 0
         self.context: str | None = None
 
@@ -79,8 +81,9 @@ class Generation:
         method, model = self._handle.method, denoiser.model
         if not site_class(method.site).inside_blocks or model is None:
             return
-        # From the first call on: a pipeline may install processors before its loop.
-        if not self._imprints.setdefault(denoiser.name, Imprint(model)).matches(model):
+        if denoiser.name not in self._imprints:  # a pipeline may install processors before its loop
+            self._imprints[denoiser.name] = Imprint(model)
+        elif not self._imprints[denoiser.name].matches(model):
             raise ConflictError(
                 f"modules of {denoiser.name} were exchanged during a generation, and {name_of(method)} keeps their "
                 "outputs: change adapters, layers and quantization between two calls"
@@ -105,7 +108,7 @@ class Generation:
         if self._noise is not None:
             self._noise.forget()
         self._clock, self._run = clock, self._handle._new_run(clock, stage, clock.scheduler)
-        self._imprints: dict[str, Imprint] = {}
+        self._imprints.clear()
         self._loops += 1
 
     def _explained(self, error: InvalidOptionError) -> InvalidOptionError:
@@ -198,17 +201,7 @@ def enabled_class(cls: type, handle: Handle) -> type:
         with _generation(handle, self, (*args, *kwargs.values())):
             return call(*args, **kwargs)
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        # Pickles and deep copies are the plain pipeline: only this instance is enabled.
-        make, args, *rest = super(subclass, self).__reduce_ex__(protocol)
-        if make.__name__ == "__newobj__":  # pickle refuses it for another class than the object's
-            make = object.__new__
-        return (make, tuple(cls if arg is subclass else arg for arg in args), *rest)
-
-    names = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, "_spectrum_handle": handle}
-    inherited = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    subclass: Any = type(cls)(cls.__name__, (cls,), {**inherited, **names, "_spectrum_original": cls})
-    return subclass
+    return thin_subclass(cls, {"__call__": __call__, "_spectrum_handle": handle, "_spectrum_original": cls})
 
 
 @contextmanager
@@ -222,8 +215,9 @@ def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator
             assert denoiser.model is not None
             stack.enter_context(generation.naming_branches(denoisers.unwrap(denoiser.model)))
         if handle.answers_steps:
+            when_copied = refuse_copies if handle.at_scheduler else None
             for scheduler in schedulers_in(pipe):
-                stack.enter_context(answering_steps(scheduler, generation.step, is_copied=not handle.at_scheduler))
+                stack.enter_context(answering_steps(scheduler, generation.step, when_copied))
         yield
 
 

@@ -12,12 +12,15 @@ from typing import Any
 from torch import nn
 
 from .core.replay import StepCall
+from .core.subclass import thin_subclass
 from .discovery import schedulers_of
 from .errors import UnsupportedModelError
 
 
 @contextmanager
-def answering_steps(scheduler: Any, answer: Callable[[StepCall], Any], *, is_copied: bool) -> Iterator[None]:
+def answering_steps(
+    scheduler: Any, answer: Callable[[StepCall], Any], when_copied: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Let ``answer`` take the scheduler's steps while the block lasts.
 
     The scheduler's class is a thin subclass meanwhile, so that copies, which are of the plain class, step by
@@ -26,35 +29,29 @@ def answering_steps(scheduler: Any, answer: Callable[[StepCall], Any], *, is_cop
     Args:
         scheduler: a diffusers scheduler.
         answer: takes a step; what the scheduler would return.
-        is_copied: whether the pipeline may step copies of the scheduler.
+        when_copied: called before a copy of the scheduler is made; it may refuse.
     """
     cls: Any = type(scheduler)
     signature = inspect.signature(cls.step)
 
     @functools.wraps(cls.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        take = functools.partial(cls.step, self)
         if self is not scheduler:
-            return take(*args, **kwargs)
-        bound = signature.bind(self, *args, **kwargs)
-        return answer(StepCall(self, cls.step, bound))
+            return cls.step(self, *args, **kwargs)
+        return answer(StepCall(self, cls.step, signature.bind(self, *args, **kwargs)))
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        if not is_copied:
-            raise UnsupportedModelError(
-                'site="sampler" does not work with this pipeline: it steps copies of its scheduler. Use site="output"'
-            )
-        make, arguments, *rest = super(subclass, self).__reduce_ex__(protocol)
-        return (make, tuple(cls if value is subclass else value for value in arguments), *rest)
-
-    names = {"step": step, "__reduce_ex__": __reduce_ex__}
-    inherited = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    subclass: Any = type(cls)(cls.__name__, (cls,), {**inherited, **names})
-    scheduler.__class__ = subclass
+    scheduler.__class__ = thin_subclass(cls, {"step": step}, when_copied)
     try:
         yield
     finally:
         scheduler.__class__ = cls
+
+
+def refuse_copies() -> None:
+    """Raise :class:`UnsupportedModelError`: what a copy of the scheduler is given can't be forecast."""
+    raise UnsupportedModelError(
+        'site="sampler" does not work with this pipeline: it steps copies of its scheduler. Use site="output"'
+    )
 
 
 def check_schedulers(target: Any) -> None:

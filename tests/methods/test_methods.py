@@ -286,15 +286,6 @@ class Other(Mean):
     pass
 
 
-@pytest.fixture
-def own_names():
-    """What a test registers is gone afterwards."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
 @pytest.mark.usefixtures("own_names")
 def test_a_method_of_ones_own():
     assert register_method("mean", Mean) is Mean

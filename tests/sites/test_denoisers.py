@@ -109,11 +109,8 @@ def _watched(module: nn.Module, name: str, ran: dict[str, bool]) -> Iterator[Non
     def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
         ran[name] = any(tensor.isnan().any() for tensor in _tensors((args, kwargs)))
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -128,11 +125,8 @@ def _pre_hook(module: nn.Module, look: Callable[..., Any]) -> Iterator[None]:
         new = look(module, kwargs[key])
         return (args, {**kwargs, key: new}) if new is not None else None
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

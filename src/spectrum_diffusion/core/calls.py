@@ -114,3 +114,8 @@ def _copied(value: Any) -> Any:
 
 def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often the tensor was written into; 0 for inference tensors, which do not count it."""
+    return 0 if tensor.is_inference() else tensor._version

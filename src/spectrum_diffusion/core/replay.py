@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .calls import version_of
+
 
 @dataclass
 class StepCall:
@@ -77,7 +79,7 @@ class Replay:
         result = call.proceed_with(output, sample)
         self._taken.append((call, output))
         handed = _sample_of(result)
-        self._handed = handed, _version(handed)
+        self._handed = handed, version_of(handed)
         return result
 
     def reaches(self, call: StepCall) -> bool:
@@ -104,7 +106,9 @@ class Replay:
         return sample
 
     def _follows(self, call: StepCall) -> bool:
-        return self._handed is not None and self._handed[0] is call.sample and self._handed[1] == _version(call.sample)
+        return (
+            self._handed is not None and self._handed[0] is call.sample and self._handed[1] == version_of(call.sample)
+        )
 
     def clear(self) -> None:
         """Let go of every tensor."""
@@ -120,7 +124,3 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 
 def _sample_of(result: Any) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result.prev_sample  # type: ignore[no-any-return]
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

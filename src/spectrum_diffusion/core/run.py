@@ -75,8 +75,7 @@ class Run:
         branch, unclear = self._branches.setdefault(denoiser, Branches(self._new_branch)).of(self.context, step, call)
         obstacle = unclear if known else UNKNOWN
         action, reason = self._plan(branch, step, obstacle)
-        if self.trace.device is None:
-            self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
+        self.trace.sees(call.tensors.values())
         record = Call(step, branch.label, action, reason, first=self._calls_in_step == 1)
         with self.trace.timed() as record.milliseconds, self.trace.counted(record):
             if self.method.observes:
@@ -91,7 +90,8 @@ class Run:
                 output = self._evaluate(branch, site, call, record)
         branch.observe(call, step)
         self._note(record, branch)
-        self._since_step.append((denoiser, record))
+        if self.corrector is not None:
+            self._since_step.append((denoiser, record))
         return output
 
     def step(self, call: StepCall) -> Any:
@@ -111,7 +111,7 @@ class Run:
             result = self.corrector.evaluated(step, call)
         else:
             result = self.corrector.skipped(call, call.output)
-        self.trace.history_bytes = max(self.trace.history_bytes, self._held)
+        self.trace.holds(self._held)
         if step >= self.clock.total - 1:
             self.corrector.clear()
         return result
@@ -264,7 +264,7 @@ class Run:
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
         self.trace.total = self.clock.total
-        self.trace.history_bytes = max(self.trace.history_bytes, self._held)
+        self.trace.holds(self._held)
         if record.step >= self.clock.total - 1:
             # Now, because the decoder may need the memory. A branch or expert that stopped gets no further call.
             for other in self._every_branch:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..errors import UnsupportedModelError
 from .calls import Arguments
 from .clock import Clock
@@ -72,8 +70,7 @@ class SamplerRun:
         self._calls += 1
         if record.action == "forecast" and not self.audit and key in self._outputs:
             return self._outputs[key]
-        if self.trace.device is None:
-            self.trace.device = next((t.device for t in call.tensors.values() if t.is_cuda), torch.device("cpu"))
+        self.trace.sees(call.tensors.values())
         with self.trace.timed() as milliseconds, self.trace.counted(record):
             output = call.proceed(*call.args, **call.kwargs)
         record.add_milliseconds(milliseconds)
@@ -158,7 +155,7 @@ class SamplerRun:
     def _note(self, record: Call) -> None:
         self.trace.calls.append(record)
         self.trace.total = self.clock.total
-        self.trace.history_bytes = max(self.trace.history_bytes, self.corrector.nbytes)
+        self.trace.holds(self.corrector.nbytes)
         if record.step >= self.clock.total - 1:
             self._ended = True
             self.close()  # before the decoder runs, which may need the memory

@@ -94,9 +94,15 @@ def _nodes(total: int, count: int) -> list[int]:
     if count == 1:
         return [0]
     shares = [(j / (count - 1)) ** SKEW for j in range(count)]
-    steps = [round((total - 1) * (1 - math.cos(math.pi * share)) / 2) for share in shares]
-    for j in range(count):  # distinct from the ones before, and room for the ones to come
-        steps[j] = min(max(steps[j], steps[j - 1] + 1 if j else 0), total - count + j)
+    return distinct([(1 - math.cos(math.pi * share)) / 2 for share in shares], total)
+
+
+def distinct(shares: Sequence[float], total: int) -> list[int]:
+    """The steps nearest to rising shares 0 … 1 of a run, each its own: after those before, with room for the rest."""
+    steps: list[int] = []
+    for j, share in enumerate(shares):
+        least = steps[-1] + 1 if steps else 0
+        steps.append(min(max(round((total - 1) * share), least), total - len(shares) + j))
     return steps
 
 

@@ -13,7 +13,7 @@ import torch
 from .flops import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Action = Literal["evaluated", "forecast", "partial", "fallback"]
 
@@ -82,6 +82,15 @@ class Trace:
     def note(self, text: str) -> None:
         """Tell the reader of the summary something beside the counts."""
         self.notes[text] = self.notes.get(text, 0) + 1
+
+    def sees(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Learn from the tensors of a call on which device the loop runs."""
+        if self.device is None:
+            self.device = next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
+
+    def holds(self, nbytes: int) -> None:
+        """Record the memory that the loop holds at the moment."""
+        self.history_bytes = max(self.history_bytes, nbytes)
 
     @contextmanager
     def timed(self) -> Iterator[Callable[[], float] | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.calls import Arguments
+from ..core.calls import Arguments, version_of
 from ..core.history import Feature
 from ..core.site import Choose, Site
 from ..errors import UnsupportedModelError
@@ -112,7 +112,7 @@ def _versions(holder: Any) -> dict[tuple[int, int], Any]:
 
 
 def _version(thing: torch.Tensor | np.ndarray) -> int:
-    return thing._version if isinstance(thing, torch.Tensor) and not thing.is_inference() else 0
+    return version_of(thing) if isinstance(thing, torch.Tensor) else 0
 
 
 def _attributes(holder: Any) -> Iterable[Any]:

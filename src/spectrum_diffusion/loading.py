@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .core.signatures import call_parameters
 from .core.words import did_you_mean
 from .errors import InvalidOptionError, MissingPackageError, UnsupportedModelError
 
@@ -132,7 +133,7 @@ def image_to_image(pipe: Any) -> Any:
     Raises:
         UnsupportedModelError: diffusers has no image-to-image pipeline of this family.
     """
-    if "image" in inspect.signature(type(pipe).__call__).parameters:
+    if "image" in call_parameters(pipe):
         return pipe
     with quiet():
         from diffusers import AutoPipelineForImage2Image
@@ -144,7 +145,7 @@ def image_to_image(pipe: Any) -> Any:
             f"{name} takes no image, and diffusers has no image-to-image pipeline of its family: leave the image out, "
             "or load a model whose pipeline takes one"
         ) from error
-    takes = inspect.signature(type(converted).__call__).parameters
+    takes = call_parameters(converted)
     defaults = {name: value for name, value in getattr(pipe, "_call_defaults", {}).items() if name in takes}
     if defaults:
         converted.__class__ = _with_call_defaults(type(converted), json.dumps(defaults))  # type: ignore[arg-type]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.signatures import call_parameters
 from ..errors import InvalidOptionError
 
 IMAGE, SIZE = "image", ("width", "height")
@@ -47,7 +47,7 @@ def with_image(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
     with Image.open(described["file"]) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
-    parameters, factor = inspect.signature(type(pipe).__call__).parameters, size_factor(pipe)
+    parameters, factor = call_parameters(pipe), size_factor(pipe)
     defaults = getattr(pipe, "_call_defaults", {})
     wanted = [call.get(name) or defaults.get(name) for name in SIZE]
     width, height = (side or max(factor, own // factor * factor) for side, own in zip(wanted, image.size, strict=True))

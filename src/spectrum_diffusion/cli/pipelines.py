@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..bench.images import IMAGE, SIZE, size_factor
+from ..core.signatures import call_parameters
 from ..core.words import first_line
 from ..errors import SpectrumError
 from .guard import MistakeError
@@ -95,7 +95,7 @@ def check_call(pipe: Any, request: Request) -> None:
 
 def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
     """Raise :class:`MistakeError` as :func:`check_call` does, for the arguments of a call."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(pipe)
     resized = SIZE if IMAGE in call else ()  # the image is resized, and its size is the result's
     for name in call:
         if name not in parameters and name not in resized:
@@ -115,7 +115,7 @@ def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
 
 def _check_guidance(pipe: Any, call: Mapping[str, Any]) -> None:
     """Refuse a negative prompt that the pipeline would ignore, because its guidance is off."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(pipe)
     # A model with distilled guidance has a second scale, which alone decides about the negative prompt.
     scale = next((name for name in ("true_cfg_scale", "guidance_scale") if name in parameters), None)
     if scale is None:
@@ -135,7 +135,7 @@ def _check_frames(pipe: Any, frames: int | None) -> None:
     A video autoencoder that encodes k frames at a time after the first makes 1 + a multiple of k frames. A pipeline
     whose default is not such a number has another rule, and takes any number.
     """
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_frames")
+    parameter = call_parameters(pipe).get("num_frames")
     default = parameter.default if parameter else None
     factor = next((value for name in TEMPORAL_FACTORS if isinstance(value := getattr(pipe, name, None), int)), 1)
     if frames is None or not isinstance(default, int) or (default - 1) % factor or not (frames - 1) % factor:
@@ -149,14 +149,14 @@ def _check_frames(pipe: Any, frames: int | None) -> None:
 
 def steps_of(pipe: Any, request: Request) -> int | None:
     """Number of steps of a request, the pipeline's default included; None if its call has no such argument."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    parameter = call_parameters(pipe).get("num_inference_steps")
     default = parameter.default if parameter and isinstance(parameter.default, int) else None
     return request.steps or default
 
 
 def makes_videos(pipe: Any) -> bool:
     """Whether the pipeline's result is a video."""
-    return "num_frames" in inspect.signature(type(pipe).__call__).parameters
+    return "num_frames" in call_parameters(pipe)
 
 
 def _pick_dtype(request: Request, device: torch.device) -> torch.dtype:

@@ -7,7 +7,6 @@ input (x). MagCache's ratios are its γ_t, averaged over prompts and guidance br
 
 from __future__ import annotations
 
-import inspect
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from ..core.decider import Decider
 from ..core.history import Feature
 from ..core.schedule import check_integer, is_list
+from ..core.signatures import call_parameters
 from ..core.summary import Summary
 from ..errors import InvalidOptionError, SpectrumError, warn
 from ..handle import Handle, enable_method
@@ -349,5 +349,5 @@ class Search:
 
 def _skip_decoder(pipe: Any) -> dict[str, str]:
     """Keyword arguments that leave out the decoder, if the pipeline can, because only the denoiser's calls matter."""
-    takes = inspect.signature(type(pipe).__call__).parameters
+    takes = call_parameters(pipe)
     return {"output_type": "latent"} if "output_type" in takes else {}

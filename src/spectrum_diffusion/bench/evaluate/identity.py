@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import platform
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...core.signatures import call_parameters
 from ..cost import device_of
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def _sampled(tensor: torch.Tensor) -> bytes:
 
 def call_arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, with the pipeline's own defaults that are plain values."""
-    parameters = inspect.signature(type(pipe).__call__).parameters.values()
+    parameters = call_parameters(pipe).values()
     plain = (str, int, float, bool)
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, plain)}
     return defaults | dict(call)

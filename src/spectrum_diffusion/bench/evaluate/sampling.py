@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from ...core.run import OnStep
+from ...core.signatures import call_parameters
 from ...errors import UnsupportedModelError
 from ...handle import enable
 from ..cost import Spent, watched
@@ -113,7 +113,7 @@ def sample(
         if row is not None:
             enabled = enable(pipe, row.method, plan=row.plan, on_step=decisions.note, flops=flops, **row.options)
             handle = stack.enter_context(enabled)
-        takes_callback = CALLBACK in inspect.signature(type(pipe).__call__).parameters
+        takes_callback = CALLBACK in call_parameters(pipe)
         extra = {CALLBACK: latents} if path and takes_callback else {}
         frames, spent = _run(pipe, case, {**call, **extra})
         summary = handle.summary() if handle else None

@@ -15,13 +15,18 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
+from typing import Any
+from unittest import mock
 
 import torch
 
 import spectrum_diffusion
 from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
 from spectrum_diffusion.bench.prompts import load_prompts, spread
-from spectrum_diffusion.core.schedule import distinct
+from spectrum_diffusion.core import schedule
+from spectrum_diffusion.core.schedule import Noise, distinct
+from spectrum_diffusion.handle import enable_method
+from spectrum_diffusion.methods.spectrum import Spectrum
 
 from .marks import replace_block
 
@@ -39,29 +44,51 @@ Scores = dict[str, dict[str, float]]
 
 
 def skewed(count: int, exponent: float, even: float = 0.0) -> tuple[int, ...]:
-    """The formula of ``nodes`` with another exponent, and a share of even steps mixed in."""
+    """Chebyshev nodes in the step index alone: skewed to the start, with a share of even steps mixed in."""
     shares = [j / (count - 1) for j in range(count)]
-    nodes = [(1 - math.cos(math.pi * share**exponent)) / 2 for share in shares]
-    mixed = [(1 - even) * node + even * share for node, share in zip(nodes, shares, strict=True)]
-    return tuple(distinct(mixed, STEPS))
+    spread = [(1 - math.cos(math.pi * share**exponent)) / 2 for share in shares]
+    mixed = [(1 - even) * node + even * share for node, share in zip(spread, shares, strict=True)]
+    return tuple(distinct([(STEPS - 1) * place for place in mixed], STEPS))
 
 
-def candidates(count: int) -> list[Row]:
-    """Sites and gains on the default's schedule, the default's rule on other schedules, and other methods."""
+def by_noise(count: int, noise: Noise, share: float) -> tuple[int, ...]:
+    """The default's nodes with another share of the noise in the pace."""
+    with mock.patch.object(schedule, "BY_NOISE", share):
+        return tuple(schedule.nodes(STEPS, count, noise=noise))
+
+
+def candidates(count: int, noise: Noise) -> list[Row]:
+    """Sites and gains on the default's schedule, and the default's rule on other schedules."""
     rules = [
         Row("spectrum", {"site": site, "gain": gain, "speedup": STEPS / count}, f"{site}, gain {gain:g} / {count}")
         for site in SITES
         for gain in GAINS
     ]
     spacings = {
+        "by steps alone": by_noise(count, noise, 0.0),
+        "noise share 0.2": by_noise(count, noise, 0.2),
+        "noise share 0.6": by_noise(count, noise, 0.6),
         "symmetric, half even": skewed(count, 1.0, 0.5),
-        "exponent 1": skewed(count, 1.0),
-        "exponent 1.25": skewed(count, 1.25),
-        "exponent 2": skewed(count, 2.0),
+        "skewed, exponent 1.5": skewed(count, 1.5),
     }
     return rules + [
         Row("spectrum", {"evaluated": steps}, f"{SHIPPED}, {name} / {count}") for name, steps in spacings.items()
     ]
+
+
+def noise_in(pipe: Any, prompt: str) -> Noise:
+    """The noise of the latents that a pipeline samples, by sampling once."""
+    found: list[Noise] = []
+
+    class Noting(Spectrum):
+        def paced(self, noise: Noise | None) -> Spectrum:
+            assert noise is not None
+            found.append(noise)
+            return super().paced(noise)
+
+    with enable_method(pipe, Noting(speedup=5)):
+        pipe(prompt, num_inference_steps=STEPS)
+    return found[-1]
 
 
 def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
@@ -70,9 +97,10 @@ def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
     pipe.set_progress_bar_config(disable=True)
     count = max(2, pairs // 2) if model in VIDEOS else pairs
     half = tuple(spread(load_prompts("tiny", model=model), 2 * count)[0 if chosen else 1 :: 2])
+    noise = noise_in(pipe, half[0].text)
     request = Request(
         model=model,
-        rows=tuple(row for count in COUNTS for row in candidates(count)),
+        rows=tuple(row for count in COUNTS for row in candidates(count, noise)),
         prompts=half,
         seeds=(0 if chosen else 1000,),
         metrics=("psnr",),

@@ -12,7 +12,9 @@ from torch import nn
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError
-from spectrum_diffusion.core.clock import time_axis
+from spectrum_diffusion.core.calls import Arguments
+from spectrum_diffusion.core.clock import ManualClock, noise_of, time_axis
+from spectrum_diffusion.core.schedule import Noise
 from spectrum_diffusion.scheduler_clock import SchedulerClock
 
 FLOW = [1.0 - i / 12 - 0.004 * (i % 3) for i in range(12)]  # uneven, falling
@@ -63,14 +65,38 @@ def test_line_on_its_axis_is_forecast_exactly(time, function, sigmas, method, op
 
 def test_axis_runs_from_first_to_last_step() -> None:
     for kind, sigmas in (("sigma", FLOW), ("log-snr", FLOW), ("log-snr", VARIANCE)):
-        axis = time_axis(kind, sigmas)
+        axis = time_axis(kind, ManualClock(len(sigmas), levels=sigmas))
         assert axis[0] == 0
         assert axis[-1] == pytest.approx(len(sigmas) - 1)
         assert list(axis) == sorted(axis)
 
 
 def test_even_noise_levels_are_the_steps_themselves() -> None:
-    assert time_axis("sigma", [1.0, 0.75, 0.5, 0.25]) == pytest.approx((0, 1, 2, 3))
+    assert time_axis("sigma", ManualClock(4, levels=[1.0, 0.75, 0.5, 0.25])) == pytest.approx((0, 1, 2, 3))
+
+
+def call_with(*shape: int) -> Arguments:
+    return Arguments(nn.Identity(), (torch.zeros(shape),), {}, nn.Identity())
+
+
+def test_noise_is_that_of_the_latents() -> None:
+    flow, added = ManualClock(3, levels=[0.8, 0.5, 0.2]), ManualClock(3, levels=[14.6, 0.5, 0.2])
+    assert noise_of(flow, call_with(1, 4, 8, 32)) == Noise(pytest.approx((4.0, 1.0, 0.25)), side=16)
+    assert noise_of(added, call_with(1, 16, 5, 8, 8)) == Noise((14.6, 0.5, 0.2), side=8)
+    assert noise_of(added, call_with(1, 4096, 64)) == Noise((14.6, 0.5, 0.2), side=128)  # tokens of 2 × 2 pixels
+    assert noise_of(ManualClock(3), call_with(1, 4, 8, 8)) is None
+    assert noise_of(ManualClock(2, levels=[0.2, 0.8]), call_with(1, 4, 8, 8)) is None
+
+
+def test_image_to_image_of_added_noise_is_not_taken_for_flow_matching() -> None:
+    pipe = PIPELINES["sdxl"].build()
+    pipe.scheduler.set_timesteps(50)
+    pipe.scheduler.set_begin_index(40)
+    clock = SchedulerClock(pipe.scheduler)
+    assert max(clock.sigmas()) < 1
+    noise = noise_of(clock, call_with(1, 4, 8, 8))
+    assert noise is not None
+    assert noise.ratios == tuple(clock.sigmas())
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,12 @@ class SchedulerClock:
             raise InvalidOptionError(f'{self.scheduler_name} has no noise levels for this time axis: use time="index"')
         return levels[start : start + self.total].tolist()
 
+    @property
+    def is_flow(self) -> bool:
+        # All levels count: those of image-to-image may end below 1 where the noise is added to the signal.
+        sigmas = getattr(self._scheduler, "sigmas", None)
+        return sigmas is not None and bool(torch.as_tensor(sigmas).max() <= 1.0)
+
     def _from_index(self, index: int) -> int:
         if self._uncounted and not self._moved:  # one step since the first call
             self._start, self._uncounted = index - 1, False

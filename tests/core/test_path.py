@@ -155,15 +155,3 @@ def test_a_rough_trajectory_is_followed_no_worse_than_by_the_better_of_line_and_
             for name, forecast in forecasts.items():
                 errors[name] += float((forecast - outputs[skipped]).square().sum())
     assert errors["damped"] <= 1.05 * min(errors["line"], errors["reuse"])
-
-
-@pytest.mark.parametrize("total", [1, 2, 8, 28, 50, 100, 1000])
-def test_nodes(total: int) -> None:
-    for count in {1, 2, 3, total // 4, total // 2, total} - {0}:
-        if count > total:
-            continue
-        steps = nodes(total, count)
-        assert len(steps) == count
-        assert steps == sorted(set(steps))
-        assert steps[0] == 0
-        assert count == 1 or steps[-1] == total - 1

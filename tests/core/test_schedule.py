@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum_diffusion.core import schedule
-from spectrum_diffusion.core.schedule import adaptive, explicit, for_speedup, speedup_warmup, uniform
+from spectrum_diffusion.core.schedule import (
+    Noise,
+    adaptive,
+    explicit,
+    fewest_nodes,
+    for_speedup,
+    nodes,
+    pace,
+    speedup_warmup,
+    uniform,
+)
 from spectrum_diffusion.errors import InvalidOptionError, SpectrumError
 
 PAPER_14 = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
@@ -302,3 +312,59 @@ def test_numbers_that_no_float_holds_are_refused(slope):
 def test_rows_in_a_list_of_steps_are_refused():
     with pytest.raises(InvalidOptionError, match="evaluated"):
         explicit(50, np.array([[0, 1], [2, 3]]))
+
+
+def flow(total: int, shift: float, side: float) -> Noise:
+    """The noise of flow matching with a static shift, written out."""
+    sigmas = [shift * (1 - i / total) / (1 + (shift - 1) * (1 - i / total)) for i in range(total)]
+    return Noise(tuple(1e9 if sigma == 1 else sigma / (1 - sigma) for sigma in sigmas), side)
+
+
+NOISES = {
+    "unknown": lambda total: None,
+    "shift 0.25": lambda total: flow(total, 0.25, 12),
+    "shift 3": lambda total: flow(total, 3, 128),
+    "shift 12": lambda total: flow(total, 12, 90),
+    "added noise": lambda total: Noise(tuple(700 * (1 - i / total) ** 7 for i in range(total)), 64),
+    "one level": lambda total: Noise((1.0,) * total, 64),
+    "without noise": lambda total: Noise((0.0,) * total, 64),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("total", [1, 2, 8, 28, 50, 100, 1000])
+def test_nodes(total: int, name: str) -> None:
+    noise = NOISES[name](total)
+    for count in {1, 2, 3, total // 4, total // 2, total} - {0}:
+        for warmup in (1, 2):
+            if max(count, warmup) > total or warmup > count:
+                continue
+            steps = nodes(total, count, warmup, noise)
+            assert len(steps) == count
+            assert steps == sorted(set(steps))
+            assert steps[:warmup] == list(range(warmup))
+            assert count == warmup or steps[-1] == total - 1
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_any_noise_leaves_a_speedup_of_four_within_reach(name: str) -> None:
+    assert all(fewest_nodes(total, 1, NOISES[name](total)) <= total // 4 for total in range(44, 1001, 14))
+
+
+def test_pace_rises_from_0_to_1_and_fastest_where_the_noise_is_decided() -> None:
+    for make in NOISES.values():
+        if (noise := make(50)) is not None and len(set(noise.ratios)) > 1:
+            along = pace(noise)
+            assert along[0] == 0
+            assert along[-1] == pytest.approx(1)
+            assert all(after > before for before, after in pairwise(along))
+    along = pace(Noise((1e9, 64.0, 8.0, 1.0, 0.1), side=64))
+    fast, slow = 0.6 / 4 + 0.4 / 2, 0.6 / 4
+    assert [after - before for before, after in pairwise(along)] == pytest.approx([slow, fast, fast, slow])
+
+
+def test_nodes_are_near_those_that_a_search_found_on_flux_at_full_size() -> None:
+    """DPCache (2602.22654), 13 of 50 steps of FLUX.1-dev at 1024² pixels: shift e^1.15, latents of 128 × 128."""
+    searched = [0, 1, 2, 4, 7, 12, 19, 24, 30, 36, 41, 45, 49]
+    ours = nodes(50, 13, noise=flow(50, math.exp(1.15), 128))
+    assert max(abs(a - b) for a, b in zip(ours, searched, strict=True)) <= 2

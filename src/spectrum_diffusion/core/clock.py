@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
+import torch
+
 from ..errors import InvalidOptionError
 from .calls import Arguments
+from .schedule import Noise
 
 
 class Clock(Protocol):
@@ -28,6 +31,10 @@ class Clock(Protocol):
         Raises:
             InvalidOptionError: the noise levels are unknown.
         """
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the latents are ``(1−σ)·signal + σ·noise``, as in flow matching, and not ``signal + σ·noise``."""
 
 
 @dataclass
@@ -55,29 +62,56 @@ class ManualClock:
             )
         return self.levels
 
+    @property
+    def is_flow(self) -> bool:
+        return self.levels is not None and max(self.levels) <= 1.0
+
 
 CLIPPED = 1e-3
 """Smallest distance of a flow-matching σ from 0 and 1, where the log-SNR is infinite."""
 
 
-def time_axis(kind: str, sigmas: Sequence[float]) -> tuple[float, ...]:
+def noise_of(clock: Clock, call: Arguments) -> Noise | None:
+    """The noise of the latents that a call denoises; None if its levels are unknown or rise."""
+    try:
+        sigmas = clock.sigmas()
+    except InvalidOptionError:
+        return None
+    ratios = tuple(_ratio(float(sigma), clock.is_flow) for sigma in sigmas)
+    if not ratios or any(after > before for before, after in pairwise(ratios)):
+        return None
+    return Noise(ratios, next(map(_side, call.samples), Noise.side))
+
+
+def _side(latents: torch.Tensor) -> float:
+    """Pixels along a side of latents (B, C, [F,] H, W), or of tokens (B, N, D), which are patches of 2 × 2."""
+    if latents.dim() >= 4:
+        return math.sqrt(latents.shape[-1] * latents.shape[-2])
+    return 2 * math.sqrt(latents.shape[1]) if latents.dim() == 3 else Noise.side
+
+
+def _ratio(sigma: float, is_flow: bool) -> float:
+    if not is_flow:
+        return sigma
+    clipped = min(max(sigma, CLIPPED), 1 - CLIPPED)
+    return clipped / (1 - clipped)
+
+
+def time_axis(kind: str, clock: Clock) -> tuple[float, ...]:
     """The time of each step by its noise level, scaled to run from 0 to T−1 like the steps.
 
     Args:
-        kind: "sigma", or "log-snr": ``2 ln((1−σ)/σ)`` of flow matching (σ ≤ 1), else ``−2 ln σ``.
-        sigmas: noise level of each step, (T,), falling.
+        kind: "sigma"; or "log-snr", which is −2 ln of noise over signal.
+        clock: knows the noise level of each step.
 
     Raises:
-        InvalidOptionError: two steps have one noise level, or the levels rise.
+        InvalidOptionError: the noise levels are unknown, two steps have the same one, or they rise.
     """
-    flow = max(sigmas) <= 1.0
+    sigmas = [float(sigma) for sigma in clock.sigmas()]
     if kind == "sigma":
-        values = [-float(sigma) for sigma in sigmas]
-    elif flow:
-        clipped = [min(max(float(sigma), CLIPPED), 1 - CLIPPED) for sigma in sigmas]
-        values = [2 * math.log((1 - sigma) / sigma) for sigma in clipped]
+        values = [-sigma for sigma in sigmas]
     else:
-        values = [-2 * math.log(max(float(sigma), 1e-10)) for sigma in sigmas]
+        values = [-2 * math.log(max(_ratio(sigma, clock.is_flow), 1e-10)) for sigma in sigmas]
     if any(after <= before for before, after in pairwise(values)):
         raise InvalidOptionError(
             f"time={kind!r} needs noise levels that fall at every step, but those of this scheduler do not: "

@@ -14,7 +14,7 @@ import torch
 from ..errors import InvalidOptionError, SpectrumError, UnsupportedModelError
 from .branches import Branch, Branches
 from .calls import Arguments
-from .clock import Clock, ManualClock, time_axis
+from .clock import Clock, ManualClock, noise_of, time_axis
 from .history import Feature
 from .schedule import check_integer
 from .site import Site
@@ -54,6 +54,7 @@ class Run:
         audit: bool = False,
     ) -> None:
         self.method, self.clock, self.trace = method, clock, trace
+        self._asked, self._paced = method, False
         self.on_step, self.audit = on_step, audit
         self.context: str | None = None  # name of the guidance branch, if the pipeline tells it
         self._branches: dict[Hashable, Branches] = {}
@@ -71,6 +72,7 @@ class Run:
         step, known = self._locate(call)
         if known and step >= self.clock.total:  # after the loop, for example to fill a cache for the next one
             return call.proceed(*call.args, **call.kwargs)
+        self._pace(step, call)
         self._axis(step)  # refuses before anything runs
         branch, unclear = self._branches.setdefault(denoiser, Branches(self._new_branch)).of(self.context, step, call)
         obstacle = unclear if known else UNKNOWN
@@ -251,12 +253,17 @@ class Run:
         if self.audit:
             record.error = relative_error(tuple(feature), site.evaluate(call)[1])
 
+    def _pace(self, step: int, call: Arguments) -> None:
+        """Fit the method to the noise levels, which some schedulers do not know yet at step 0."""
+        if not self._paced:
+            self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
+
     def _axis(self, step: int) -> Sequence[float]:
         """The time of each step, in steps; see :func:`time_axis`."""
         if self._times is not None:
             return self._times
         kind = self.method.axis
-        times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock.sigmas())
+        times = range(self.clock.total) if kind == "index" else time_axis(kind, self.clock)
         if step > 0:  # at step 0 some schedulers do not know yet where the loop begins
             self._times = times
         return times

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedModelError
 from .calls import Arguments
-from .clock import Clock
+from .clock import Clock, noise_of
 from .corrector import Corrector
 from .replay import StepCall
 from .run import UNKNOWN, OnStep, relative_error
@@ -48,6 +48,7 @@ class SamplerRun:
         audit: bool = False,
     ) -> None:
         self.method, self.clock, self.trace = method, clock, trace
+        self._asked, self._paced = method, False
         self.on_step, self.audit = on_step, audit
         self.context: str | None = None
         self.corrector, self._path = corrector, corrector.path
@@ -111,7 +112,7 @@ class SamplerRun:
             raise _refused("the scheduler takes no step after an evaluation of the denoiser")
         if before is not None and step is not None and step <= before.step:
             self._begin_again(step, before)
-        self._record = self._begin(step)
+        self._record = self._begin(step, call)
         self._stepped = self._differs = False
         self._calls = 0
         return self._record
@@ -125,9 +126,11 @@ class SamplerRun:
         self.trace.earlier_loops += 1
         self._record, self._ended = None, False
 
-    def _begin(self, step: int | None) -> Call:
+    def _begin(self, step: int | None, call: Arguments) -> Call:
         if step is None:
             return Call(self._record.step + 1 if self._record else 0, GUIDED, "fallback", UNKNOWN)
+        if not self._paced:  # some schedulers do not know their noise levels yet at step 0
+            self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
         if self.method.evaluates(step, self.clock.total):
             return Call(step, GUIDED, "evaluated")
         if not len(self._path):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..core.decider import Decider
     from ..core.forecast import Weights
     from ..core.history import History
+    from ..core.schedule import Noise
     from ..core.summary import Action
 
 SITES = tuple(sites.GENERAL)
@@ -166,6 +167,10 @@ class AnyMethod:
 
     def begin(self, total: int) -> None:
         """Raise :class:`InvalidOptionError` if a run cannot have ``total`` steps."""
+
+    def paced(self: M, noise: Noise | None) -> M:
+        """The method for a run with this noise; None if it is unknown."""
+        return self
 
     def evaluates(self, step: int, total: int) -> bool:
         """Whether ``step`` is evaluated, whatever its calls show."""

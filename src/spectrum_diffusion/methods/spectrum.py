@@ -5,13 +5,14 @@ foretold the latest, ``α = ⟨actual change, foretold change⟩/‖foretold cha
 in Aitken's extrapolation). When an output is evaluated, the scheduler takes the steps of the gap again with outputs
 interpolated through the three nearest evaluated ones, without a second evaluation (a predictor-corrector scheme PEC,
 as UniPC's corrector; Zhao et al., 2023, arXiv 2302.04867). The correction has the strength ``min(1, 2α)``: where lines
-do not hold, a full correction overshoots too. Evaluated steps are Chebyshev-Lobatto nodes, skewed towards the start.
+do not hold, a full correction overshoots too. Evaluated steps are Chebyshev-Lobatto nodes along the run's noise levels,
+see :func:`schedule.nodes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..core import schedule
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..core.history import History
     from ..core.path import Path
+    from ..core.schedule import Noise
 
 
 FEW = 8
@@ -45,6 +47,7 @@ class Spectrum(Scheduled):
     site: str = "output"
     warmup: int = 1
     gain: float = 2.0
+    noise: Noise | None = field(default=None, init=False, repr=False, compare=False)
 
     sites: ClassVar[tuple[str, ...]] = (*SITES, "sampler")
     default_speedup: ClassVar[float] = 3.5
@@ -82,7 +85,15 @@ class Spectrum(Scheduled):
             return tuple(schedule.explicit(total, self.evaluated))
         if self.speedup is None and total < FEW:
             return tuple(range(total))
-        return tuple(schedule.nodes_for_speedup(total, self.speedup, self.warmup, default=self.default_speedup))
+        steps = schedule.nodes_for_speedup(
+            total, self.speedup, self.warmup, default=self.default_speedup, noise=self.noise
+        )
+        return tuple(steps)
+
+    def paced(self, noise: Noise | None) -> Spectrum:
+        method = replace(self)  # without the steps that are kept for another run
+        object.__setattr__(method, "noise", noise)
+        return method
 
     def untouched(self, total: int) -> bool:
         # Steps or a speed-up that were asked for are no surprise.

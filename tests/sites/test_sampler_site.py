@@ -266,9 +266,9 @@ def test_warmup_beside_a_speedup() -> None:
 def test_schedule_follows_the_noise_levels_of_the_run(name: str, side: float, is_flow: bool, site: str) -> None:
     entry = PIPELINES[name]
     pipe = entry.build()
-    _, summary = sampled(entry, pipe, site=site)
+    _, summary = sampled(entry, pipe, site=site, speedup=1.75)
     total = summary.steps
     sigmas = pipe.scheduler.sigmas[:-1][-total:].double()
     ratios = sigmas / (1 - sigmas).clamp_min(1e-3) if is_flow else sigmas
-    wanted = nodes_for_speedup(total, None, noise=Noise(tuple(ratios.tolist()), side))
-    assert list(summary.evaluated) == wanted != nodes_for_speedup(total, None)
+    wanted = nodes_for_speedup(total, 1.75, noise=Noise(tuple(ratios.tolist()), side))
+    assert list(summary.evaluated) == wanted != nodes_for_speedup(total, 1.75)

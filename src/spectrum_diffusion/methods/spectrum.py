@@ -6,13 +6,13 @@ in Aitken's extrapolation). When an output is evaluated, the scheduler takes the
 interpolated through the three nearest evaluated ones, without a second evaluation (a predictor-corrector scheme PEC,
 as UniPC's corrector; Zhao et al., 2023, arXiv 2302.04867). The correction has the strength ``min(1, 2α)``: where lines
 do not hold, a full correction overshoots too. Evaluated steps are Chebyshev-Lobatto nodes along the run's noise levels,
-see :func:`schedule.nodes`.
+see ``schedule.nodes``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from ..core import schedule
@@ -47,10 +47,11 @@ class Spectrum(Scheduled):
     site: str = "output"
     warmup: int = 1
     gain: float = 2.0
-    noise: Noise | None = field(default=None, init=False, repr=False, compare=False)
 
     sites: ClassVar[tuple[str, ...]] = (*SITES, "sampler")
     default_speedup: ClassVar[float] = 3.5
+    noise: ClassVar[Noise | None] = None
+    """The noise of the run; :meth:`paced` sets it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -169,8 +169,9 @@ def panorama(scheduler: Any) -> Any:
     return pipe
 
 
+@pytest.mark.parametrize("method", ["reuse", "spectrum"])
 @pytest.mark.parametrize("scheduler", [schedulers.ddim, schedulers.pndm, schedulers.dpmpp])
-def test_a_pipeline_that_restores_its_scheduler_for_each_window(scheduler: Any) -> None:
+def test_a_pipeline_that_restores_its_scheduler_for_each_window(scheduler: Any, method: str) -> None:
     pipe = panorama(scheduler())
     inputs = {**PIPELINES["sd15"].family.inputs, "height": 512, "width": 640, "num_inference_steps": 6}
 
@@ -178,15 +179,16 @@ def test_a_pipeline_that_restores_its_scheduler_for_each_window(scheduler: Any) 
         return pipe(**inputs, output_type="latent", generator=torch.Generator().manual_seed(0)).images
 
     plain = sample()
-    with spectrum_diffusion.enable(pipe, "reuse", interval=3, warmup=2, slope=0) as handle:
+    steps = len(pipe.scheduler.timesteps)
+    evaluated = [step for step in range(steps) if step < 2 or step % 3 == 1]
+    with spectrum_diffusion.enable(pipe, method, evaluated=evaluated) as handle:
         with warnings.catch_warnings():
             warnings.simplefilter("error", SpectrumWarning)
             for _ in range(2):
                 skipped = sample()
                 summary = handle.summary()
-                steps = len(pipe.scheduler.timesteps)
                 assert (summary.steps, summary.loops, summary.fallbacks) == (steps, 1, {})
-                assert summary.evaluated == [step for step in range(steps) if step < 2 or step % 3 == 1]
+                assert summary.evaluated == evaluated
                 assert [branch.steps for branch in summary.branches.values()] == [steps] * 3
         assert not torch.equal(skipped, plain)
     assert torch.equal(sample(), plain)
@@ -351,3 +353,45 @@ def test_the_axis_of_video_to_video_is_of_the_noise_levels_that_are_sampled(
     assert handle.summary().steps == 12
     assert read
     assert all(levels == pytest.approx(pipe.scheduler.sigmas[8:20].tolist()) for levels in read)
+
+
+class Chunked(d.StableDiffusionPipeline):
+    """Samples two chunks over the same timesteps, and calls its denoiser after each to fill a cache, as AnyFlowFAR."""
+
+    @torch.no_grad()
+    def __call__(self, steps: int, cache_at: int | None) -> list[torch.Tensor]:
+        self.scheduler.set_timesteps(steps)
+        results = []
+        for chunk in range(2):
+            sample = noise(1, 4, 8, 8, seed=chunk)
+            for timestep in self.scheduler.timesteps:
+                output = self._predict(self.scheduler.scale_model_input(sample, timestep), timestep)
+                sample = self.scheduler.step(output, timestep, sample).prev_sample
+            results.append(sample)
+            if cache_at is not None:
+                results.append(self._predict(sample, torch.tensor(cache_at)))
+            self.scheduler._step_index = None
+        return results
+
+    def _predict(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.unet(sample, timestep, PIPELINES["sd15"].family.inputs["prompt_embeds"]).sample
+
+
+@quiet
+@pytest.mark.parametrize("site", ["sampler", "output", "last_block"])
+@pytest.mark.parametrize(("scheduler", "cache_at"), [(schedulers.ddim, 0), (schedulers.ddim, 1), (schedulers.euler, 0)])
+def test_a_call_between_two_loops_over_the_same_timesteps_runs_untouched(
+    scheduler: Any, cache_at: int, site: str
+) -> None:
+    parts = {**PIPELINES["sd15"].build().components, "scheduler": scheduler()}
+    pipe = Chunked(**parts, requires_safety_checker=False)
+    with spectrum_diffusion.enable(pipe, "spectrum", site=site, evaluated=[0, 1, 3, 6, 9]) as handle:
+        expected = pipe(10, None)
+        first, cached, second, cached_again = pipe(10, cache_at)
+        summary = handle.summary()
+    assert torch.equal(first, expected[0])
+    assert torch.equal(second, expected[1])
+    with torch.no_grad():
+        assert torch.equal(cached, pipe._predict(first, torch.tensor(cache_at)))
+        assert torch.equal(cached_again, pipe._predict(second, torch.tensor(cache_at)))
+    assert (summary.steps, summary.loops, summary.evaluated) == (10, 2, [0, 1, 3, 6, 9])

@@ -155,10 +155,14 @@ class SchedulerClock:
         return None if place is None or self._first_place is None else place - self._first_place
 
     def _from_timestep(self, call: Arguments) -> int | None:
-        if (place := self._place_of(_extent(call))) is None:
+        extent = _extent(call)
+        place = self._place_of(extent)
+        if place is None and self._start is not None and extent == self._first:  # the loop begins again
+            place = self._place = self._start
+        if place is None:
             return None
         if self._start is None:
-            self._start = place
+            self._start, self._first = place, extent
         return place - self._start
 
     def _place_of(self, extent: tuple[float, float] | None) -> int | None:

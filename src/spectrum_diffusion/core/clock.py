@@ -23,7 +23,7 @@ class Clock(Protocol):
         """Number of steps T of the loop."""
 
     def locate(self, call: Arguments) -> int | None:
-        """The step of a call, 0 … T−1, or None if it is unknown."""
+        """The step of a call, 0 … T−1, or None if it is unknown. T or more: the call comes after the loop."""
 
     def sigmas(self) -> Sequence[float]:
         """Noise level σ of each step, (T,).

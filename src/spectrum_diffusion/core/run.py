@@ -60,6 +60,7 @@ class Run:
         self._branches: dict[Hashable, Branches] = {}
         self._step, self._known, self._calls_in_step = -1, -1, 0
         self._named: set[str | None] = set()  # names of the branches that were called at this step
+        self._ended = False  # whether the scheduler took the loop's last step
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
         self.corrector = corrector
@@ -69,9 +70,11 @@ class Run:
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Evaluate or skip one call of a denoiser, a :class:`sites.denoiser.Denoiser`; its output."""
         site: Site = denoiser.site(self.method)
-        step, known = self._locate(call)
-        if known and step >= self.clock.total:  # after the loop, for example to fill a cache for the next one
+        located = self.clock.locate(call)
+        if self._is_over(located):
+            self._known = self.clock.total
             return call.proceed(*call.args, **call.kwargs)
+        step, known = self._enter(located), located is not None
         self._pace(step, call)
         self._axis(step)  # refuses before anything runs
         branch, unclear = self._branches.setdefault(denoiser, Branches(self._new_branch)).of(self.context, step, call)
@@ -115,6 +118,7 @@ class Run:
             result = self.corrector.skipped(call, call.output)
         self.trace.holds(self._held)
         if step >= self.clock.total - 1:
+            self._ended = True
             self.corrector.clear()
         return result
 
@@ -126,9 +130,12 @@ class Run:
             branch.release()
         self._branches.clear()
 
-    def _locate(self, call: Arguments) -> tuple[int, bool]:
-        step = self.clock.locate(call)
-        known = step is not None
+    def _is_over(self, step: int | None) -> bool:
+        """Whether a call comes after the loop's last step, for example to fill a cache for the next loop."""
+        return self._ended if step is None else step >= self.clock.total
+
+    def _enter(self, step: int | None) -> int:
+        """Enter the step of a call, which is counted if the clock cannot tell it."""
         if step is None:
             step = self._count(self._step)
         else:
@@ -140,7 +147,7 @@ class Run:
             self._named.clear()
         self._calls_in_step += 1
         self._named.add(self.context)
-        return step, known
+        return step
 
     def _count(self, step: int) -> int:
         """The step of a call that the clock cannot tell: the next one, unless another branch of this step is named."""
@@ -152,6 +159,8 @@ class Run:
         self.trace.calls.clear()
         self.trace.earlier_loops += 1
         self._step = self._known = -1
+        self._ended = False
+        self._since_step.clear()
 
     def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
         decider = self.method.decider(self.clock.total)

@@ -58,11 +58,14 @@ class SamplerRun:
         self._outputs: dict[Any, Any] = {}  # of the last evaluated step, by denoiser, place in the step and shapes
         self._computed: dict[Any, Any] = {}  # likewise, of the step under way
         self._differs = False  # whether the step under way is made of other calls than the last evaluated one
-        self._ended = False
+        self._ended = False  # whether the scheduler took the loop's last step
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Evaluate one call of the denoiser, or answer it with a stand-in."""
-        record = self._current(call)
+        step = self.clock.locate(call)
+        if self._is_over(step):
+            return call.proceed(*call.args, **call.kwargs)
+        record = self._current(step, call)
         key = (denoiser, self._calls, frozenset(call.shapes.items()))
         if key not in self._outputs:
             self._differs = True
@@ -103,9 +106,13 @@ class SamplerRun:
         self.corrector.clear()
         self._outputs, self._computed = {}, {}
 
-    def _current(self, call: Arguments) -> Call:
+    def _is_over(self, step: int | None) -> bool:
+        """Whether a call comes after the loop's last step, for example to fill a cache for the next loop."""
+        return self._ended and (step is None or step >= max(self.clock.total - 1, 1))
+
+    def _current(self, step: int | None, call: Arguments) -> Call:
         """The record of the step under way, which its first call begins."""
-        step, before = self.clock.locate(call), self._record
+        before = self._record
         if before is not None and not self._stepped:
             if step in (None, before.step):
                 return before

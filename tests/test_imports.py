@@ -20,7 +20,7 @@ LAYERS = (
     ("interop",),
     (
         *("handle", "pipeline", "checks", "recipe", "plan", "solvers", "noise", "tune"),
-        *("discovery", "scheduler_clock", "scheduler_steps", "loading"),
+        *("discovery", "stepping", "scheduler_clock", "scheduler_steps", "loading"),
     ),
     ("bench",),
     ("cli", "__main__"),

@@ -12,9 +12,11 @@ from typing import Any
 from torch import nn
 
 from .core.replay import StepCall
+from .core.signatures import call_parameters
 from .core.subclass import thin_subclass
-from .discovery import schedulers_of
+from .discovery import pipelines_of, schedulers_of
 from .errors import UnsupportedModelError
+from .stepping import why_steps_differ
 
 
 @contextmanager
@@ -90,6 +92,9 @@ def _obstacle_of(target: Any) -> str:
     for scheduler in schedulers_in(target):
         if reason := _obstacle(scheduler):
             return f"{type(scheduler).__name__} {reason}"
+    for pipe in pipelines_of(target):
+        if reason := why_steps_differ(type(pipe)):
+            return reason
     return "its guidance remembers earlier outputs (momentum)" if _has_momentum(target) else ""
 
 
@@ -103,6 +108,8 @@ def _obstacle(scheduler: Any) -> str:
 
 
 def _has_momentum(pipe: Any) -> bool:
+    if any("momentum" in name for name in call_parameters(pipe)):
+        return True
     modules = [vars(sys.modules[cls.__module__]) for cls in type(pipe).__mro__ if cls.__module__ in sys.modules]
     guider = getattr(pipe, "guider", None)
     return any("MomentumBuffer" in names for names in modules) or bool(getattr(guider, "momentum", None))

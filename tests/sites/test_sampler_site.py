@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,6 +20,7 @@ from spectrum_diffusion import InvalidOptionError, UnsupportedModelError
 from spectrum_diffusion.core.corrector import CHANGED
 from spectrum_diffusion.core.schedule import Noise, fewest_nodes, nodes_for_speedup
 from spectrum_diffusion.methods import make_method
+from spectrum_diffusion.stepping import why_steps_differ
 
 STEPS = 12
 SITES = ("sampler", "output", "last_block")
@@ -170,14 +172,63 @@ def test_a_bare_denoiser_and_a_loop_of_ones_own_have_no_scheduler() -> None:
 def test_copies_of_the_scheduler_are_refused_at_the_sampler_and_left_alone_elsewhere() -> None:
     pipe = skyreels()
     plain = call_skyreels(pipe)
-    with spectrum_diffusion.enable(pipe, site="sampler"):
-        with pytest.raises(UnsupportedModelError, match="steps copies of its scheduler"):
-            call_skyreels(pipe)
+    with pytest.raises(UnsupportedModelError, match="it steps copies of its scheduler"):
+        spectrum_diffusion.enable(pipe, site="sampler")
     with spectrum_diffusion.enable(pipe) as handle:
         call_skyreels(pipe)
         assert handle.summary().nfe < 12
     assert type(pipe.scheduler) is d.UniPCMultistepScheduler
     assert torch.equal(call_skyreels(pipe), plain)
+
+
+class StepsCopies(d.FluxPipeline):
+    """Steps a copy of its scheduler where no source shows it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own, self.scheduler = self.scheduler, copy.deepcopy(self.scheduler)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self.scheduler = own
+
+
+def test_a_copy_of_the_scheduler_is_refused_when_it_is_made() -> None:
+    pipe = PIPELINES["flux"].build()
+    pipe.__class__ = StepsCopies
+    with spectrum_diffusion.enable(pipe, site="sampler"):
+        with pytest.raises(UnsupportedModelError, match="steps copies of its scheduler"):
+            PIPELINES["flux"].call(pipe, steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("SkyReelsV2DiffusionForcingPipeline", "it steps copies of its scheduler"),
+        ("LTX2Pipeline", "audio_scheduler and scheduler take steps in one sampling loop"),
+        ("RFD4ProteinaPipeline", "bb_ca_scheduler and local_latents_scheduler take steps in one sampling loop"),
+        ("StableDiffusionPanoramaPipeline", "its scheduler takes several steps at one timestep"),
+        ("FluxPipeline", ""),  # the usual loop
+        ("CogVideoXPipeline", ""),  # one of two steps, by the kind of scheduler
+        ("UnCLIPPipeline", ""),  # a loop for each of three schedulers
+        ("AnyFlowFARPipeline", ""),  # a loop for each chunk
+        ("KandinskyV22CombinedPipeline", ""),  # no loop of its own
+        ("StableDiffusionDiffEditPipeline", ""),  # another scheduler in another method
+    ],
+)
+def test_what_a_pipelines_source_tells_of_its_steps(name: str, reason: str) -> None:
+    if (cls := getattr(d, name, None)) is None:
+        pytest.skip(f"this diffusers has no {name}")
+    assert why_steps_differ(cls) == reason
+
+
+def written_without_source() -> type:
+    space: dict[str, Any] = {}
+    exec("class Pipeline:\n    def __call__(self):\n        for t in timesteps:\n            copy.step(t)", space)
+    return space["Pipeline"]  # type: ignore[no-any-return]
+
+
+def test_a_pipeline_whose_source_is_missing_is_not_refused() -> None:
+    assert why_steps_differ(written_without_source()) == ""
 
 
 class StepsTwice(d.FluxPipeline):

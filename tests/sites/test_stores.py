@@ -9,6 +9,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.pipelines.deprecated.semantic_stable_diffusion.pipeline_semantic_stable_diffusion import (
+    SemanticStableDiffusionPipeline,
+)
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import StableDiffusionSAGPipeline
 from PIL import Image
 from pipelines import PIPELINES
@@ -20,8 +23,13 @@ import spectrum_diffusion
 from spectrum_diffusion import UnsupportedModelError
 
 STEPS = 8
-METHODS: list[tuple[str, dict[str, Any]]] = [("paper", {}), ("paper", {"site": "output"}), ("deepcache", {})]
-every_site = pytest.mark.parametrize(("method", "options"), METHODS, ids=["last_block", "output", "deep"])
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("paper", {}),
+    ("paper", {"site": "output"}),
+    ("deepcache", {}),
+    ("spectrum", {"site": "sampler", "evaluated": [0, 1, 3, 5]}),
+]
+every_site = pytest.mark.parametrize(("method", "options"), METHODS, ids=["last_block", "output", "deep", "sampler"])
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -42,29 +50,15 @@ def self_attention_guided() -> Callable[[Any], torch.Tensor]:
     return sample
 
 
-def edited(folder: Path) -> Callable[[Any], torch.Tensor]:
+def edited(folder: Path, kind: str) -> Callable[[Any], torch.Tensor]:
     """LEdits++: the image is inverted first, and an attention map is the mask of the edit."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(save_tiny_clip(folder))
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = {"vocab_size": len(TOKENS), "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+    parts = prompted(folder, kind)
+    cls = diffusers.LEditsPPPipelineStableDiffusionXL if kind == "xl" else diffusers.LEditsPPPipelineStableDiffusion
+    scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    checked = {} if kind == "xl" else {"requires_safety_checker": False, "safety_checker": None}
 
     def sample(enable: Any) -> torch.Tensor:
-        unet = diffusers.UNet2DConditionModel(
-            sample_size=32,
-            block_out_channels=(8, 16, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=4,
-            norm_num_groups=2,
-        ).eval()
-        text = {"text_encoder": CLIPTextModel(CLIPTextConfig(**sizes, **tokens)).eval(), "tokenizer": tokenizer}
-        scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
-        parts = components(**text, unet=unet, scheduler=scheduler)
-        pipe = diffusers.LEditsPPPipelineStableDiffusion(**parts, requires_safety_checker=False)
+        pipe = cls(**parts, **checked, scheduler=scheduler, feature_extractor=None)
         image = Image.radial_gradient("L").convert("RGB").resize((32, 32))
         pipe.invert(image=image, num_inversion_steps=STEPS, skip=0.1, height=32, width=32)
         enable(pipe)
@@ -73,10 +67,38 @@ def edited(folder: Path) -> Callable[[Any], torch.Tensor]:
     return sample
 
 
+def prompted(folder: Path, kind: str = "sd15") -> dict[str, Any]:
+    """The parts of a Stable Diffusion that reads prompts, with attention at the resolution of the edits' masks."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"vocab_size": len(TOKENS), "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+    text = CLIPTextConfig(**sizes, **tokens, projection_dim=16)
+    tokenizer = CLIPTokenizer.from_pretrained(save_tiny_clip(folder))
+    parts: dict[str, Any] = {"text_encoder": CLIPTextModel(text).eval(), "tokenizer": tokenizer}
+    options: dict[str, Any] = {"cross_attention_dim": 16}
+    if kind == "xl":
+        parts |= {"text_encoder_2": CLIPTextModelWithProjection(text).eval(), "tokenizer_2": tokenizer}
+        sized = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 16}
+        options = {"cross_attention_dim": 32, "addition_embed_type": "text_time", **sized}
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=2,
+        **options,
+    )
+    return {**parts, "unet": unet.eval(), "vae": components()["vae"]}
+
+
 @every_site
-@pytest.mark.parametrize("name", ["CrossAttnStoreProcessor", "LEDITSCrossAttnProcessor"])
-def test_attention_maps(name: str, method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    sample = edited(tmp_path) if name.startswith("LEDITS") else self_attention_guided()
+@pytest.mark.parametrize("kind", ["sag", "sd15", "xl"])
+def test_attention_maps(kind: str, method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    sample = self_attention_guided() if kind == "sag" else edited(tmp_path, kind)
+    name = "CrossAttnStoreProcessor" if kind == "sag" else "LEDITSCrossAttnProcessor"
     with pytest.raises(UnsupportedModelError, match=f"the attention processor {name} in unet stores activations"):
         sample(lambda pipe: spectrum_diffusion.enable(pipe, method, **options))
     evaluated = list(range(STEPS))  # nothing is skipped, so nothing is missing
@@ -130,7 +152,7 @@ def test_a_hook_that_counts_and_a_hook_outside_the_skipped_blocks(method: str, o
     entry, keeper = PIPELINES["sd15"], Keeper()
     plain, pipe = entry.build(), entry.build()
     pipe.unet.mid_block.resnets[0].register_forward_hook(keeper.counting)
-    if options.get("site") != "output":
+    if options.get("site") not in ("output", "sampler"):
         pipe.unet.conv_norm_out.register_forward_hook(Keeper().method)
     for each in (plain, pipe):
         spectrum_diffusion.enable(each, method, **options)
@@ -158,3 +180,54 @@ def test_a_processor_of_ones_own_that_stores_nothing(method: str, options: dict[
     handle = spectrum_diffusion.enable(pipe, method, **options)
     entry.call(pipe, steps=STEPS)
     assert handle.summary().nfe < STEPS
+
+
+def with_perturbed_attention(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Processors that replace the attention, and store nothing."""
+    layers = {"pag_applied_layers": ["mid_block"]}
+    pipe = diffusers.StableDiffusionPAGPipeline(**components(), requires_safety_checker=False, **layers)
+    return pipe, {**PIPELINES["sd15"].family.inputs, "pag_scale": 3.0}
+
+
+def with_image_prompt(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Processors with weights of their own."""
+    pipe = PIPELINES["sd15"].build()
+    names = [name.removesuffix(".processor") for name in pipe.unet.attn_processors if "attn2" in name]
+    widths = [pipe.unet.get_submodule(name).to_k.out_features for name in names]
+    weights = {f"{2 * i + 1}.to_{kind}_ip.weight": torch.randn(n, 16) for i, n in enumerate(widths) for kind in "kv"}
+    projection = {"proj.weight": torch.randn(64, 16), "proj.bias": torch.zeros(64)}
+    norm = {"norm.weight": torch.ones(16), "norm.bias": torch.zeros(16)}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": projection | norm, "ip_adapter": weights}])
+    return pipe, {**PIPELINES["sd15"].family.inputs, "ip_adapter_image_embeds": [torch.randn(2, 1, 16)]}
+
+
+def semantically_guided(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Further guidance branches, and nothing in processors."""
+    parts = {**prompted(folder), "scheduler": ddim(), "safety_checker": None, "feature_extractor": None}
+    pipe = SemanticStableDiffusionPipeline(**parts, requires_safety_checker=False)
+    return pipe, {"prompt": "red apple", "editing_prompt": ["panda"], "edit_warmup_steps": 2, "height": 32, "width": 32}
+
+
+@every_site
+@pytest.mark.parametrize("build", [with_perturbed_attention, with_image_prompt, semantically_guided])
+def test_guidance_that_stores_nothing_in_skipped_modules(
+    build: Any, method: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe, call = build(tmp_path)
+    call = {**call, "num_inference_steps": STEPS, "output_type": "latent"}
+
+    def sample() -> torch.Tensor:
+        return pipe(**call, generator=torch.Generator().manual_seed(0)).images
+
+    plain = sample()
+    if build is semantically_guided and options.get("site") == "sampler":
+        with pytest.raises(UnsupportedModelError, match="its guidance remembers earlier outputs"):
+            spectrum_diffusion.enable(pipe, method, **options)
+        return
+    with spectrum_diffusion.enable(pipe, method, **options) as handle:
+        assert not torch.equal(sample(), plain)
+        assert handle.summary().nfe < STEPS
+        assert handle.summary().fallbacks == {}
+    assert torch.equal(sample(), plain)

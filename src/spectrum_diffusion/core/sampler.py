@@ -76,7 +76,7 @@ class SamplerRun:
             return self._outputs[key]
         self.trace.sees(call.tensors.values())
         with self.trace.timed() as milliseconds, self.trace.counted(record):
-            output = call.proceed(*call.args, **call.kwargs)
+            output = self._evaluated(denoiser, call, record.step)
         record.add_milliseconds(milliseconds)
         self._computed[key] = output
         return output
@@ -105,6 +105,12 @@ class SamplerRun:
         """Let go of every tensor; the trace stays."""
         self.corrector.clear()
         self._outputs, self._computed = {}, {}
+
+    def _evaluated(self, denoiser: Any, call: Arguments, step: int) -> Any:
+        """The output of the denoiser; through the site, which refuses what a later step must not skip."""
+        if self.method.needs_feature(step, self.clock.total):
+            return denoiser.site(self.method).evaluate(call)[0]
+        return call.proceed(*call.args, **call.kwargs)
 
     def _is_over(self, step: int | None) -> bool:
         """Whether a call comes after the loop's last step, for example to fill a cache for the next loop."""

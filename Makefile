@@ -5,18 +5,26 @@ DEMO_OUT ?= out/demo
 DEMO_PROMPTS ?= "red apple" "panda" "blue car"
 DEMO_SEED ?= 1
 BOUNDS ?= lowest newest
+SERVE_PORT ?= 8000
+# The extras have an environment of their own, so that `make test` shows that the core needs none of them.
+EXTRAS_VENV ?= .venv-extras
+EXTRAS_TESTS := tests/serve
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXTRAS_BIN := $(EXTRAS_VENV)/bin
+EXTRAS_STAMP := $(EXTRAS_VENV)/.installed
 # Idle threads that spin slow small models down many times where other processes run.
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-versions test-diffusers lint types docs lines bench train wheel clean
+.PHONY: help venv demo serve test test-extras test-slow test-versions test-diffusers lint types docs lines bench train wheel clean
 
 help:
 	@echo "make demo           images from 14 of 50 evaluations beside the 50-step ones"
+	@echo "make serve          an OpenAI-compatible server of the model that ships, on this machine"
 	@echo "make test           the tests; make test-slow: the exhaustive ones too"
+	@echo "make test-extras    the tests of the extras, in an environment with all of them"
 	@echo "make test-versions  the core tests with the lowest and the newest supported versions"
 	@echo "make test-diffusers DIFFUSERS=path  diffusers' own pipeline tests, with every pipeline enabled"
 	@echo "make lint           ruff, format and rules; make types: mypy"
@@ -38,11 +46,23 @@ demo: $(STAMP)
 	$(BIN)/spectrum compare $(DEMO_PROMPTS) --seed $(DEMO_SEED) --methods spectrum -o $(DEMO_OUT)
 	@echo "50 evaluations beside 14: $(DEMO_OUT)/grid.png"
 
+$(EXTRAS_STAMP): pyproject.toml constraints.txt
+	test -x $(EXTRAS_BIN)/python || $(PYTHON) -m venv $(EXTRAS_VENV)
+	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-extras]'
+	touch $@
+
+serve: $(EXTRAS_STAMP)
+	$(EXTRAS_BIN)/spectrum serve --port $(SERVE_PORT)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
+
+# A missing extra is a failure here; `make test` skips its tests.
+test-extras: $(EXTRAS_STAMP)
+	SPECTRUM_EXTRAS=1 $(EXTRAS_BIN)/python -m pytest $(EXTRAS_TESTS)
 
 # In environments of their own, one at a time; they take several gigabytes and are deleted.
 test-versions:
@@ -80,5 +100,5 @@ wheel: $(STAMP)
 	@ls dist
 
 clean:
-	rm -rf build dist out .pytest_cache .hypothesis .mypy_cache .ruff_cache $(VENV)
+	rm -rf build dist out .pytest_cache .hypothesis .mypy_cache .ruff_cache $(VENV) $(EXTRAS_VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

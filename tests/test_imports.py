@@ -22,6 +22,7 @@ LAYERS = (
         *("handle", "pipeline", "checks", "recipe", "plan", "solvers", "noise", "tune"),
         *("discovery", "stepping", "scheduler_clock", "scheduler_steps", "loading"),
     ),
+    ("serve",),
     ("bench",),
     ("cli", "__main__"),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.signatures import call_parameters
+from ..discovery import size_factor
 from ..errors import InvalidOptionError
 
 IMAGE, SIZE = "image", ("width", "height")
@@ -54,11 +55,3 @@ def with_image(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: side for name, side in zip(SIZE, (width, height), strict=True) if name in parameters}
     others = {name: value for name, value in call.items() if name not in SIZE}
     return {**others, **sizes, IMAGE: image.resize((width, height), Image.Resampling.LANCZOS)}
-
-
-def size_factor(pipe: Any) -> int:
-    """What both sides must be multiples of; a processor's factor counts the patches too."""
-    for name in ("image_processor", "video_processor"):
-        if (processor := getattr(pipe, name, None)) is not None:
-            return int(processor.config.vae_scale_factor)
-    return int(getattr(pipe, "vae_scale_factor", 1))

@@ -1,0 +1,89 @@
+"""The command ``spectrum serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...serve import check_packages
+from ...serve.limits import Limits
+from .. import pipelines
+from ..app import app
+from ..completion import complete_method
+from ..options import Device, Dtype, Loras, Model, Offload, Options, Site, Speedup, shared_options
+from ..request import DEFAULT_MODEL, MethodSpec, Request, join_options, parse_options
+
+USUAL = Limits()
+
+
+@app.command()
+def serve(
+    model: Model = DEFAULT_MODEL,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the method, see `spectrum methods`. Default: spectrum.", autocompletion=complete_method
+        ),
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
+    speedup: Speedup = None,
+    site: Site = None,
+    option: Options = None,
+    host: Annotated[
+        str, typer.Option(help="Address to serve. Others than this machine's own need SPECTRUM_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="Name of the model for clients. (default: --model)")] = None,
+    max_images: Annotated[int, typer.Option(help="Images of a request.")] = USUAL.images,
+    max_steps: Annotated[int, typer.Option(help="Steps of a request.")] = USUAL.steps,
+    max_side: Annotated[int, typer.Option(help="Pixels of each side of an image.")] = USUAL.side,
+    max_prompt: Annotated[int, typer.Option(help="Characters of a prompt.")] = USUAL.prompt,
+    max_speedup: Annotated[float, typer.Option(help="Speedup that a request may ask for.")] = USUAL.speedup,
+    max_queue: Annotated[int, typer.Option(help="Images that wait; more get the answer 429.")] = USUAL.queue,
+    max_batch: Annotated[
+        int, typer.Option(help="Images in one call of the pipeline; 1 for results that are equal bit for bit.")
+    ] = USUAL.batch,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = USUAL.body,
+    timeout: Annotated[float, typer.Option(help="Seconds from a request to its answer.")] = USUAL.seconds,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds to finish what is queued, on SIGTERM.")] = 60.0,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    lora: Loras = None,
+) -> None:
+    """Serve a model to clients of OpenAI's images API, until SIGTERM or Ctrl-C."""
+    check_packages()
+    from ...serve.engine import Engine
+    from ...serve.server import api_key, bind, serve
+
+    limits = Limits(
+        images=max_images,
+        steps=max_steps,
+        side=max_side,
+        prompt=max_prompt,
+        speedup=max_speedup,
+        queue=max_queue,
+        batch=max_batch,
+        body=max_body,
+        seconds=timeout,
+    )
+    request = Request(
+        prompts=(model,), model=model, device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())
+    )
+    options = join_options(shared_options(speedup, site), parse_options(option or ()))
+    spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
+    spec.check(None)
+    key = api_key()
+    with bind(host, port, key) as bound:
+        engine = Engine(pipelines.load(request), spec.name, spec.all_options(), _plan(plan))
+        names = [name or Path(model).name if Path(model).is_dir() else name or model]
+        typer.echo(f"{names[0]} is served at http://{host}:{port}/v1, {'with' if key else 'without'} a key", err=True)
+        serve(engine, limits, names, key, bound, grace)
+
+
+def _plan(file: Path | None) -> Any:
+    from ...plan import read_plan
+
+    return read_plan(str(file)) if file is not None else None

@@ -53,7 +53,7 @@ def test_what_needs_no_tensors_imports_no_heavy_library(code: str) -> None:
     assert imported(code)[0] == set()
 
 
-COMMANDS = ["generate", "compare", "evaluate", "reproduce", "tune", "methods", "models", "doctor"]
+COMMANDS = ["generate", "compare", "evaluate", "reproduce", "tune", "serve", "methods", "models", "doctor"]
 HELP = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
 
 

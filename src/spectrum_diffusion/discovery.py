@@ -76,11 +76,3 @@ def schedulers_of(pipe: Any) -> list[tuple[Any, str]]:
 def pipelines_of(pipe: Any) -> list[Any]:
     """The pipelines inside a combined pipeline, and the pipeline itself."""
     return [*(value for value in vars(pipe).values() if is_pipeline(value)), pipe]
-
-
-def size_factor(pipe: Any) -> int:
-    """What both sides must be multiples of; a processor's factor counts the patches too."""
-    for name in ("image_processor", "video_processor"):
-        if (processor := getattr(pipe, name, None)) is not None:
-            return int(processor.config.vae_scale_factor)
-    return int(getattr(pipe, "vae_scale_factor", 1))

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.signatures import call_parameters
-from ..discovery import size_factor
+from ..core.signatures import call_parameters, size_factor
 from ..errors import InvalidOptionError
 
 IMAGE, SIZE = "image", ("width", "height")

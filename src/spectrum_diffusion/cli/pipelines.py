@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..bench.images import IMAGE, SIZE
-from ..core.signatures import call_parameters
+from ..core.signatures import call_parameters, size_factor
 from ..core.words import first_line
-from ..discovery import size_factor
 from ..errors import SpectrumError
 from .guard import MistakeError
 from .lora import load_loras

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from ..core.run import OnStep
-from ..core.signatures import call_parameters
+from ..core.signatures import call_parameters, size_factor
 from ..core.summary import Summary
-from ..discovery import size_factor
 from ..errors import InvalidOptionError, UnsupportedModelError
 from ..handle import enable_method
 from ..methods import METHODS, AnyMethod, make_method

@@ -22,6 +22,7 @@ from .summary import Action, Call, Trace
 
 if TYPE_CHECKING:
     from ..methods.base import AnyMethod
+    from .controller import Controller
     from .corrector import Corrector
     from .replay import StepCall
 
@@ -59,6 +60,8 @@ class Run:
         self.context: str | None = None  # name of the guidance branch, if the pipeline tells it
         self._branches: dict[Hashable, Branches] = {}
         self._step, self._known, self._calls_in_step = -1, -1, 0
+        self._controller: Controller | None = None  # chooses the evaluated steps, if no schedule does
+        self._all_ran = False  # whether every call of the step under way ran the whole denoiser
         self._named: set[str | None] = set()  # names of the branches that were called at this step
         self._ended = False  # whether the scheduler took the loop's last step
         self._times: Sequence[float] | None = None
@@ -143,11 +146,18 @@ class Run:
                 self._begin_again()
             self._known = step
         if step != self._step:
+            self._turn()
             self._step, self._calls_in_step = step, 0
             self._named.clear()
         self._calls_in_step += 1
         self._named.add(self.context)
         return step
+
+    def _turn(self) -> None:
+        """Before the first call of a step, let the controller learn from the step before, if it was evaluated."""
+        if self._controller is not None and self._all_ran:
+            self._controller.end(self._step, self.clock.total, self.method.nodes, self.trace.note)
+        self._all_ran = True
 
     def _count(self, step: int) -> int:
         """The step of a call that the clock cannot tell: the next one, unless another branch of this step is named."""
@@ -161,6 +171,7 @@ class Run:
         self._step = self._known = -1
         self._ended = False
         self._since_step.clear()
+        self._controller = None
 
     def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
         decider = self.method.decider(self.clock.total)
@@ -179,14 +190,14 @@ class Run:
         """The action and its reason, before the call. An adaptive method may still evaluate."""
         if obstacle:
             return "fallback", obstacle
-        if self.method.evaluates(step, self.clock.total):
+        if (self._controller or self.method).evaluates(step, self.clock.total):
             return "evaluated", ""
         if (have := len(branch.history)) < (need := self.method.min_points):
             return "fallback", branch.restarted or f"history too short ({have} of {need})"
         return self.method.skip, ""
 
     def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
-        if not self.method.needs_feature(record.step, self.clock.total):
+        if not (self._controller or self.method).needs_feature(record.step, self.clock.total):
             return call.proceed(*call.args, **call.kwargs)
         output, feature, branch.structure = site.evaluate(call)
         self._keep(branch, site, feature, record)
@@ -213,6 +224,8 @@ class Run:
         if not feature:
             branch.restart(f"{site.name} not reached")
         elif branch.history.fits(feature):
+            if self._controller is not None and len(branch.history):
+                self._controller.compare(self._forecast(branch, record), feature)
             branch.history.append(record.step, feature)
         else:
             branch.restart("shape changed").history.append(record.step, feature)
@@ -263,9 +276,11 @@ class Run:
             record.error = relative_error(tuple(feature), site.evaluate(call)[1])
 
     def _pace(self, step: int, call: Arguments) -> None:
-        """Fit the method to the noise levels, which some schedulers do not know yet at step 0."""
+        """Fit the method to the run: to its noise levels, which some schedulers do not know yet at step 0."""
         if not self._paced:
             self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
+        if self._controller is None:
+            self._controller = self.method.controller(self.clock.total)
 
     def _axis(self, step: int) -> Sequence[float]:
         """The time of each step, in steps; see :func:`time_axis`."""
@@ -279,6 +294,7 @@ class Run:
 
     def _note(self, record: Call, branch: Branch) -> None:
         self.trace.calls.append(record)
+        self._all_ran &= record.ran
         self.trace.total = self.clock.total
         self.trace.holds(self._held)
         if record.step >= self.clock.total - 1:

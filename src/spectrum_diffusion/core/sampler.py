@@ -19,6 +19,7 @@ from .summary import Call, Trace
 
 if TYPE_CHECKING:
     from ..methods.base import AnyMethod
+    from .controller import Controller
 
 GUIDED = "guided"
 """The one row of the summary: what the scheduler is given is the guided output."""
@@ -59,6 +60,7 @@ class SamplerRun:
         self._computed: dict[Any, Any] = {}  # likewise, of the step under way
         self._differs = False  # whether the step under way is made of other calls than the last evaluated one
         self._ended = False  # whether the scheduler took the loop's last step
+        self._controller: Controller | None = None  # chooses the evaluated steps, if no schedule does
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Evaluate one call of the denoiser, or answer it with a stand-in."""
@@ -97,6 +99,8 @@ class SamplerRun:
         self._stepped = True
         with self.trace.timed() as milliseconds:
             result = self._skip(record, call) if record.action == "forecast" else self._evaluate(record, call)
+        if self._controller is not None and record.ran:
+            self._controller.end(record.step, self.clock.total, self.method.nodes, self.trace.note)
         record.add_milliseconds(milliseconds)
         self._note(record)
         return result
@@ -137,14 +141,16 @@ class SamplerRun:
         self.close()
         self.trace.calls.clear()
         self.trace.earlier_loops += 1
-        self._record, self._ended = None, False
+        self._record, self._ended, self._controller = None, False, None
 
     def _begin(self, step: int | None, call: Arguments) -> Call:
         if step is None:
             return Call(self._record.step + 1 if self._record else 0, GUIDED, "fallback", UNKNOWN)
         if not self._paced:  # some schedulers do not know their noise levels yet at step 0
             self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
-        if self.method.evaluates(step, self.clock.total):
+        if self._controller is None:
+            self._controller = self.method.controller(self.clock.total)
+        if (self._controller or self.method).evaluates(step, self.clock.total):
             return Call(step, GUIDED, "evaluated")
         if not len(self._path):
             return Call(step, GUIDED, "fallback", OTHER_CALLS if self._outputs else "history too short (0 of 1)")
@@ -166,6 +172,8 @@ class SamplerRun:
         if record.reason == UNKNOWN:  # an output without a time can't be interpolated
             self.corrector.clear()
             return call.proceed()
+        if self._controller is not None and len(self._path):
+            self._controller.compare(self._path.line(record.step), (call.output,))
         return self.corrector.evaluated(record.step, call)
 
     def _note(self, record: Call) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..core.controller import Controller
     from ..core.decider import Decider
     from ..core.forecast import Weights
     from ..core.history import History
@@ -221,6 +222,20 @@ class AnyMethod:
     def decider(self, total: int) -> Decider | None:
         """A new decider for a branch of a run of ``total`` steps; None if a schedule decides."""
         return None
+
+    def controller(self, total: int) -> Controller | None:
+        """A new controller that chooses the evaluated steps of a run while it runs, in place of :meth:`evaluates`.
+
+        It chooses from :meth:`nodes`.
+
+        Raises:
+            InvalidOptionError: it cannot choose among ``total`` steps.
+        """
+        return None
+
+    def nodes(self, total: int, count: int) -> Sequence[int]:
+        """The schedule with ``count`` evaluations, for a method with a :meth:`controller`."""
+        raise NotImplementedError
 
     def sampler_steps(self, steps: int) -> int:
         """How many steps the sampler takes when ``steps`` are asked for; needs :attr:`sets_steps`."""

@@ -22,6 +22,7 @@ from .base import SITES, Scheduled
 if TYPE_CHECKING:
     import torch
 
+    from ..core.controller import Controller
     from ..core.history import History
     from ..core.path import Path
     from ..core.schedule import Noise
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Runs of fewer steps are evaluated whole unless a speedup is asked for: few-step models need every step."""
+
+TOLERANT_SITES = ("output", "sampler")
+"""The sites at which ``tolerance`` works."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,9 @@ class Spectrum(Scheduled):
             skipping in runs of fewer than 8 steps.
         warmup: number W ≥ 1 of steps evaluated at the start; the rest of the schedule spans the other steps.
         gain: strength of the correction, ``min(1, gain·α)``; 0 corrects nothing.
+        tolerance: evaluate whenever needed to keep the forecasts' relative errors near this number, instead of steps
+            that are known in advance; the samples of a batch share the steps, and their largest error decides.
+        max_nfe: the most evaluations that ``tolerance`` may use; default: every step.
         site: "output" forecasts the denoiser's output, for each guidance branch by itself; "sampler" forecasts what the
             scheduler is given, once for all branches; "last_block" and "module" forecast features within the denoiser.
     """
@@ -47,6 +54,8 @@ class Spectrum(Scheduled):
     site: str = "output"
     warmup: int = 1
     gain: float = 2.0
+    tolerance: float | None = None
+    max_nfe: int | None = None
 
     sites: ClassVar[tuple[str, ...]] = (*SITES, "sampler")
     default_speedup: ClassVar[float] = 3.5
@@ -62,6 +71,57 @@ class Spectrum(Scheduled):
                 f"evaluated lists every evaluated step, and warmup={self.warmup} would add to them: give only one of "
                 "them"
             )
+        self._check_tolerance()
+
+    def _check_tolerance(self) -> None:
+        if self.max_nfe is not None:
+            self.check_integer("max_nfe", least=1)
+            if self.tolerance is None:
+                raise InvalidOptionError(
+                    f"max_nfe={self.max_nfe} bounds what tolerance chooses, and there is no tolerance: pass "
+                    f"tolerance=0.2 beside it, or speedup=steps/{self.max_nfe} for a schedule of {self.max_nfe}"
+                )
+        if self.tolerance is None:
+            return
+        self.check_number("tolerance", least=0.0)
+        if self.tolerance == 0:
+            raise InvalidOptionError("tolerance=0 evaluates every step: pass a number above 0, such as 0.2")
+        for name in ("evaluated", "speedup"):
+            if getattr(self, name) is not None:
+                raise InvalidOptionError(
+                    f"tolerance and {name} both determine the evaluated steps: pass only one of them"
+                    + (", or max_nfe as a limit beside tolerance" if name == "speedup" else "")
+                )
+        if self.site not in TOLERANT_SITES:
+            raise InvalidOptionError(
+                f"tolerance compares outputs with their forecasts, and site={self.site!r} forecasts features within "
+                f"the denoiser: use one of the sites {', '.join(TOLERANT_SITES)}"
+            )
+
+    @property
+    def decides_from_content(self) -> bool:
+        return self.tolerance is not None
+
+    def controller(self, total: int) -> Controller | None:
+        if self.tolerance is None:
+            return None
+        from ..core.controller import Controller
+
+        least = schedule.fewest_nodes(total, min(self.warmup, total), self.noise)
+        most = total if self.max_nfe is None else min(self.max_nfe, total)
+        if most < least:
+            raise InvalidOptionError(
+                f"max_nfe={most} is too low for {total} steps: no more than a third of the run may be forecast from "
+                f"one evaluated step, so pass a number within {least} … {total}"
+            )
+        return Controller(self.tolerance, least, most)
+
+    def nodes(self, total: int, count: int) -> Sequence[int]:
+        return schedule.nodes(total, count, min(self.warmup, count), self.noise)
+
+    def begin(self, total: int) -> None:
+        if self.controller(total) is None:
+            super().begin(total)
 
     @property
     def correction(self) -> float:
@@ -98,4 +158,6 @@ class Spectrum(Scheduled):
 
     def untouched(self, total: int) -> bool:
         # Steps or a speed-up that were asked for are no surprise.
+        if self.tolerance is not None:
+            return False
         return self.evaluated is None and self.speedup is None and len(self.schedule(total)) == total

@@ -1,0 +1,121 @@
+"""How many steps to evaluate, decided while a loop runs.
+
+At an evaluated step the forecast that would have been used can be compared with the output that has arrived, without
+another evaluation: the difference of predictor and corrector estimates the error, as in Milne's device. A solver of
+differential equations would set the next gap from the latest difference alone. Here that is too nervous, since each
+gap is also wrong about the next one; so *where* evaluations lie stays the business of a fixed family of schedules, one
+for each number of evaluations, and the differences choose the member of the family, again at each evaluated step.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from .history import Feature
+
+Family = Callable[[int, int], Sequence[int]]
+"""From the steps of a run and its number of evaluations to its evaluated steps, the last step among them."""
+
+ORDER = 2.0
+"""The error of a forecast grows with the gap to this power, so that it falls with the evaluations to this power."""
+USUAL_ERROR, USUAL_COUNT = 0.25, 14
+"""The error to expect of that many evaluations, before anything is known of the run."""
+TRUST = 4.0
+"""How many measured errors the expectation counts as."""
+SMALLEST, LARGEST = 1e-6, 1e6
+"""Errors below and above count as these."""
+SHORT = "fewer evaluations than the tolerance asks for: max_nfe leaves no more"
+
+
+class Controller:
+    """Chooses the evaluated steps of one sampling loop, for every branch and every sample of the batch together.
+
+    Every error e that was seen with the schedule of K evaluations estimates the constant of ``e = C/K²``. Its geometric
+    mean, with an expectation mixed in, gives the number of evaluations ``√(C/tolerance)`` whose schedule is followed to
+    the next evaluated step.
+
+    Args:
+        tolerance: wanted relative error of a forecast when the next output arrives, > 0.
+        least, most: numbers of evaluations from and up to which schedules are used; ``most`` is never exceeded.
+    """
+
+    def __init__(self, tolerance: float, least: int, most: int) -> None:
+        self.tolerance, self.least, self.most = tolerance, least, most
+        self.next, self.spent = 0, 0  # the next evaluated step, and how many there were
+        self._constants = [math.log(USUAL_ERROR * USUAL_COUNT**ORDER)] * int(TRUST)  # logarithms of C
+        self._followed = 0  # evaluations of the schedule whose gap leads to the evaluated step under way
+        self._errors: list[torch.Tensor] = []  # of its branches
+
+    def evaluates(self, step: int, total: int) -> bool:
+        """Whether a step is evaluated; the same for all calls of a step."""
+        return step >= self.next
+
+    def needs_feature(self, step: int, total: int) -> bool:
+        """Whether a later step may be skipped, so that the feature of this one must be kept."""
+        return step < total - 1
+
+    def compare(self, forecast: Iterable[torch.Tensor], feature: Feature) -> None:
+        """Take note of what was forecast for an evaluated step of one branch, and of what came."""
+        self._errors.append(largest_error(forecast, feature))
+
+    def end(self, step: int, total: int, family: Family, note: Callable[[str], None]) -> None:
+        """Choose the next evaluated step, after the last call of an evaluated one; reads one number from the device.
+
+        Args:
+            step: the evaluated step.
+            total: number of steps T of the run.
+            family: the schedules to choose from.
+            note: is told what the summary should say.
+        """
+        self.spent += 1
+        self._learn()
+        left = self.most - self.spent
+        wanted = min(max(self._wanted(), self.least), total)
+        if step < total - 1 and left > 0:
+            for count in range(min(wanted, self.most), 1, -1):
+                if len(rest := rest_of(step, family(total, count), total)) <= left:
+                    break
+            self.next, self._followed = rest[0], count
+        else:
+            self.next, count = total, wanted if step == total - 1 else 0
+        if count < wanted:
+            note(SHORT)
+
+    def _learn(self) -> None:
+        errors, self._errors = self._errors, []
+        if errors and self._followed:
+            error = float(reduce(lambda one, other: one.maximum(other.to(one.device)), errors))
+            known = min(LARGEST, max(SMALLEST, error)) if error == error else LARGEST
+            self._constants.append(math.log(known * self._followed**ORDER))
+
+    def _wanted(self) -> int:
+        constant = math.exp(sum(self._constants) / len(self._constants))
+        return round((constant / self.tolerance) ** (1 / ORDER))
+
+
+def rest_of(step: int, nodes: Sequence[int], total: int) -> list[int]:
+    """The evaluated steps after a step that need not be one of the ``nodes``: each at the distance of theirs there."""
+    steps = []
+    while step < total - 1:
+        after = bisect_right(nodes, step)
+        step = min(step + nodes[after] - nodes[after - 1], total - 1)
+        steps.append(step)
+    return steps
+
+
+def largest_error(forecast: Iterable[torch.Tensor], feature: Feature) -> torch.Tensor:
+    """The largest ``‖ĥ − h‖ / ‖h‖`` of all samples and tensors of a feature, a scalar on its device."""
+    errors = []
+    for guess, truth in zip(forecast, feature, strict=True):
+        if truth.is_floating_point():
+            exact = truth.float().reshape(truth.shape[0] if truth.dim() else 1, -1)  # (B, N)
+            off = (guess.float().reshape(exact.shape) - exact).norm(dim=1)  # (B,)
+            errors.append((off / exact.norm(dim=1).clamp_min(1e-20)).max())
+    return reduce(lambda one, other: one.maximum(other), errors)

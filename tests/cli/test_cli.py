@@ -86,6 +86,16 @@ def test_generate_takes_options_of_the_method(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["evaluated"] == [0, 1, 2, 5]
 
 
+def test_a_tolerance_chooses_the_steps_within_max_nfe(tmp_path: Path) -> None:
+    options = ("--option", "tolerance=0.01", "--option", "max_nfe=7", "--steps", 12)
+    report = json.loads(run("generate", "a tree", *options, "-o", tmp_path / "a.png", "--json").stdout)
+    assert report["nfe"] == len(report["evaluated"]) == 7
+    assert report["options"] == {"tolerance": 0.01, "max_nfe": 7}
+    assert (
+        "max_nfe=7 limits what tolerance chooses" in run("generate", "a tree", "--option", "max_nfe=7", code=2).output
+    )
+
+
 def test_generate_says_in_words_what_was_done(tmp_path: Path) -> None:
     result = run("generate", "red apple", "-o", tmp_path / "a.webp", "--speedup", 2, "--site", "output", *QUICK)
     assert f"{STEPS} steps, 5 evaluated, 2.00x fewer" in result.stdout
@@ -424,7 +434,7 @@ def test_the_page_of_a_method_says_what_its_options_may_be() -> None:
     assert options["blend"]["range"] == "number, 0 … 1"
     assert options["time"]["range"] == "index, sigma, log-snr"
     assert options["ridge"]["meaning"].startswith("λ")
-    assert "did you mean 'spectrum'" in run("methods", "spectrun", code=2).stderr
+    assert "did you mean 'spectrum'" in run("methods", "spectrun", code=2).output
 
 
 def test_models_as_json_and_table() -> None:

@@ -27,7 +27,7 @@ ORDER = 2.0
 """The error of a forecast grows with the gap to this power, so that it falls with the evaluations to this power."""
 USUAL_ERROR, USUAL_COUNT = 0.25, 14
 """The error to expect of that many evaluations, before anything is known of the run."""
-TRUST = 4.0
+TRUST = 4
 """How many measured errors the expectation counts as."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """Errors below and above count as these."""
@@ -49,7 +49,7 @@ class Controller:
     def __init__(self, tolerance: float, least: int, most: int) -> None:
         self.tolerance, self.least, self.most = tolerance, least, most
         self.next, self.spent = 0, 0  # the next evaluated step, and how many there were
-        self._constants = [math.log(USUAL_ERROR * USUAL_COUNT**ORDER)] * int(TRUST)  # logarithms of C
+        self._constants = [math.log(USUAL_ERROR * USUAL_COUNT**ORDER)] * TRUST  # logarithms of C
         self._followed = 0  # evaluations of the schedule whose gap leads to the evaluated step under way
         self._errors: list[torch.Tensor] = []  # of its branches
 
@@ -76,28 +76,35 @@ class Controller:
         """
         self.spent += 1
         self._learn()
-        left = self.most - self.spent
+        if step >= total - 1:
+            return
         wanted = min(max(self._wanted(), self.least), total)
-        if step < total - 1 and left > 0:
-            for count in range(min(wanted, self.most), 1, -1):
-                if len(rest := rest_of(step, family(total, count), total)) <= left:
-                    break
-            self.next, self._followed = rest[0], count
-        else:
-            self.next, count = total, wanted if step == total - 1 else 0
-        if count < wanted:
+        self._followed, self.next = self._affordable(step, total, wanted, family)
+        if self._followed < wanted:
             note(SHORT)
 
     def _learn(self) -> None:
         errors, self._errors = self._errors, []
         if errors and self._followed:
             error = float(reduce(lambda one, other: one.maximum(other.to(one.device)), errors))
-            known = min(LARGEST, max(SMALLEST, error)) if error == error else LARGEST
-            self._constants.append(math.log(known * self._followed**ORDER))
+            error = max(SMALLEST, min(LARGEST, error))  # in this order a NaN counts as the largest
+            self._constants.append(math.log(error * self._followed**ORDER))
 
     def _wanted(self) -> int:
         constant = math.exp(sum(self._constants) / len(self._constants))
         return round((constant / self.tolerance) ** (1 / ORDER))
+
+    def _affordable(self, step: int, total: int, wanted: int, family: Family) -> tuple[int, int]:
+        """The evaluations of the schedule to follow, at most ``wanted``, and the next step on it.
+
+        As long as nothing but this controller spends evaluations, the schedule followed so far remains affordable. If
+        fallbacks have spent them all, no later step is evaluated.
+        """
+        for count in range(min(wanted, self.most), 1, -1):
+            rest = rest_of(step, family(total, count), total)
+            if len(rest) <= self.most - self.spent:
+                return count, rest[0]
+        return 0, total
 
 
 def rest_of(step: int, nodes: Sequence[int], total: int) -> list[int]:

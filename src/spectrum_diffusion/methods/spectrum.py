@@ -76,26 +76,26 @@ class Spectrum(Scheduled):
     def _check_tolerance(self) -> None:
         if self.max_nfe is not None:
             self.check_integer("max_nfe", least=1)
-            if self.tolerance is None:
-                raise InvalidOptionError(
-                    f"max_nfe={self.max_nfe} bounds what tolerance chooses, and there is no tolerance: pass "
-                    f"tolerance=0.2 beside it, or speedup=steps/{self.max_nfe} for a schedule of {self.max_nfe}"
-                )
         if self.tolerance is None:
-            return
+            if self.max_nfe is None:
+                return
+            raise InvalidOptionError(
+                f"max_nfe={self.max_nfe} limits what tolerance chooses, but tolerance is not given: pass "
+                f"tolerance=0.25 beside it, or for a fixed number of evaluations speedup=T/{self.max_nfe} of T steps"
+            )
         self.check_number("tolerance", least=0.0)
-        if self.tolerance == 0:
-            raise InvalidOptionError("tolerance=0 evaluates every step: pass a number above 0, such as 0.2")
+        if not self.tolerance:
+            raise InvalidOptionError("tolerance=0 is out of range, since no forecast is exact: give a number above 0")
         for name in ("evaluated", "speedup"):
             if getattr(self, name) is not None:
                 raise InvalidOptionError(
-                    f"tolerance and {name} both determine the evaluated steps: pass only one of them"
-                    + (", or max_nfe as a limit beside tolerance" if name == "speedup" else "")
+                    f"tolerance and {name} both determine the evaluated steps: pass only one of them, and max_nfe "
+                    "beside tolerance as a limit"
                 )
         if self.site not in TOLERANT_SITES:
             raise InvalidOptionError(
-                f"tolerance compares outputs with their forecasts, and site={self.site!r} forecasts features within "
-                f"the denoiser: use one of the sites {', '.join(TOLERANT_SITES)}"
+                f'tolerance compares outputs with their forecasts, but site="{self.site}" forecasts features within '
+                f'the denoiser: use site="{TOLERANT_SITES[0]}" or "{TOLERANT_SITES[1]}"'
             )
 
     @property

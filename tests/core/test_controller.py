@@ -20,7 +20,7 @@ from torch import nn
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, UnsupportedModelError
-from spectrum_diffusion.core.controller import SHORT, Controller, largest_error, rest_of
+from spectrum_diffusion.core.controller import SHORT, Controller, evaluations_after, largest_error, next_place
 from spectrum_diffusion.core.schedule import Noise, fewest_nodes, nodes
 from spectrum_diffusion.methods import make_method
 
@@ -75,6 +75,7 @@ def test_the_budget_is_kept_and_the_last_step_evaluated(
     assert len(steps) <= most
     assert steps[0] == 0
     assert steps[-1] == total - 1
+    assert all(3 * (after - before - 1) <= total for before, after in pairwise(steps))
     assert most < total or not notes
 
 
@@ -91,11 +92,19 @@ def test_a_spent_budget_evaluates_no_more() -> None:
     assert not any(controller.evaluates(step, 50) for step in range(5, 50))
 
 
-def test_the_rest_of_a_schedule() -> None:
+def test_a_schedule_is_followed_from_its_nodes() -> None:
     steps = nodes(50, 10)
-    for i, step in enumerate(steps):
-        assert rest_of(step, steps, 50) == steps[i + 1 :]
-    assert rest_of(1, [0, 4, 8, 11], 12) == [5, 9, 11]
+    for i, step in enumerate(steps[:-1]):
+        assert next_place(step, steps) == pytest.approx(steps[i + 1])
+        assert evaluations_after(step, steps) == 9 - i
+    assert evaluations_after(49, steps) == 0
+
+
+def test_a_schedule_is_followed_from_between_its_nodes() -> None:
+    # Step 2 has passed 1/4 of the first distance; what is left, 2.75 distances, is passed in three equal parts.
+    assert evaluations_after(2, [0, 8, 12, 14]) == 3
+    assert next_place(2, [0, 8, 12, 14]) == pytest.approx(8 + (0.25 + 2.75 / 3 - 1) * 4)
+    assert next_place(13, [0, 8, 12, 14]) == pytest.approx(14)
 
 
 def test_the_largest_error_of_samples_and_tensors() -> None:
@@ -126,20 +135,16 @@ class SlowController:
         product = (0.25 * 14**2) ** 4 * np.prod([error * count**2 for error, count in self.pairs])
         wanted = round(math.sqrt(product ** (1 / (4 + len(self.pairs))) / self.tolerance))
         fewest = fewest_nodes(STEPS, 1, self.noise)
-        self.count = next(
-            count
-            for count in range(min(max(wanted, fewest), STEPS, self.most), 0, -1)
-            if len(self.rest(step, count)) + len(self.evaluated) <= self.most
-        )
-        self.next = self.rest(step, self.count)[0]
-
-    def rest(self, step: int, count: int) -> list[int]:
-        steps, schedule = [], nodes(STEPS, count, 1, self.noise)
-        while step < STEPS - 1:
-            gap = next(after - before for before, after in pairwise(schedule) if before <= step < after)
-            step = min(step + gap, STEPS - 1)
-            steps.append(step)
-        return steps
+        for count in range(min(max(wanted, fewest), STEPS, self.most), 0, -1):
+            self.count, schedule = count, np.array(nodes(STEPS, count, 1, self.noise))
+            places = np.arange(count)
+            left = count - 1 - np.interp(step, schedule, places)
+            parts = math.ceil(round(left, 6))
+            place = round(float(np.interp(count - 1 - left * (parts - 1) / parts, places, schedule)), 6)
+            for self.next in (max(round(place), step + 1), math.ceil(place)):
+                left_then = count - 1 - np.interp(self.next, schedule, places)
+                if len(self.evaluated) + 1 + math.ceil(round(left_then, 6)) <= self.most:
+                    return
 
 
 @pytest.mark.parametrize(("tolerance", "most"), [(0.02, 30), (0.02, 12), (0.3, 30)])

@@ -31,6 +31,8 @@ TRUST = 4
 """How many measured errors the expectation counts as."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """Errors below and above count as these."""
+ROUNDING = 1e-6
+"""Room for the rounding of places on a schedule."""
 SHORT = "fewer evaluations than the tolerance asks for: max_nfe leaves no more"
 
 
@@ -100,21 +102,37 @@ class Controller:
         As long as nothing but this controller spends evaluations, the schedule followed so far remains affordable. If
         fallbacks have spent them all, no later step is evaluated.
         """
-        for count in range(min(wanted, self.most), 1, -1):
-            rest = rest_of(step, family(total, count), total)
-            if len(rest) <= self.most - self.spent:
-                return count, rest[0]
+        for count in range(min(wanted, self.most), self.least - 1, -1):
+            nodes = family(total, count)
+            place = next_place(step, nodes)
+            for following in (max(round(place), step + 1), math.ceil(place - ROUNDING)):
+                if evaluations_after(following, nodes) < self.most - self.spent:
+                    return count, following
         return 0, total
 
 
-def rest_of(step: int, nodes: Sequence[int], total: int) -> list[int]:
-    """The evaluated steps after a step that need not be one of the ``nodes``: each at the distance of theirs there."""
-    steps = []
-    while step < total - 1:
-        after = bisect_right(nodes, step)
-        step = min(step + nodes[after] - nodes[after - 1], total - 1)
-        steps.append(step)
-    return steps
+def next_place(step: int, nodes: Sequence[int]) -> float:
+    """The next place on a schedule from a step that need not be one of its nodes, at most the distance of nodes away.
+
+    A step between two nodes has passed a share of their distance. Equal parts of what is left lead to the last node.
+    """
+    passed = _passed(step, nodes)
+    before, share = divmod(passed + (len(nodes) - 1 - passed) / evaluations_after(step, nodes), 1)
+    lower, upper = nodes[int(before)], nodes[min(int(before) + 1, len(nodes) - 1)]
+    return lower + share * (upper - lower)
+
+
+def evaluations_after(step: int, nodes: Sequence[int]) -> int:
+    """How many evaluations lead from a step to the last node."""
+    return math.ceil(len(nodes) - 1 - _passed(step, nodes) - ROUNDING)
+
+
+def _passed(step: int, nodes: Sequence[int]) -> float:
+    """How many distances between nodes lie before a step."""
+    after = bisect_right(nodes, step)
+    if after == len(nodes):
+        return float(after - 1)
+    return after - 1 + (step - nodes[after - 1]) / (nodes[after] - nodes[after - 1])
 
 
 def largest_error(forecast: Iterable[torch.Tensor], feature: Feature) -> torch.Tensor:

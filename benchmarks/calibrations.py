@@ -13,7 +13,7 @@ from typing import Any
 
 import spectrum_diffusion
 from spectrum_diffusion.methods import adaptive
-from spectrum_diffusion.tune import tune
+from spectrum_diffusion.tune import tune_threshold
 
 PROMPTS = Path(__file__).parents[1] / "training" / "contact_sheet_prompts.txt"
 DATA = Path(adaptive.__file__).with_name("calibrations.json")
@@ -39,7 +39,7 @@ def measured(method: str, names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     pipe = spectrum_diffusion.load_default_pipeline()
     pipe.set_progress_bar_config(disable=True)
     prompts = PROMPTS.read_text(encoding="utf-8").split("\n")[:60:4]
-    (plan,) = tune(pipe, method, prompts, nfe=NFE, seeds=[SEED])
+    (plan,) = tune_threshold(pipe, method, prompts, nfe=NFE, seeds=[SEED])
     options = {name: plan.options[name] for name in names}
     return plan.model, {**options, "source": "tiny-flux, 50 steps: python -m benchmarks.calibrations --write"}
 

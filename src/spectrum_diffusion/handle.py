@@ -6,15 +6,15 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
+from .conditions import Conditions
 from .core.clock import Clock, ManualClock
 from .core.corrector import Corrector
-from .core.path import Path
 from .core.run import ManualRun, OnStep, Run
 from .core.sampler import SamplerRun
 from .core.schedule import check_integer, check_number
@@ -65,6 +65,7 @@ class Handle:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self._retired = False
+        self.conditions: Conditions | None = None  # of the loop under way or the last, where they matter
         self._before: Snapshot | None = None  # of models with the cache of another package
 
     def __enter__(self) -> Handle:
@@ -88,6 +89,11 @@ class Handle:
     def denoisers(self) -> list[Denoiser]:
         """The denoisers that the handle is attached to."""
         return self._recipe.denoisers if self._recipe is not None else []
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The traces of the last generation, one for each stage."""
+        return list(self._traces.values())
 
     def summary(self) -> Summary:
         """What the last generation did.
@@ -139,6 +145,18 @@ class Handle:
         """Whether the scheduler's steps are answered: to forecast for it, or to correct its path."""
         return self.at_scheduler or self.method.correction > 0
 
+    def begins(self, conditions: Callable[[], Conditions]) -> None:
+        """Check the plan against the conditions of a loop, before anything of it runs.
+
+        Raises:
+            InvalidOptionError: the plan is of no use there.
+        """
+        if self._plan is None and not self.method.needs_conditions:
+            return
+        self.conditions = conditions()
+        for warning in self._plan.begins(self.conditions) if self._plan is not None else ():
+            self._warn_once(warning)
+
     def _new_run(self, clock: Clock, stage: str = "", scheduler: Any = None) -> Run | SamplerRun:
         if self._plan is not None and (warning := self._plan.mismatch(clock.total)):
             self._warn_once(warning)
@@ -161,7 +179,7 @@ class Handle:
     def _corrector(self, scheduler: Any, trace: Trace) -> Corrector | None:
         if not self.answers_steps:
             return None
-        corrector = Corrector(scheduler, Path(self.method.correction), trace)
+        corrector = Corrector(scheduler, self.method.path(), trace)
         if reason := why_uncorrected(scheduler):
             corrector.stop(reason)
             return corrector if self.at_scheduler else None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .conditions import Conditions
 from .core.calls import Arguments
 from .core.replay import StepCall
 from .core.run import UNKNOWN, Run
@@ -57,6 +58,7 @@ class Generation:
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
         if (clock := self._schedulers.new_loop(call)) is not None:
+            self._handle.begins(lambda: Conditions.of(self._pipe, clock, call))
             self._begin(clock, denoiser.name)
         if self._run is None:  # before the first loop, calls are not steps: they encode a condition
             self._outside += 1

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .conditions import Conditions
 from .errors import InvalidOptionError
 
-FORMAT = 1
+FORMAT = 2
+KNOWN_FORMATS = (1, 2)
+"""Format 2 added weights and the conditions that they were fitted under."""
+LARGEST = 8 << 20
+"""Bytes of the largest file that is read: 1,000 steps with 100 weights each fit in."""
 
 
 class _NotGiven(str):
@@ -51,6 +57,15 @@ class Plan:
         what = {"format": FORMAT, "method": self.method, "options": dict(self.options), "model": self.model}
         return {**what, **self.record}
 
+    def to_json(self, **more: Any) -> str:
+        """The plan as the text of a file, with ``more`` of its record; a row of numbers is a line."""
+        text = json.dumps({**self.to_dict(), **more}, indent=2, ensure_ascii=False, allow_nan=False)
+        numbers = r'\[\n[^\[\]{}"]*\]'  # no text holds a line break
+        return (
+            re.sub(numbers, lambda row: re.sub(r"\n\s*", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text)
+            + "\n"
+        )
+
     def applied(self, method: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """The plan's method and options; ``options`` override its own.
 
@@ -71,10 +86,29 @@ class Plan:
                 f"`spectrum tune --method {self.method} --model … -o plan.json`"
             )
 
+    def begins(self, now: Conditions) -> list[str]:
+        """Warnings about a loop under other conditions than the plan's.
+
+        Raises:
+            InvalidOptionError: the plan is of no use there.
+        """
+        if "conditions" not in self.record:
+            return []
+        made = Conditions.read(self.record["conditions"])
+        if reasons := made.contradictions(now):
+            raise InvalidOptionError(
+                f"the plan was made with {'; '.join(reasons)}: its weights do not fit. Sample as the plan was made, or "
+                "make another with `spectrum tune`"
+            )
+        return [
+            f"the plan was made with {reason}: it may lose what it gains. `spectrum tune` makes a plan for this call"
+            for reason in made.differences(now)
+        ]
+
     def mismatch(self, total: int) -> str:
         """A warning if the plan was not made for ``total`` steps, or ""."""
         steps = self.record.get("steps", total)
-        if steps == total:
+        if steps == total or "step_weights" in self.options:  # the method refuses weights for other steps
             return ""
         return (
             f"the plan was made for {steps} steps, but this run has {total}: with its options {self.method} may skip "
@@ -101,9 +135,9 @@ def read_plan(given: PlanLike) -> Plan:
         raise InvalidOptionError(
             f"{named} is not a plan, which has the keys method, options and model: make one with `spectrum tune`"
         )
-    if (version := values.get("format", FORMAT)) != FORMAT:
+    if (version := values.get("format", FORMAT)) not in KNOWN_FORMATS:
         raise InvalidOptionError(
-            f"{named} has format {version!r}, but this version reads format {FORMAT}: make the plan again"
+            f"{named} has format {version!r}, but this version reads the formats {KNOWN_FORMATS}: make the plan again"
         )
     record = {key: value for key, value in values.items() if key not in (*kinds, "format")}
     return Plan(**{key: values[key] for key in kinds}, record=record)
@@ -111,11 +145,17 @@ def read_plan(given: PlanLike) -> Plan:
 
 def _read(path: str | os.PathLike[str]) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if (size := Path(path).stat().st_size) > LARGEST:
+            raise ValueError(f"{size} bytes are more than a plan has")
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, TypeError, ValueError) as error:
         raise InvalidOptionError(
             f"plan={str(path)!r} cannot be read ({error}): pass a file that `spectrum tune` wrote, or a dict"
         ) from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
 
 
 def versions() -> dict[str, str]:

@@ -193,7 +193,7 @@ WRONG_PLANS: list[tuple[Any, dict[str, Any], str]] = [
         "WanTransformer3DModel-40x5120, but this denoiser is Flux",
     ),
     ({**PLAN, "options": {"threshold": -1}}, {}, "threshold=-1 is out of range"),
-    ({**PLAN, "format": 2}, {}, "format 2"),
+    ({**PLAN, "format": 3}, {}, "format 3"),
     ({"method": "teacache"}, {}, "this dict is not a plan, which has the keys method, options and model"),
     ({**PLAN, "options": 3}, {}, "is not a plan"),
     ("none.json", {}, "plan='none.json' cannot be read"),
@@ -248,7 +248,7 @@ def test_a_file_that_is_no_plan(tmp_path: Path) -> None:
 
 
 def test_a_plan_keeps_what_it_does_not_know() -> None:
-    assert read_plan({**PLAN, "weights": [[1.0]]}).to_dict() == {"format": 1, **PLAN, "weights": [[1.0]]}
+    assert read_plan({**PLAN, "weights": [[1.0]]}).to_dict() == {"format": 2, **PLAN, "weights": [[1.0]]}
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import outputs, pipelines
+from ..bench.atomic import written
+from . import pipelines
 from .guard import MistakeError, sampling_failures
 from .request import MethodSpec, Request
 
@@ -24,15 +25,46 @@ def parse_counts(text: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
-def paths(output: Path, counts: list[int]) -> list[Path]:
-    """Where each plan goes: several counts give plan-14.json, plan-10.json."""
-    if len(counts) == 1:
+def paths(output: Path, plans: Sequence[Plan]) -> list[Path]:
+    """Where each plan goes: several give plan-14.json, plan-10.json."""
+    if len(plans) == 1:
         return [output]
-    return [output.with_name(f"{output.stem}-{count}{output.suffix}") for count in counts]
+    return [output.with_name(f"{output.stem}-{plan.record['wanted_nfe']}{output.suffix}") for plan in plans]
+
+
+def shown(plan: dict[str, Any]) -> str:
+    """A line about a plan that was written."""
+    evaluated = f"{plan['nfe']:g} of {plan['steps']} steps evaluated"
+    if "validation" not in plan:
+        made = f"threshold {plan['options']['threshold']:g}: {evaluated}, {plan['wanted_nfe']} wanted"
+        return f"{plan['output']}  {plan['method']} {made}"
+    rows = {row["options"]: row for row in plan["validation"]["rows"]}
+    default, chosen = rows["default"], rows[plan["chosen"]]
+    reached = f"mean {chosen['mean']:.1f} dB, worst tenth {chosen['worst_tenth']:.1f} dB on pairs left out"
+    beside = f"default {default['mean']:.1f} and {default['worst_tenth']:.1f}"
+    return f"{plan['output']}  {plan['method']}, {plan['chosen']}: {evaluated}; {reached} ({beside})"
+
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_budget(text: str) -> float:
+    """``90s``, ``10m`` or ``1h`` in seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
+    if match is None or not float(match[1]):
+        raise MistakeError(f"--budget {text!r} is not a time: write 90s, 10m or 1h")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def default_prompts(model: str) -> str | None:
+    """The list of prompts of a small model; other models have none."""
+    from ..loading import named_models
+
+    return "tiny" if model in named_models() else None
 
 
 def tune(
-    request: Request, spec: MethodSpec, counts: list[int], output: Path, on_run: Callable[[str], None]
+    request: Request, spec: MethodSpec, wanted: dict[str, Any], output: Path, on_run: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Find the plans and write them; what became of each.
 
@@ -47,20 +79,20 @@ def tune(
     with sampling_failures(pipe):
         plans = tuned(
             pipe,
-            spec.name,
             request.prompts,
-            nfe=counts,
+            method=spec.name,
+            **wanted,
             seeds=request.seeds,
             call=with_image(pipe, request.call_options()),
             on_run=on_run,
             **spec.options,
         )
-    return [_write(plan, path, request) for plan, path in zip(plans, paths(output, counts), strict=True)]
+    return [_write(plan, path, request) for plan, path in zip(plans, paths(output, plans), strict=True)]
 
 
 def _write(plan: Plan, path: Path, request: Request) -> dict[str, Any]:
-    values = plan.to_dict()
     made = {"command": shlex.join(["spectrum", *sys.argv[1:]]), "pipeline": request.model}
-    values["provenance"] = {**made, **values["provenance"], "call": request.call_options()}
-    outputs.save_json(path, values)
-    return {"output": str(path), **values}
+    provenance = {**made, **plan.record["provenance"], "call": request.call_options()}
+    with written(path) as temporary:
+        temporary.write_text(plan.to_json(provenance=provenance), encoding="utf-8")
+    return {"output": str(path), **plan.to_dict(), "provenance": provenance}

@@ -38,13 +38,13 @@ class Corrector:
     def evaluated(self, step: int, call: StepCall) -> Any:
         """Take an evaluated step from the corrected sample; what the scheduler returns."""
         last = self.path.steps[-1] if len(self.path) else step
-        self.path.append(step, (call.output,))
+        output = self.path.evaluated(step, call)
         sample = call.sample
         if self._replay is not None:
             if step - last > 1:
                 sample = self._corrected(self._replay, last, call)
             self._replay.begin(sample)
-        return self._take(call, call.output, sample)
+        return self._take(call, output, sample)
 
     def skipped(self, call: StepCall, output: torch.Tensor) -> Any:
         """Take a step with a forecast output, (B, …); what the scheduler returns."""

@@ -16,6 +16,7 @@ import torch
 
 from .forecast import interpolation_weights
 from .history import Feature, History, weighted_sum
+from .replay import StepCall
 
 BISECTIONS = 40
 """Halvings of the range in which the rate of the damping is sought: more than float32 resolves."""
@@ -48,6 +49,16 @@ class Path(History):
     def clear(self) -> None:
         super().clear()
         self._agreements, self._rates = [], []
+
+    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+        """Keep the output of an evaluated step; the output with which the scheduler takes it, (B, …)."""
+        self.append(step, (call.output,))
+        return call.output
+
+    def skipped(self, step: int, call: StepCall) -> torch.Tensor:
+        """The output with which the scheduler takes a skipped step, (B, …)."""
+        (output,) = self.line(step)
+        return output
 
     def line(self, step: int) -> Iterator[torch.Tensor]:
         """The feature at a later step, tensor by tensor: the last one plus the damped line.

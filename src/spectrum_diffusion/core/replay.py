@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class Replay:
         self._broken |= bool(self._taken) and not self._follows(call)
         result = call.proceed_with(output, sample)
         self._taken.append((call, output))
-        handed = _sample_of(result)
+        handed = sample_of(result)
         self._handed = handed, version_of(handed)
         return result
 
@@ -102,7 +103,7 @@ class Replay:
         state.update(_copied(self._state))
         sample = self._start
         for since, (call, output) in enumerate(self._taken):
-            sample = _sample_of(call.proceed_with(corrected(since, output) if since else output, sample))
+            sample = sample_of(call.proceed_with(corrected(since, output) if since else output, sample))
         return sample
 
     def _follows(self, call: StepCall) -> bool:
@@ -117,10 +118,23 @@ class Replay:
         self._start = self._handed = None
 
 
+@contextmanager
+def unchanged(scheduler: Any) -> Iterator[None]:
+    """Put the scheduler's state back after a block in which it takes steps."""
+    state = vars(scheduler)
+    before = _copied(state)
+    try:
+        yield
+    finally:
+        state.clear()
+        state.update(before)
+
+
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
     """A copy that lasts: schedulers write into their lists in place, but replace their tensors."""
     return {name: value.copy() if type(value) in (list, dict) else value for name, value in state.items()}
 
 
-def _sample_of(result: Any) -> torch.Tensor:
+def sample_of(result: Any) -> torch.Tensor:
+    """The sample that a scheduler's step returned."""
     return result[0] if isinstance(result, tuple) else result.prev_sample  # type: ignore[no-any-return]

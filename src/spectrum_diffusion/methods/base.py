@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..core.decider import Decider
     from ..core.forecast import Weights
     from ..core.history import History
+    from ..core.path import Path
     from ..core.schedule import Noise
     from ..core.summary import Action
 
@@ -55,6 +56,8 @@ class AnyMethod:
     """The package whose cache it is; "" for the methods of this library."""
     sets_steps: ClassVar[bool] = False
     """Whether :meth:`sampler_steps` changes the number of steps."""
+    needs_conditions: ClassVar[bool] = False
+    """Whether the handle must keep the conditions of each loop."""
     limits: ClassVar[str] = "every denoiser in the table; any other at the output"
     """On which models the method works, for lists of methods."""
 
@@ -135,6 +138,12 @@ class AnyMethod:
         from ..core.history import History  # imports torch, which takes seconds
 
         return History(self.window)
+
+    def path(self) -> Path:
+        """A new path of what the scheduler is given in one sampling loop, which forecasts or corrects it."""
+        from ..core.path import Path
+
+        return Path(self.correction)
 
     @classmethod
     def version(cls) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from ..core import schedule
 from ..errors import InvalidOptionError
 from .base import SITES, Scheduled
+from .rows import Rows, check_rows
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,8 @@ class Spectrum(Scheduled):
         max_nfe: the most evaluations that ``tolerance`` may use; default: every step.
         site: "output" forecasts the denoiser's output, for each guidance branch by itself; "sampler" forecasts what the
             scheduler is given, once for all branches; "last_block" and "module" forecast features within the denoiser.
+        step_weights: for each step the weights of the outputs evaluated up to it, which `spectrum tune` fits. They need
+            ``evaluated`` and the site "sampler", and replace line and correction.
     """
 
     site: str = "output"
@@ -56,6 +59,7 @@ class Spectrum(Scheduled):
     gain: float = 2.0
     tolerance: float | None = None
     max_nfe: int | None = None
+    step_weights: Rows | None = None
 
     sites: ClassVar[tuple[str, ...]] = (*SITES, "sampler")
     default_speedup: ClassVar[float] = 3.5
@@ -72,6 +76,8 @@ class Spectrum(Scheduled):
                 "them"
             )
         self._check_tolerance()
+        if self.step_weights is not None:
+            self._check_weights()
 
     def _check_tolerance(self) -> None:
         if self.max_nfe is not None:
@@ -123,9 +129,24 @@ class Spectrum(Scheduled):
         if self.controller(total) is None:
             super().begin(total)
 
+    def _check_weights(self) -> None:
+        if self.evaluated is None or self.site != "sampler":
+            raise InvalidOptionError(
+                f"step_weights need the steps that they weigh and the scheduler to give them to, but evaluated is "
+                f'{self.evaluated} and site is {self.site!r}: pass evaluated=[…] and site="sampler", or a plan'
+            )
+        object.__setattr__(self, "step_weights", check_rows(self.step_weights, self.evaluated))
+
     @property
     def correction(self) -> float:
-        return self.gain
+        return self.gain if self.step_weights is None else 0.0
+
+    def path(self) -> Path:
+        if self.step_weights is None:
+            return super().path()
+        from ..core.planned import PlannedPath
+
+        return PlannedPath(tuple(self.evaluated or ()), self.step_weights)
 
     @property
     def window(self) -> int:
@@ -142,6 +163,12 @@ class Spectrum(Scheduled):
         return cast("Path", history).line(target)
 
     def schedule(self, total: int) -> tuple[int, ...]:
+        if self.step_weights is not None and len(self.step_weights) != total:
+            made = len(self.step_weights)
+            raise InvalidOptionError(
+                f"step_weights are for {made} steps, but this run has {total}: run {made} steps, or make a plan for "
+                f"{total} with `spectrum tune --steps {total}`"
+            )
         if self.evaluated is not None:
             return tuple(schedule.explicit(total, self.evaluated))
         if self.speedup is None and total < FEW:

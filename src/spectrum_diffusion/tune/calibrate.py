@@ -19,7 +19,6 @@ import torch
 from ..core.decider import Decider
 from ..core.history import Feature
 from ..core.schedule import check_integer, is_list
-from ..core.signatures import call_parameters
 from ..core.summary import Summary
 from ..errors import InvalidOptionError, SpectrumError, warn
 from ..handle import Handle, enable_method
@@ -27,6 +26,7 @@ from ..methods import METHODS, AnyMethod, make_method
 from ..methods.adaptive import relative_change
 from ..plan import Plan, versions
 from ..sites.denoisers import identity
+from .pairs import skip_decoder
 
 DEGREE = 4
 ROUNDS = 14
@@ -74,7 +74,7 @@ class Samples:
             for seed in self.seeds:
                 generator = torch.Generator("cpu").manual_seed(seed)
                 keywords = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-                pipe(**{"generator": generator, **_skip_decoder(pipe), **self.call, **keywords})
+                pipe(**{"generator": generator, **skip_decoder(pipe), **self.call, **keywords})
                 summaries.append(handle.summary())
                 on_run(purpose)
         return summaries
@@ -84,7 +84,7 @@ class Samples:
         return {"prompts": prompts, "seeds": list(self.seeds), "call": dict(self.call)}
 
 
-def tune(
+def tune_threshold(
     pipe: Any,
     method: str,
     prompts: Sequence[str | Mapping[str, Any]],
@@ -345,9 +345,3 @@ class Search:
             else:
                 high = middle
         return min(self._tried, key=lambda threshold: (abs(self._tried[threshold] - wanted), threshold))
-
-
-def _skip_decoder(pipe: Any) -> dict[str, str]:
-    """Keyword arguments that leave out the decoder, if the pipeline can, because only the denoiser's calls matter."""
-    takes = call_parameters(pipe)
-    return {"output_type": "latent"} if "output_type" in takes else {}

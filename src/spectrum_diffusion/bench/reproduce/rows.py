@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import SpectrumError
 from ...methods import METHODS
 from ...plan import Plan, read_plan
-from ...tune import tune
+from ...tune import tune_threshold
 from ..evaluate import Row, files
 from ..evaluate.identity import code_of, code_of_modules, environment, fingerprint, key_of
 from .paper import Setting
@@ -63,14 +63,16 @@ def _calibrated(
     key = key_of(
         pipeline=fingerprint(pipe),
         environment=environment(pipe),
-        code=[code_of(METHODS[setting.method]), code_of_modules(tune.__module__)],
+        code=[code_of(METHODS[setting.method]), code_of_modules(tune_threshold.__module__)],
         options=dict(setting.options),
         prompts=prompts,
         call=call,
     )
     plan = _read_kept(path, key)
     if plan is None:
-        (plan,) = tune(pipe, setting.method, prompts, nfe=[target], call=call, on_run=on_run, **setting.options)
+        (plan,) = tune_threshold(
+            pipe, setting.method, prompts, nfe=[target], call=call, on_run=on_run, **setting.options
+        )
         plan = replace(plan, record={**plan.record, "key": key})
         files.write_json(path, plan.to_dict())
     reached = float(plan.record["nfe"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,9 @@ from ..options import (
 from ..printing import echo_json, progress_bar
 from ..request import MethodSpec, parse_options, parse_seeds, read_prompts
 
+PLANNED = "spectrum"
+"""The method whose plan has weights and a schedule."""
+
 
 @app.command("tune")
 @takes_sampling
@@ -33,35 +36,58 @@ def tune_method(
     method: Annotated[
         str,
         typer.Option(
-            help="An adaptive method: teacache, magcache, easycache or first-block-cache.",
+            help="spectrum, or an adaptive method: teacache, magcache, easycache or first-block-cache.",
             autocompletion=complete_method,
         ),
-    ] = ...,  # type: ignore[assignment]
+    ] = "spectrum",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Plan to write; several counts give plan-14.json, plan-10.json.")
     ] = ...,  # type: ignore[assignment]
-    nfe: Annotated[str, typer.Option(metavar="N[,N…]", help="Wanted evaluations; several give several plans.")] = "14",
+    nfe: Annotated[
+        str | None, typer.Option(metavar="N[,N…]", help="Wanted evaluations; several give several plans. (default: 14)")
+    ] = None,
     *,
     sampling: Sampling,
+    speedup: Annotated[float | None, typer.Option(help="Steps divided by evaluations, in place of --nfe.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="spectrum: pairs of prompt and seed to fit to. (default: 24)")
+    ] = None,
+    left_out: Annotated[int | None, typer.Option(help="spectrum: pairs to validate on. (default: 8)")] = None,
+    runs: Annotated[int | None, typer.Option(help="spectrum: schedules that the search tries. (default: 100)")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="10m", help="spectrum: time for each search, in s, m or h. (default: no limit)"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="spectrum: most pairs sampled at once. (default: all that fit)")
+    ] = None,
     seed: Seed = 0,
     seeds: Seeds = None,
     prompt_file: PromptFile = None,
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Calibrate a method on a model and find its threshold for a wanted number of evaluations."""
-    request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), parse_seeds(seeds, seed))
-    counts, spec = tuning.parse_counts(nfe), MethodSpec(method, parse_options(option or ()))
+    """Make a plan for a wanted number of evaluations: weights and schedule for spectrum, else a method's threshold."""
+    if method == PLANNED and not prompts and prompt_file is None:
+        prompt_file = tuning.default_prompts(sampling.model)
+    texts = read_prompts(prompts or (), prompt_file, sampling.model)
+    request = sampling.request(texts, parse_seeds(seeds, seed))
+    spec = MethodSpec(method, parse_options(option or ()))
     spec.check(None)
     outputs.check_json(output)
+    given: dict[str, Any] = {"speedup": speedup, "pairs": pairs, "left_out": left_out, "runs": runs, "batch": batch}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if nfe is not None:
+        wanted["nfe"] = tuning.parse_counts(nfe)
+    if budget is not None:
+        wanted["seconds"] = tuning.parse_budget(budget)
     with interruptible("Nothing is kept; the same command starts again."), progress_bar() as progress:
         task = progress.add_task("calibration", total=None)
         plans = tuning.tune(
-            request, spec, counts, output, lambda done: progress.update(task, advance=1, description=escape(done))
+            request, spec, wanted, output, lambda done: progress.update(task, advance=1, description=escape(done))
         )
     if as_json:
         echo_json(plans[-1] | ({"plans": plans} if len(plans) > 1 else {}))
         return
     for plan in plans:
-        threshold, nfe_of = plan["options"]["threshold"], f"{plan['nfe']:g} of {plan['steps']} steps evaluated"
-        typer.echo(f"{plan['output']}  {plan['method']} threshold {threshold:g}: {nfe_of}, {plan['wanted_nfe']} wanted")
+        typer.echo(tuning.shown(plan))

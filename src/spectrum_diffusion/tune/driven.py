@@ -1,0 +1,100 @@
+"""A pipeline whose scheduler is given what a calibration wants, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from ..core.path import Path
+from ..core.replay import StepCall, sample_of, unchanged
+from ..errors import UnsupportedModelError
+from ..handle import Handle
+from ..methods import AnyMethod
+from .pairs import Pair, keywords
+
+
+class DrivenPath(Path):
+    """A path that a calibration drives. It decides what is evaluated, and what the scheduler is given."""
+
+    def __init__(self) -> None:
+        super().__init__(gain=0.0)
+        self.cleared_at: set[int] = set()
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the denoiser is called at a step."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """Note that the denoisers were called otherwise than before; nothing is forgotten."""
+        self.cleared_at.add(len(self.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driven(AnyMethod):
+    """Lets a path drive the next sampling loop at the scheduler.
+
+    Attributes:
+        paths: the path of the next loop, if there is one.
+    """
+
+    site: str = "sampler"
+    paths: list[DrivenPath] = field(default_factory=list, compare=False)
+
+    sites: ClassVar[tuple[str, ...]] = ("sampler",)
+    needs_conditions: ClassVar[bool] = True
+
+    def path(self) -> Path:
+        if not self.paths or self.paths[-1].steps:
+            raise UnsupportedModelError(
+                "the pipeline runs several sampling loops in one call, and a plan is for one: tune the pipelines "
+                "inside it one by one"
+            )
+        return self.paths[-1]
+
+    def evaluates(self, step: int, total: int) -> bool:
+        return self.paths[-1].evaluates(step)
+
+    def untouched(self, total: int) -> bool:
+        return False
+
+
+class Session:
+    """Calls of a pipeline on which :class:`Driven` is enabled.
+
+    Args:
+        pipe: the pipeline.
+        handle: from ``enable_method(pipe, Driven())``.
+        call: arguments of every call.
+    """
+
+    def __init__(self, pipe: Any, handle: Handle, call: Mapping[str, Any]) -> None:
+        self.pipe, self.handle, self.call = pipe, handle, call
+
+    def run(self, pairs: Sequence[Pair], path: DrivenPath) -> None:
+        """Sample the pairs together, driven by a path.
+
+        Raises:
+            UnsupportedModelError: some steps could not be forecast as the path wanted.
+        """
+        method = self.handle.method
+        assert isinstance(method, Driven)
+        method.paths[:] = [path]
+        self.pipe(**keywords(self.pipe, pairs, self.call))
+        total = len(path.steps)
+        if reasons := {call.reason for trace in self.handle.traces for call in trace.calls if call.reason}:
+            raise _unfit(", ".join(sorted(reasons)))
+        if path.cleared_at - {0, total}:
+            raise _unfit("the calls of its denoisers change during the loop, as where guidance stops midway")
+
+
+def asked(call: StepCall, output: torch.Tensor) -> torch.Tensor:
+    """The sample to which the scheduler would step with an output, in float32; nothing changes."""
+    with unchanged(call.scheduler):
+        return sample_of(call.proceed_with(output.float(), call.sample.float())).float()
+
+
+def _unfit(reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"no plan can be fitted to this pipeline: {reason}. Use spectrum without a plan")

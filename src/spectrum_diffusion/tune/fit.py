@@ -1,0 +1,209 @@
+"""The weights of a plan, fitted in closed form on the path that they lead to.
+
+At each step t the sample x_t is where the weights so far have led it, and the reference is at X_(t+1) afterwards. The
+output that would bring the sample there is y = (X_(t+1) − a)/c, since the scheduler answers a + c·v to an output v. It
+is regressed on the outputs evaluated so far, A: K numbers for all samples together,
+
+    w = w₀ + (G + λ tr(G)/K · I)⁻¹ g,   G = Σ_b ⟨A, A⟩/s_b²,   g = Σ_b ⟨A, y − w₀A⟩/s_b²,
+
+where s_b is the norm of the sample's outputs, and w₀ what is done without a plan: the line through the last two outputs
+at a skipped step, the output itself at an evaluated one. The next step starts where w leads, so that later weights mend
+what earlier ones leave, and those of an evaluated step correct the gap before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.forecast import Weights, taylor_weights
+from ..core.history import weighted_sum
+from ..core.replay import StepCall
+from .driven import DrivenPath, Session, asked
+from .reference import Reference
+
+SWEEPS = 3
+"""Passes over the batches where the pairs do not fit into one. Each step's weights depend on the weights before it."""
+
+
+def line_weights(evaluated: Sequence[int], step: int) -> Weights:
+    """What is done without a plan: follow the line, and take an evaluated output as it is."""
+    return taylor_weights(evaluated, step, 1)
+
+
+@dataclass
+class Node:
+    """What follows from the steps evaluated so far, whatever is evaluated afterwards.
+
+    Attributes:
+        output: the output of the last of them, (B, …).
+        gram: inner products of their outputs, (K, K).
+        rows: weights at the steps from the last of them on.
+    """
+
+    output: torch.Tensor
+    gram: NDArray[np.float64]
+    rows: dict[int, Weights] = field(default_factory=dict)
+
+
+class Memo:
+    """Nodes by the steps evaluated so far, so that schedules with a common beginning share it.
+
+    Args:
+        limit: bytes of outputs that are kept; those used least recently go first.
+    """
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self._limit = limit
+        self._nodes: dict[tuple[int, ...], Node] = {}
+
+    def get(self, prefix: tuple[int, ...]) -> Node | None:
+        node = self._nodes.pop(prefix, None)
+        if node is not None:
+            self._nodes[prefix] = node  # the latest
+        return node
+
+    def put(self, prefix: tuple[int, ...], node: Node) -> None:
+        self._nodes[prefix] = node
+        held = sum(node.output.nbytes for node in self._nodes.values())
+        for oldest in list(self._nodes):
+            if held <= self._limit:
+                return
+            held -= self._nodes.pop(oldest).output.nbytes
+
+
+class Normal:
+    """The normal equations of every step, summed over batches."""
+
+    def __init__(self, ridge: float) -> None:
+        self.ridge = ridge
+        self._parts: dict[int, dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+
+    def solved(self, step: int, batch: int, gram: NDArray[np.float64], right: NDArray[np.float64]) -> Weights:
+        """What is added to w₀ at a step, with the part of a batch renewed, (K,)."""
+        parts = self._parts.setdefault(step, {})
+        parts[batch] = (gram, right)
+        G, g = (np.sum(terms, axis=0) for terms in zip(*parts.values(), strict=True))
+        count = len(g)
+        return np.linalg.solve(G + (self.ridge * np.trace(G) / count + 1e-30) * np.eye(count), g)
+
+
+class FittingPath(DrivenPath):
+    """Fits the weights of a schedule while a batch of the reference's pairs is sampled.
+
+    Args:
+        schedule: the evaluated steps.
+        reference: the untouched run of the same pairs.
+        normal: the normal equations, to which other batches may have contributed.
+        batch: which batch it is.
+        memo: what is known of schedules with the same beginning. Only of use where all pairs are one batch.
+    """
+
+    def __init__(
+        self, schedule: Sequence[int], reference: Reference, normal: Normal, batch: int = 0, memo: Memo | None = None
+    ) -> None:
+        super().__init__()
+        self.schedule = set(schedule)
+        self._reference, self._normal, self._batch = reference, normal, batch
+        self._memo = memo if memo is not None else Memo()
+        self._prefix: tuple[int, ...] = ()
+        self._nodes: list[Node] = []
+        self.rows: list[Weights] = []
+        self.final: torch.Tensor | None = None
+
+    def evaluates(self, step: int) -> bool:
+        # The first step is always evaluated: its output stands in for that of the denoiser at skipped ones.
+        return step in self.schedule and (step == 0 or self._memo.get((*self._prefix, step)) is None)
+
+    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+        self._prefix = (*self._prefix, step)
+        node = self._memo.get(self._prefix)
+        if node is None:
+            output = call.output.detach().float().clone()
+            node = Node(output, self._gram(output))
+            self._memo.put(self._prefix, node)
+        self._nodes.append(node)
+        return self._given(step, call)
+
+    def skipped(self, step: int, call: StepCall) -> torch.Tensor:
+        if step in self.schedule:
+            return self.evaluated(step, call)  # its output is known already
+        return self._given(step, call)
+
+    def _given(self, step: int, call: StepCall) -> torch.Tensor:
+        self.steps.append(step)
+        rows = self._nodes[-1].rows
+        if step not in rows:
+            rows[step] = self._fitted(step, call)
+        self.rows.append(rows[step])
+        output = weighted_sum(rows[step], self._outputs)
+        if step == self._reference.steps - 1:
+            self.final = asked(call, output)
+        return output.to(call.output.dtype)
+
+    def errors(self) -> NDArray[np.float64]:
+        """Relative squared errors of the final latents, (B,)."""
+        assert self.final is not None
+        return self._reference.errors(self.final)
+
+    @property
+    def _outputs(self) -> list[torch.Tensor]:
+        return [node.output for node in self._nodes]
+
+    def _fitted(self, step: int, call: StepCall) -> Weights:
+        prior = line_weights(self._prefix, step)
+        factor = self._reference.factors[step]
+        if (len(self._prefix) == 1 and step in self.schedule) or abs(factor) < 1e-9:
+            return prior
+        wanted = self._reference.latents[step + 1].to(call.sample.device)
+        missing = (wanted - asked(call, weighted_sum(prior, self._outputs))) / factor  # y − w₀A, (B, …)
+        right = np.array([self._inner(output, missing) for output in self._outputs])
+        return prior + self._normal.solved(step, self._batch, self._nodes[-1].gram, right)
+
+    def _gram(self, output: torch.Tensor) -> NDArray[np.float64]:
+        """Inner products of all outputs so far with each other, from those before, (K, K)."""
+        count = len(self._nodes)
+        gram = np.empty((count + 1, count + 1))
+        if count:
+            gram[:count, :count] = self._nodes[-1].gram
+        gram[count] = gram[:, count] = [self._inner(output, other) for other in [*self._outputs, output]]
+        return gram
+
+    def _inner(self, first: torch.Tensor, second: torch.Tensor) -> float:
+        """Σ_b ⟨first, second⟩/s_b²."""
+        products = (first.flatten(1) * second.flatten(1)).sum(1).double().cpu()  # (B,)
+        return float((products / self._reference.scale.double().square()).sum())
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A schedule with its weights, and the errors of the pairs that they were fitted to."""
+
+    schedule: tuple[int, ...]
+    rows: tuple[tuple[float, ...], ...]
+    errors: NDArray[np.float64]
+
+
+def fit(
+    session: Session, schedule: Sequence[int], references: Sequence[Reference], ridge: float, memo: Memo | None = None
+) -> Fitted:
+    """The weights of a schedule, fitted to the references.
+
+    One pass does where the pairs are one batch. Of several batches each pass renews the part of every batch in the
+    normal equations, at the samples to which the weights of that time lead it.
+    """
+    normal = Normal(ridge)
+    paths: list[FittingPath] = []
+    for _ in range(1 if len(references) == 1 else SWEEPS):
+        paths.clear()
+        for batch, reference in enumerate(references):
+            path = FittingPath(schedule, reference, normal, batch, memo if len(references) == 1 else None)
+            session.run(reference.pairs, path)
+            paths.append(path)
+    errors = np.concatenate([path.errors() for path in paths])
+    rows = tuple(tuple(float(f"{weight:.9g}") for weight in row) for row in paths[-1].rows)
+    return Fitted(tuple(sorted(schedule)), rows, errors)

@@ -1,0 +1,320 @@
+"""A plan for ``spectrum``: untouched runs, a searched schedule, fitted weights, and a validation that may reject it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.schedule import at_most, check_integer, check_number
+from ..errors import InvalidOptionError
+from ..handle import enable_method
+from ..methods import AnyMethod, make_method
+from ..plan import Plan, versions
+from ..sites.denoisers import identity
+from .calibrate import OnRun, Samples
+from .driven import Driven, Session
+from .fit import Fitted, Memo, fit
+from .pairs import Prompt, chunks, keywords, split
+from .reference import Reference, record
+from .search import Limits, Schedule, Search, cost_of, symmetric, worst_tenth
+
+METHOD = "spectrum"
+RIDGES = (1e-3, 1e-2, 5e-2)
+"""Strengths λ between which the validation chooses."""
+SEARCHED_RIDGE = 1e-2
+"""λ during the search."""
+SEARCHED_PAIRS = 12
+"""Pairs on which schedules are compared; a study of 1.37 million schedules finds 8 enough (arXiv 2609.39343)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a plan may cost.
+
+    Attributes:
+        pairs: pairs of prompt and seed to fit to.
+        left_out: pairs to validate on.
+        batch: most pairs that are sampled at once; None tries all, and halves while the memory is too small.
+        limits: of the search, for each number of evaluations.
+    """
+
+    pairs: int = 24
+    left_out: int = 8
+    batch: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def checked(cls, pairs: int, left_out: int, batch: int | None, runs: int, seconds: float | None) -> Effort:
+        return cls(
+            pairs=check_integer("pairs", pairs, least=1),
+            left_out=check_integer("left_out", left_out, least=1),
+            batch=None if batch is None else check_integer("batch", batch, least=1),
+            limits=Limits(
+                runs=check_integer("runs", runs, least=1),
+                seconds=math.inf if seconds is None else check_number("seconds", seconds, least=1.0),
+            ),
+        )
+
+
+def tune_plan(
+    pipe: Any,
+    method: str,
+    prompts: Sequence[Prompt],
+    *,
+    nfe: Iterable[int] = (),
+    speedup: float | None = None,
+    seeds: Sequence[int] = (0,),
+    call: Mapping[str, Any] | None = None,
+    on_run: OnRun = lambda _: None,
+    pairs: int = 24,
+    left_out: int = 8,
+    batch: int | None = None,
+    runs: int = 100,
+    seconds: float | None = None,
+) -> list[Plan]:
+    """Make a plan for ``spectrum``: a schedule searched in closed loop, and weights fitted on the path it leads to.
+
+    A plan is kept if it is at least as good as the default on pairs left out of the fit, in the mean and in the worst
+    tenth. Else the default is what the plan says, and its record says so.
+
+    Args:
+        pipe: a diffusers pipeline.
+        method: "spectrum".
+        prompts: texts; or, for pipelines that need more, keyword arguments of their call.
+        nfe: wanted numbers of evaluations.
+        speedup: steps / evaluations, for one more plan.
+        seeds: the first one is where the seeds of the pairs count up from.
+        call: further keyword arguments of the pipeline's call.
+        on_run: called with what was done.
+        pairs: pairs of prompt and seed to fit to.
+        left_out: pairs to validate on.
+        batch: most pairs that are sampled at once.
+        runs: schedules that the search tries, for each number of evaluations.
+        seconds: time after which a search ends. The result then depends on the machine.
+
+    Raises:
+        InvalidOptionError: a wrong option, or an ``nfe`` that the default cannot have.
+        UnsupportedModelError: no plan can be fitted to this pipeline.
+    """
+    samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
+    effort = Effort.checked(pairs, left_out, batch, runs, seconds)
+    factor = None if speedup is None else check_number("speedup", speedup, least=1.0)
+    workshop = Workshop(pipe, samples, effort, on_run)
+    with torch.no_grad():
+        workshop.sample_references()
+        counts = [*nfe, *([at_most(workshop.steps, factor)] if factor is not None else [])]
+        defaults = [workshop.default(count) for count in counts]  # all are refused before the first is searched
+        return [workshop.plan(default) for default in defaults]
+
+
+@dataclass
+class Candidate:
+    """Options of ``spectrum``, and how near they come to the untouched runs.
+
+    Attributes:
+        name: how the options were made.
+        options: of the method.
+        errors: relative squared errors of the final latents on the pairs left out, (B,).
+    """
+
+    name: str
+    options: dict[str, Any]
+    errors: NDArray[np.float64]
+
+    @property
+    def cost(self) -> float:
+        return cost_of(self.errors)
+
+    def is_as_good_as(self, other: Candidate) -> bool:
+        """Whether neither the mean nor the worst tenth is worse."""
+        mine, others = self.decibels(), other.decibels()
+        return all(mine[name] >= others[name] for name in mine)
+
+    def decibels(self) -> dict[str, float]:
+        """Signal to error of the final latents, in dB: the mean, and that of the worst tenth."""
+        values = 10 * np.log10(self.errors)
+        return {"mean": round(-float(values.mean()), 2), "worst_tenth": round(-worst_tenth(values), 2)}
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The best of those that are as good as the first, which is the default."""
+    good = [candidate for candidate in candidates if candidate.is_as_good_as(candidates[0])]
+    return min(good, key=lambda candidate: candidate.cost)
+
+
+class Workshop:
+    """What all plans for one pipeline share: the pairs, their untouched runs, and the effort.
+
+    Args:
+        pipe: the pipeline.
+        samples: prompts, seeds and arguments of the call.
+        effort: how much a plan may cost.
+        on_run: called with what was done.
+    """
+
+    def __init__(self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun) -> None:
+        self.pipe, self.samples, self.effort, self.on_run = pipe, samples, effort, on_run
+        self.fitted, self.left_out = split(samples.prompts, samples.seeds[0], effort.pairs, effort.left_out)
+        self.references: list[Reference] = []
+        self.record: dict[str, Any] = {}
+        self.model = ""
+
+    def sample_references(self) -> None:
+        """Sample the pairs untouched."""
+        with self._session() as session:
+            self.references = self._recorded(session, self.effort.batch or len(self.fitted))
+            assert session.handle.conditions is not None
+            self.record = {"steps": self.steps, "conditions": session.handle.conditions.to_dict()}
+            self.model = " + ".join(dict.fromkeys(identity(model) for model in session.handle.models))
+        self.wanted = self._generated()
+
+    @property
+    def steps(self) -> int:
+        return self.references[0].steps
+
+    @property
+    def size(self) -> int:
+        """How many pairs are sampled at once."""
+        return len(self.references[0].pairs)
+
+    def default(self, count: int) -> Candidate:
+        """What ``spectrum`` does without a plan, on the pairs left out."""
+        if count > self.steps:
+            raise InvalidOptionError(f"nfe={count} is more than the {self.steps} steps of the run: pass fewer")
+        method = make_method(METHOD, speedup=self.steps / count)
+        errors, evaluated = self._tried(method)
+        if len(evaluated) != count:
+            raise InvalidOptionError(
+                f"nfe={count} is out of reach: {METHOD} evaluates {len(evaluated)} of {self.steps} steps then"
+            )
+        return Candidate("default", {"evaluated": evaluated}, errors)
+
+    def plan(self, default: Candidate) -> Plan:
+        """The best of the default and what was fitted and found."""
+        tried = [default]
+        count = len(default.options["evaluated"])
+        start = tuple(default.options["evaluated"])
+        with self._session() as session:
+            found, search = self._searched(session, [start, symmetric(self.steps, count)], count)
+            schedules = {"searched": found, "default": start, "symmetric": symmetric(self.steps, count)}
+            weighed = {
+                name: fit(session, schedule, self.references, ridge) for name, schedule, ridge in _finalists(schedules)
+            }
+        tried.append(self._candidate("searched schedule, default rule", {"evaluated": list(found)}))
+        tried += [self._candidate(name, _options(fitted)) for name, fitted in weighed.items()]
+        return self._written(best_of(tried), tried, search)
+
+    def _searched(self, session: Session, starts: Sequence[Schedule], count: int) -> tuple[Schedule, dict[str, Any]]:
+        references = _first(self.references, SEARCHED_PAIRS)
+        memo = Memo()
+
+        def cost(schedule: Schedule) -> float:
+            return cost_of(fit(session, schedule, references, SEARCHED_RIDGE, memo).errors)
+
+        def on_tried(tried: int, left: float) -> None:
+            self.on_run(f"search for {count} evaluations, {_time(left)} left")
+
+        search = Search(cost, self.steps, self.effort.limits, self.samples.seeds[0], on_tried)
+        best = search.best(starts)
+        return best, {"tried": len(search.tried), "cost": search.tried[best], "start_cost": search.tried[starts[0]]}
+
+    def _candidate(self, name: str, options: dict[str, Any]) -> Candidate:
+        return Candidate(name, options, self._tried(make_method(METHOD, **options))[0])
+
+    def _tried(self, method: AnyMethod) -> tuple[NDArray[np.float64], list[int]]:
+        """Errors on the pairs left out, and the evaluated steps, as a user will have them."""
+        with enable_method(self.pipe, method) as handle:
+            final, evaluated = self._generated(), list(handle.summary().evaluated)
+        wanted = self.wanted.flatten(1)
+        errors = (final.flatten(1) - wanted).square().sum(1) / wanted.square().sum(1).clamp_min(1e-12)
+        return np.asarray(errors.clamp_min(1e-12).double()), evaluated
+
+    def _generated(self) -> torch.Tensor:
+        """What the pipeline returns for the pairs left out, (B, …)."""
+        results = []
+        for part in chunks(self.left_out, self.size):
+            results.append(_tensor(self.pipe(**keywords(self.pipe, part, self.samples.call))))
+            self.on_run("validation")
+        return torch.cat(results)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with enable_method(self.pipe, Driven()) as handle:
+            yield Session(self.pipe, handle, self.samples.call)
+
+    def _recorded(self, session: Session, size: int) -> list[Reference]:
+        """The untouched runs, in batches that fit into the memory and that the pipeline takes."""
+        references = []
+        try:
+            for part in chunks(self.fitted, size):
+                references.append(record(session, part))
+                self.on_run("reference")
+        except (torch.OutOfMemoryError, ValueError, TypeError) as error:
+            # Not every pipeline takes lists of prompts, or of this length.
+            if size == 1 or self.effort.batch is not None:
+                raise
+            return self._recorded(session, size // 2 if isinstance(error, torch.OutOfMemoryError) else 1)
+        return references
+
+    def _written(self, best: Candidate, tried: Sequence[Candidate], search: Mapping[str, Any]) -> Plan:
+        count = len(best.options["evaluated"])
+        measured = [{"options": one.name, **one.decibels()} for one in tried]
+        record = {
+            **self.record,
+            "wanted_nfe": count,
+            "nfe": count,
+            "chosen": best.name,
+            "validation": {"measure": "signal to error of the final latents, dB", "rows": measured},
+            "search": dict(search),
+            "versions": versions(),
+            "provenance": {
+                "fitted": [pair.to_dict() for pair in self.fitted],
+                "left_out": [pair.to_dict() for pair in self.left_out],
+                "call": dict(self.samples.call),
+            },
+        }
+        return Plan(method=METHOD, options=best.options, model=self.model, record=record)
+
+
+def _finalists(schedules: Mapping[str, Schedule]) -> Iterator[tuple[str, Schedule, float]]:
+    """What is fitted to all pairs and validated: each schedule once, and the first with each ridge."""
+    seen: set[Schedule] = set()
+    for name, schedule in schedules.items():
+        for ridge in RIDGES if not seen else (SEARCHED_RIDGE, RIDGES[-1]):
+            if schedule not in seen:
+                yield f"{name} schedule, ridge {ridge:g}", schedule, ridge
+        seen.add(schedule)
+
+
+def _options(fitted: Fitted) -> dict[str, Any]:
+    rows = [list(row) for row in fitted.rows]
+    return {"site": "sampler", "evaluated": list(fitted.schedule), "step_weights": rows}
+
+
+def _first(references: Sequence[Reference], count: int) -> list[Reference]:
+    """The references of the first ``count`` pairs."""
+    kept: list[Reference] = []
+    for reference in references:
+        if count > 0:
+            kept.append(reference.first(count))
+            count -= len(reference.pairs)
+    return kept
+
+
+def _tensor(result: Any) -> torch.Tensor:
+    """What a pipeline returned, float32, (B, …)."""
+    values = result[0] if isinstance(result, tuple) else next(iter(result.values()))
+    if isinstance(values, torch.Tensor):
+        return values.float().cpu()
+    return torch.stack([torch.as_tensor(np.asarray(value, dtype=np.float32)) for value in values])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

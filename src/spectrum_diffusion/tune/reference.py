@@ -1,0 +1,112 @@
+"""Untouched runs, and what a fit needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..core.replay import StepCall
+from ..errors import UnsupportedModelError
+from .driven import DrivenPath, Session, asked
+from .pairs import Pair
+
+AFFINE = 1e-3
+"""Largest relative deviation of a scheduler's answer from one that is affine in the output."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Untouched runs of some pairs that were sampled together.
+
+    Attributes:
+        pairs: B pairs.
+        latents: the sample before each step and after the last, float32 on the CPU, T + 1 of (B, …).
+        factors: how far each step moves the sample for a unit of the output, (T,).
+        scale: mean norm of each sample's outputs, float32, (B,).
+    """
+
+    pairs: Sequence[Pair]
+    latents: Sequence[torch.Tensor]
+    factors: Sequence[float]
+    scale: torch.Tensor
+
+    @property
+    def steps(self) -> int:
+        return len(self.factors)
+
+    def first(self, count: int) -> Reference:
+        """The runs of the first ``count`` pairs."""
+        latents = [sample[:count] for sample in self.latents]
+        return Reference(self.pairs[:count], latents, self.factors, self.scale[:count])
+
+    def errors(self, final: torch.Tensor) -> np.ndarray:
+        """Squared error of final latents relative to the reference's, (B,)."""
+        wanted = self.latents[-1].flatten(1)
+        apart = (final.cpu().float().flatten(1) - wanted).square().sum(1)
+        return np.asarray((apart / wanted.square().sum(1)).clamp_min(1e-12).double())
+
+
+class Recorder(DrivenPath):
+    """Evaluates every step, and records the path."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self._samples = samples
+        self.latents: list[torch.Tensor] = []
+        self.factors: list[float] = []
+        self._norms: list[torch.Tensor] = []
+
+    def evaluates(self, step: int) -> bool:
+        return True
+
+    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+        if not self.steps:
+            self._check(call)
+        self.steps.append(step)
+        after = asked(call, call.output)
+        self.factors.append(_factor(call, after))
+        self.latents[-1:] = [call.sample.float().cpu(), after.cpu()]
+        self._norms.append(call.output.float().flatten(1).norm(dim=1).cpu())
+        return call.output
+
+    def result(self, pairs: Sequence[Pair]) -> Reference:
+        return Reference(pairs, self.latents, self.factors, torch.stack(self._norms).mean(0))
+
+    def _check(self, call: StepCall) -> None:
+        if call.sample.shape[0] != self._samples:
+            raise UnsupportedModelError(
+                f"the scheduler is given {call.sample.shape[0]} latents for {self._samples} samples, so they can't be "
+                "told apart: sample one pair at a time, with batch=1"
+            )
+        if not torch.equal(asked(call, call.output), asked(call, call.output)):
+            raise UnsupportedModelError(
+                f"{type(call.scheduler).__name__} adds noise at each step, which no plan can foresee: use a "
+                "deterministic scheduler"
+            )
+
+
+def record(session: Session, pairs: Sequence[Pair]) -> Reference:
+    """The untouched run of some pairs that fit into the memory together."""
+    recorder = Recorder(len(pairs))
+    session.run(pairs, recorder)
+    return recorder.result(pairs)
+
+
+def _factor(call: StepCall, after: torch.Tensor) -> float:
+    """How far the scheduler moves the sample for a unit of the output.
+
+    Raises:
+        UnsupportedModelError: its answer is not affine in the output.
+    """
+    output = call.output.float()
+    moved = asked(call, 2 * output) - after
+    factor = float((moved * output).double().sum() / output.square().double().sum().clamp_min(1e-30))
+    if float((moved - factor * output).norm()) > AFFINE * float(moved.norm()) + 1e-5 * float(after.norm()):
+        raise UnsupportedModelError(
+            f"{type(call.scheduler).__name__} does not answer in proportion to the denoiser's output, as where it "
+            "clips or thresholds: no plan can be fitted; set clip_sample=False and thresholding=False"
+        )
+    return factor

@@ -1,0 +1,428 @@
+"""Plans for spectrum: fits against formulas and a plain loop, the search, the validation, and where plans fit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from tune.linear import SIZE, build, curved, embedded, rough
+
+import spectrum_diffusion
+from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
+from spectrum_diffusion.core.forecast import interpolation_weights, taylor_weights
+from spectrum_diffusion.core.planned import PlannedPath
+from spectrum_diffusion.handle import enable_method
+from spectrum_diffusion.plan import LARGEST, Plan, read_plan
+from spectrum_diffusion.tune import tune
+from spectrum_diffusion.tune.driven import Driven, Session
+from spectrum_diffusion.tune.fit import Memo, fit
+from spectrum_diffusion.tune.pairs import Pair, split
+from spectrum_diffusion.tune.planning import Candidate, best_of
+from spectrum_diffusion.tune.reference import record
+from spectrum_diffusion.tune.search import Limits, Search, symmetric, worst_tenth
+
+STEPS = 12
+PAIRS = [Pair(prompt, seed) for seed, prompt in enumerate(["fox", "red apple", "a b", "sea"])]
+SCHEDULE = (0, 2, 5, 8, 11)
+PROMPTS = ["fox", "red apple", "sea", "moon", "tree"]
+SCHEDULERS = {
+    "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=2.0),
+    "ddim": lambda: DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+    "dpm++": lambda: DPMSolverMultistepScheduler(solver_order=2),
+    "unipc": lambda: UniPCMultistepScheduler(solver_order=2),
+    "v-prediction": lambda: UniPCMultistepScheduler(solver_order=3, prediction_type="v_prediction"),
+}
+
+
+def fitted(pipe: Any, schedule: Any = SCHEDULE, ridge: float = 1e-2, batch: int = len(PAIRS), **options: Any) -> Any:
+    with enable_method(pipe, Driven()) as handle, torch.no_grad():
+        session = Session(pipe, handle, {})
+        references = [record(session, PAIRS[i : i + batch]) for i in range(0, len(PAIRS), batch)]
+        return fit(session, schedule, references, ridge, **options), references
+
+
+def slowly(scheduler: Any, ridge: float) -> tuple[list[np.ndarray], torch.Tensor]:
+    """The rows of a fit and the final latents by a plain loop: deep copies of the scheduler, least squares by rows."""
+    x = torch.cat([torch.randn(1, SIZE, generator=torch.Generator().manual_seed(pair.seed)) for pair in PAIRS]).double()
+    prompts = torch.stack([embedded(str(pair.prompt)) for pair in PAIRS])
+    scheduler.set_timesteps(STEPS)
+    untouched, path, norms = copy.deepcopy(scheduler), [x], []
+    for t in scheduler.timesteps:
+        output = rough(path[-1], (t.float() / 1000).expand(len(x), 1), prompts)
+        norms.append(output.norm(dim=1))
+        path.append(untouched.step(output, t, path[-1], return_dict=False)[0])
+    scale = torch.stack(norms).mean(0).numpy()  # (B,)
+    kept, steps, rows = [], [], []
+    for i, t in enumerate(scheduler.timesteps):
+        if i in SCHEDULE:
+            kept.append(rough(x, (t.float() / 1000).expand(len(x), 1), prompts))
+            steps.append(i)
+        prior = np.eye(len(kept))[-1] if i in SCHEDULE else np.array(taylor_weights(steps, i, 1))
+
+        def answer(output: torch.Tensor, at: Any = t, now: torch.Tensor = x) -> torch.Tensor:
+            return copy.deepcopy(scheduler).step(output, at, now, return_dict=False)[0]
+
+        zero = torch.zeros_like(x)
+        factor = float((answer(torch.ones_like(x)) - answer(zero)).mean())
+        moves = abs(factor) > 1e-9  # the last step of DDIM does not
+        target = (path[i + 1] - answer(zero)) / (factor if moves else 1.0)
+        columns = np.stack([(output / torch.tensor(scale)[:, None]).flatten().numpy() for output in kept], 1)
+        aim = ((target - sum(w * o for w, o in zip(prior, kept, strict=True))) / torch.tensor(scale)[:, None]).flatten()
+        strength = math.sqrt(ridge * np.trace(columns.T @ columns) / len(kept))
+        stacked = np.concatenate([columns, strength * np.eye(len(kept))])
+        wanted = np.concatenate([aim.numpy(), np.zeros(len(kept))])
+        rows.append(prior if i == 0 or not moves else prior + np.linalg.lstsq(stacked, wanted, rcond=None)[0])
+        x = scheduler.step(sum(w * o for w, o in zip(rows[-1], kept, strict=True)), t, x, return_dict=False)[0]
+    return rows, x
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_fit_is_that_of_a_plain_loop(name: str) -> None:
+    result, (reference,) = fitted(build(scheduler=SCHEDULERS[name]()))
+    rows, final = slowly(SCHEDULERS[name](), ridge=1e-2)
+    for row, expected in zip(result.rows, rows, strict=True):
+        np.testing.assert_allclose(row, expected, atol=2e-3)
+    np.testing.assert_allclose(result.errors, reference.errors(final.float()), rtol=0.02, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_generation_with_a_plan_ends_where_the_fit_did(name: str) -> None:
+    pipe = build(scheduler=SCHEDULERS[name]())
+    result, _ = fitted(pipe)
+    options = {"site": "sampler", "evaluated": SCHEDULE, "step_weights": result.rows}
+    for i, pair in enumerate(PAIRS):  # one by one: a sample does not depend on the batch
+        untouched = build(scheduler=SCHEDULERS[name]())(pair.prompt, generator=torch.Generator().manual_seed(pair.seed))
+        before = pipe.denoiser.calls
+        with spectrum_diffusion.enable(pipe, **options) as handle:
+            (final,) = pipe(pair.prompt, generator=torch.Generator().manual_seed(pair.seed))
+            assert handle.summary().evaluated == list(SCHEDULE)
+        assert pipe.denoiser.calls - before == len(SCHEDULE)
+        error = float((final - untouched[0]).square().sum() / untouched[0].square().sum())
+        assert error == pytest.approx(result.errors[i], rel=0.02, abs=1e-9)
+        again = pipe(pair.prompt, generator=torch.Generator().manual_seed(pair.seed))
+        assert torch.equal(again[0], untouched[0])
+
+
+def test_the_weights_of_a_known_path_are_recovered() -> None:
+    # Outputs on a parabola in time: the third output mends what came before, and determines what follows.
+    schedule = (0, 2, 4)
+    result, _ = fitted(build(curved, FlowMatchEulerDiscreteScheduler()), schedule, ridge=1e-9)
+    times = FlowMatchEulerDiscreteScheduler()
+    times.set_timesteps(STEPS)
+    at = [float(t) / 1000 for t in times.timesteps]
+    for step in range(5, STEPS):
+        expected = interpolation_weights([-at[kept] for kept in schedule], -at[step])
+        np.testing.assert_allclose(result.rows[step], expected, rtol=0.05, atol=0.05)
+    assert result.errors.max() < 1e-8
+
+
+def test_batches_agree_with_one_batch() -> None:
+    together, _ = fitted(build(curved))
+    for batch in (1, 3):
+        apart, _ = fitted(build(curved), batch=batch)
+        for row, expected in zip(apart.rows, together.rows, strict=True):
+            np.testing.assert_allclose(row, expected, rtol=0.05, atol=0.05)
+        np.testing.assert_allclose(apart.errors, together.errors, rtol=0.2, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_what_is_remembered_changes_nothing_and_saves_evaluations(limit: int) -> None:
+    pipe, memo = build(), Memo(limit)
+    schedules = [(0, 2, 5, 8, 11), (0, 2, 5, 9, 11), (0, 2, 5, 8, 11), (0, 3, 5, 8, 11)]
+    for schedule in schedules:
+        alone, _ = fitted(build(), schedule)
+        before = pipe.denoiser.calls
+        shared, _ = fitted(pipe, schedule, memo=memo)
+        assert shared.rows == alone.rows
+        used = pipe.denoiser.calls - before - STEPS  # without the reference
+    assert used == 5  # nothing was known of a schedule that differs in its second step
+    before = pipe.denoiser.calls
+    fitted(pipe, schedules[1], memo=memo)
+    assert pipe.denoiser.calls - before - STEPS == (1 if limit else 5)
+
+
+def test_samplers_that_no_plan_can_foresee_are_refused() -> None:
+    reasons = {
+        "adds noise": EulerAncestralDiscreteScheduler(),
+        "proportion": DDIMScheduler(clip_sample=True),
+    }
+    for reason, scheduler in reasons.items():
+        with pytest.raises(UnsupportedModelError, match=reason):
+            tune(build(scheduler=scheduler), PROMPTS, nfe=5, runs=1)
+
+
+# The search.
+
+
+def test_the_search_finds_a_known_schedule_and_repeats_itself() -> None:
+    wanted = (0, 3, 9, 14, 22)
+    costs = lambda schedule: float(sum(abs(a - b) for a, b in zip(schedule, wanted, strict=True)))  # noqa: E731
+    found = [Search(costs, 24, Limits(runs=400), seed=5).best([symmetric(24, 5)]) for _ in range(2)]
+    assert found == [wanted, wanted]
+
+
+def test_the_search_keeps_within_its_limits() -> None:
+    tried: list[tuple[int, ...]] = []
+
+    def cost(schedule: tuple[int, ...]) -> float:
+        tried.append(schedule)
+        assert schedule[0] == 0
+        assert list(schedule) == sorted(set(schedule))
+        assert schedule[-1] < 24
+        return float(len(tried) % 7)
+
+    Search(cost, 24, Limits(runs=30)).best([(0, 3, 6)])
+    assert len(tried) == len(set(tried)) == 30
+    Search(cost, 24, Limits(runs=10**6, seconds=1e-9)).best([(0, 3, 6)])
+    assert len(tried) == 31  # the start is always tried
+    assert Search(cost, 3, Limits(runs=30)).best([(0, 1, 2)]) == (0, 1, 2)  # no other exists
+
+
+def test_the_worst_tenth() -> None:
+    assert worst_tenth(np.array([3.0, 1.0, 2.0])) == 3.0
+    assert worst_tenth(np.arange(20.0)) == 18.5
+
+
+# Pairs and validation.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40, 300])
+def test_pairs_are_split_by_prompts_and_no_seed_is_shared(count: int) -> None:
+    prompts = [f"prompt {i}" for i in range(count)]
+    fitted_pairs, left_out = split(prompts, 7, 24, 8)
+    assert (len(fitted_pairs), len(left_out)) == (24, 8)
+    seeds = [pair.seed for pair in [*fitted_pairs, *left_out]]
+    assert sorted(seeds) == list(range(7, 39))
+    shared = {pair.prompt for pair in fitted_pairs} & {pair.prompt for pair in left_out}
+    assert not shared or count == 1
+    if count >= 32:
+        assert len({pair.prompt for pair in [*fitted_pairs, *left_out]}) == 32
+
+
+def candidate(name: str, *errors: float) -> Candidate:
+    return Candidate(name, {"evaluated": [0]}, np.array(errors))
+
+
+def test_a_plan_is_never_worse_than_the_default_in_mean_or_worst_tenth() -> None:
+    default = candidate("default", 1e-3, 1e-3)
+    better, uneven = candidate("better", 5e-4, 9e-4), candidate("uneven", 1e-7, 2e-3)
+    assert best_of([default, uneven]) is default  # better in the mean, worse in the worst
+    assert best_of([default, uneven, better]) is better
+    assert best_of([default]) is default
+
+
+@pytest.mark.parametrize("field", [rough, curved])
+def test_tune_writes_a_plan_that_is_not_worse_on_the_pairs_left_out(field: Any) -> None:
+    pipe = build(field)
+    calls: list[str] = []
+    plans = tune(pipe, PROMPTS, nfe=[6, 5], pairs=6, left_out=4, runs=8, on_run=calls.append)
+    for plan, count in zip(plans, (6, 5), strict=True):
+        values = json.loads(plan.to_json())
+        rows = {row["options"]: row for row in values["validation"]["rows"]}
+        default, chosen = rows["default"], rows[values["chosen"]]
+        assert chosen["mean"] >= default["mean"]
+        assert chosen["worst_tenth"] >= default["worst_tenth"]
+        assert values["search"]["tried"] == 8
+        assert (values["steps"], values["nfe"], values["method"], values["format"]) == (STEPS, count, "spectrum", 2)
+        assert len(values["provenance"]["fitted"]) == 6
+        with spectrum_diffusion.enable(pipe, plan=values) as handle:
+            pipe("fox", generator=torch.Generator().manual_seed(3))
+            assert handle.summary().nfe == count
+            assert handle.summary().evaluated == values["options"]["evaluated"]
+    assert {"reference", "validation"} < set(calls)
+    assert any("search for 5 evaluations" in call for call in calls)
+    again = tune(build(field), PROMPTS, nfe=[6, 5], pairs=6, left_out=4, runs=8)
+    assert [plan.to_dict() for plan in again] == [plan.to_dict() for plan in plans]
+
+
+def test_a_speedup_in_place_of_evaluations() -> None:
+    (plan,) = tune(build(), PROMPTS, speedup=2.4, pairs=2, left_out=1, runs=1)
+    assert plan.record["nfe"] == 5
+    with pytest.raises(InvalidOptionError, match="nfe and speedup both"):
+        tune(build(), PROMPTS, nfe=5, speedup=2.4)
+
+
+def test_prompts_with_more_arguments_are_sampled_one_by_one() -> None:
+    prompts = [{"prompt": prompt, "guidance_scale": 1.0} for prompt in PROMPTS]
+    (plan,) = tune(build(), prompts, nfe=5, pairs=3, left_out=2, runs=2)
+    assert plan.record["provenance"]["fitted"][0]["prompt"] == ["guidance_scale", "prompt"]
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"nfe": 13}, "nfe=13 is more than the 12 steps"),
+    ({"nfe": 1}, r"speedup=12 .* third of the run"),
+    ({"nfe": 5, "runs": 0}, "runs=0 is out of range"),
+    ({"nfe": 5, "pairs": 0}, "pairs=0 is out of range"),
+    ({"nfe": 5, "left_out": 0}, "left_out=0 is out of range"),
+    ({"nfe": 5, "batch": 0}, "batch=0 is out of range"),
+    ({"nfe": 5, "seconds": float("nan")}, "seconds=nan is out of range"),
+    ({"speedup": 0.5}, "speedup=0.5 is out of range"),
+    ({"nfe": 5, "gain": 2}, "tune has no option 'gain' for spectrum"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKES)
+def test_mistakes(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidOptionError, match=message):
+        tune(build(), PROMPTS, **{"pairs": 2, "left_out": 1, **given})
+
+
+def test_the_prompts_by_place_by_name_and_in_the_old_order() -> None:
+    effort = {"nfe": 5, "pairs": 2, "left_out": 1, "runs": 1}
+    plans = [
+        tune(build(), PROMPTS, **effort),
+        tune(build(), prompts=PROMPTS, method="spectrum", **effort),
+        tune(build(), "spectrum", PROMPTS, **effort),
+        tune(build(), "spectrum", prompts=PROMPTS, **effort),
+    ]
+    assert all(plan[0].to_dict() == plans[0][0].to_dict() for plan in plans)
+    with pytest.raises(InvalidOptionError, match="tune got 3 values"):
+        tune(build(), "spectrum", PROMPTS, 5)
+
+
+# Where a plan fits.
+
+
+@pytest.fixture(scope="module")
+def plan() -> dict[str, Any]:
+    (made,) = tune(build(), PROMPTS, nfe=5, pairs=4, left_out=2, runs=3)
+    assert "step_weights" in made.options
+    return json.loads(made.to_json())
+
+
+def generate(pipe: Any, plan: Any, **call: Any) -> None:
+    with spectrum_diffusion.enable(pipe, plan=plan):
+        pipe("fox", generator=torch.Generator().manual_seed(0), **call)
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (FlowMatchEulerDiscreteScheduler(shift=2.0), {"num_inference_steps": 11}, "for 12 steps, but this run has 11"),
+    (FlowMatchEulerDiscreteScheduler(shift=2.0), {"num_inference_steps": 20}, "for 12 steps, but this run has 20"),
+    (FlowMatchEulerDiscreteScheduler(shift=3.0), {}, "shift=2.0 of the scheduler, not 3.0"),
+    (UniPCMultistepScheduler(), {}, "the scheduler FlowMatchEulerDiscreteScheduler, but this one is UniPC"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "call", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_a_plan_is_refused_where_its_weights_do_not_fit(
+    plan: dict[str, Any], scheduler: Any, call: dict[str, Any], message: str
+) -> None:
+    pipe = build(scheduler=scheduler)
+    with pytest.raises(InvalidOptionError, match=message):
+        generate(pipe, plan, **call)
+    assert pipe.denoiser.calls == 0
+
+
+def test_other_noise_levels_are_refused_and_another_shape_warns(plan: dict[str, Any]) -> None:
+    made = copy.deepcopy(plan)
+    made["conditions"]["levels"][3] *= 1.1
+    with pytest.raises(InvalidOptionError, match="other noise levels"):
+        generate(build(), made)
+    made["conditions"]["latents"] = [SIZE + 1]
+    with pytest.warns(SpectrumWarning, match=r"latents of shape \(7,\), but these have \(6,\)"):
+        generate(build(), made)
+
+
+@pytest.mark.filterwarnings("always")
+def test_other_guidance_warns_once(plan: dict[str, Any]) -> None:
+    pipe = build()
+    with pytest.warns(SpectrumWarning, match="guidance_scale=1, but this call has 2") as caught:
+        with spectrum_diffusion.enable(pipe, plan=plan):
+            for _ in range(2):
+                pipe("fox", generator=torch.Generator().manual_seed(0), guidance_scale=2.0)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpectrumWarning)
+        generate(build(), plan)
+
+
+def test_a_plan_for_another_model_is_refused(plan: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match="made for Other, but this denoiser is"):
+        generate(build(), {**plan, "model": "Other"})
+
+
+WRONG_WEIGHTS: list[tuple[Any, str]] = [
+    ("abc", "a row for each of 1 … 1000 steps"),
+    ([], "a row for each"),
+    ([1.0, 2.0], "a row for each"),
+    ([[1.0]] * 1001, "a row for each"),
+    ([[1.0], [1.0], [1.0]], r"step_weights\[2\] has 1 numbers, but 2 steps are evaluated up to step 2"),
+    ([[1.0], [1.0], [float("nan"), 1.0]], "weight=nan is out of range"),
+    ([[1.0], [1.0], ["x", 1.0]], "weight='x' is not a number"),
+    ([[1.0]], "evaluated"),
+]
+
+
+@pytest.mark.parametrize(("weights", "message"), WRONG_WEIGHTS)
+def test_wrong_weights(weights: Any, message: str) -> None:
+    with pytest.raises(InvalidOptionError, match=message):
+        spectrum_diffusion.enable(build(), site="sampler", evaluated=[0, 2], step_weights=weights)
+
+
+@pytest.mark.parametrize("given", [{"site": "output", "evaluated": [0]}, {"site": "sampler"}])
+def test_weights_need_a_schedule_and_the_sampler(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match="step_weights need the steps"):
+        spectrum_diffusion.enable(build(), step_weights=[[1.0]], **given)
+
+
+def test_files_that_are_no_plan(tmp_path: Path, plan: dict[str, Any]) -> None:
+    file = tmp_path / "plan.json"
+    text = json.dumps(plan)
+    for broken, message in (
+        (text.replace(": 12", ": NaN"), "NaN is not a number"),
+        (text + " " * LARGEST, "bytes are more than a plan has"),
+        (json.dumps({**plan, "format": 3}), "format 3, but this version reads the formats"),
+    ):
+        file.write_text(broken, encoding="utf-8")
+        with pytest.raises(InvalidOptionError, match=message):
+            read_plan(file)
+    with pytest.raises(InvalidOptionError, match="conditions cannot be read"):
+        generate(build(), {**plan, "conditions": {"scheduler": 3}})
+
+
+def test_a_plan_is_text_to_read_and_comes_back_equal(tmp_path: Path, plan: dict[str, Any]) -> None:
+    file = tmp_path / "plan.json"
+    made = read_plan(plan)
+    file.write_text(made.to_json(note="[a,  b]"), encoding="utf-8")
+    assert read_plan(file).to_dict() == {**made.to_dict(), "note": "[a,  b]"}
+    assert max(map(len, file.read_text(encoding="utf-8").splitlines())) < 400
+    assert "      [1.0],\n" in file.read_text(encoding="utf-8")
+
+
+def test_plans_of_format_1_still_load() -> None:
+    old = {
+        "format": 1,
+        "method": "spectrum",
+        "options": {"evaluated": [0, 2, 5, 8]},
+        "model": "Denoiser-0",
+        "steps": 12,
+    }
+    assert isinstance(read_plan(old), Plan)
+    with spectrum_diffusion.enable(build(), plan=old) as handle:
+        assert handle.method.options()["evaluated"] == [0, 2, 5, 8]
+
+
+def test_where_guidance_changes_a_plan_goes_on_along_the_line() -> None:
+    rows = [[0.0] * sum(kept <= step for kept in (0, 2, 4)) for step in range(STEPS)]
+
+    path = PlannedPath((0, 2, 4), rows)
+    for step, value in ((0, 1.0), (2, 3.0)):
+        path.append(step, (torch.full((2, SIZE), value),))
+    path.clear()
+    path.append(3, (torch.full((2, SIZE), 5.0),))
+    path.append(4, (torch.full((2, SIZE), 6.0),))
+    assert torch.equal(path.skipped(6, None), torch.full((2, SIZE), 8.0))  # type: ignore[arg-type]

@@ -21,6 +21,8 @@ LAYERS = (
     (
         *("handle", "pipeline", "checks", "recipe", "plan", "solvers", "noise", "tune"),
         *("discovery", "stepping", "scheduler_clock", "scheduler_steps", "loading"),
+        *("handle", "pipeline", "checks", "recipe", "conditions", "plan", "solvers", "noise", "tune"),
+        *("discovery", "scheduler_clock", "scheduler_steps", "loading"),
     ),
     ("serve",),
     ("bench",),

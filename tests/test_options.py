@@ -47,6 +47,7 @@ WRONG: dict[str, list[Any]] = {
     "ratio": [None, *SHARE],
     "ratios": [*LIST, [1.0, -0.1]],
     "coefficients": LIST,
+    "step_weights": [*LIST, [[math.nan]], [1.0]],
     "solver": NAME,
 }
 """Values that no method with such an option may take; None where it is not the default."""

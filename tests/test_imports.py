@@ -19,10 +19,8 @@ LAYERS = (
     ("methods",),
     ("interop",),
     (
-        *("handle", "pipeline", "checks", "recipe", "plan", "solvers", "noise", "tune"),
-        *("discovery", "stepping", "scheduler_clock", "scheduler_steps", "loading"),
         *("handle", "pipeline", "checks", "recipe", "conditions", "plan", "solvers", "noise", "tune"),
-        *("discovery", "scheduler_clock", "scheduler_steps", "loading"),
+        *("discovery", "stepping", "scheduler_clock", "scheduler_steps", "loading"),
     ),
     ("serve",),
     ("bench",),

@@ -42,6 +42,8 @@ WRONG: dict[str, list[Any]] = {
     "threshold": REAL,
     "blend": [None, *SHARE],
     "gain": [None, *REAL],
+    "tolerance": [*REAL, 0],
+    "max_nfe": [0, *WHOLE],
     "contraction": [None, *SHARE],
     "retention": [None, *SHARE],
     "ratio": [None, *SHARE],

@@ -91,7 +91,7 @@ def test_a_tolerance_chooses_the_steps_within_max_nfe(tmp_path: Path) -> None:
     report = json.loads(run("generate", "a tree", *options, "-o", tmp_path / "a.png", "--json").stdout)
     assert report["nfe"] == len(report["evaluated"]) == 7
     assert report["options"] == {"tolerance": 0.01, "max_nfe": 7}
-    refused = run("generate", "a tree", "--option", "max_nfe=7", "-o", tmp_path / "b.png", code=1)
+    refused = run("generate", "a tree", "--option", "max_nfe=7", "-o", tmp_path / "b.png", code=2)
     assert "max_nfe=7 limits what tolerance chooses" in refused.output
 
 

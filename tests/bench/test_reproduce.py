@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from spectrum_diffusion import load_default_pipeline, make_method
 from spectrum_diffusion.bench.evaluate import Results
 from spectrum_diffusion.bench.evaluate.lock import locked
-from spectrum_diffusion.bench.reproduce import MODELS, TABLES, TableResult, page, paper
+from spectrum_diffusion.bench.reproduce import MODELS, TABLES, TableResult, paper, results_page
 from spectrum_diffusion.bench.reproduce.claims import claims_table
 from spectrum_diffusion.bench.reproduce.figures import draw_figure
 from spectrum_diffusion.bench.reproduce.paper import paper_value, reported
@@ -316,10 +316,12 @@ def test_nothing_is_claimed_of_few_prompts_or_of_rows_that_failed() -> None:
 def test_the_page_marks_what_failed_and_what_is_best() -> None:
     labels = {s.label: s.cell for s in TABLES["fig5"].settings if s.cell}
     failed = {label: None if cell[0] == "λ 10" else float(cell[0] == "λ 1") for label, cell in labels.items()}
-    text = page([by_hand("fig5", failed)], {}, "spectrum reproduce fig5", 0)
+    text = results_page([by_hand("fig5", failed)], {}, "spectrum reproduce fig5", 0)
     assert "| λ 10 | – | – | – | – | – |" in text
     assert "| λ 1 | **1.00** | **1.00** |" in text
-    table = page([by_hand("table1", {"15 steps": None, "FORA N 4": 20.0})], {}, "spectrum reproduce table1", 600)
+    table = results_page(
+        [by_hand("table1", {"15 steps": None, "FORA N 4": 20.0})], {}, "spectrum reproduce table1", 600
+    )
     assert "| 15 steps | failed: after 1 of 8: out of luck | – " in table
     assert "| FORA N 4 | 14 (13) | 14.2 | – | 0.00 MiB | 20 | 3.19 · 15.15 · 0.651 · 0.454 · 0.97 · 27.55 |" in table
     assert "| ToCa N 4 | failed: not among the results |" in table
@@ -331,7 +333,7 @@ def test_the_best_of_all_methods_is_of_those_that_cost_as_much() -> None:
     found = by_hand("methods", {"FORA N 4": 30.0, "ToCa N 4": 50.0, "reuse at 14": 40.0, "FORA N 6": 20.0})
     for row, cost in zip(found.results.rows if found.results else [], (13.4, 18.2, 15.3, 9.5), strict=True):
         row["flops"] = {"evaluations": cost}
-    text = page([found], {}, "spectrum reproduce methods", 0)
+    text = results_page([found], {}, "spectrum reproduce methods", 0)
     for cell in (
         "| FORA | 30.0 (13.4) |",
         "| ToCa | 50.0 (18.2) |",
@@ -371,7 +373,7 @@ def test_a_sweep_is_drawn_as_a_plot(name: str, curves: int, first: str, tmp_path
     assert sorted(len(line.get("points", "").split()) for line in lines) == [4] + [5] * (curves - 1)
     ticks = [text.text for text in plot.iter(f"{svg}text") if text.get("class") == "tick"]
     assert first in ticks
-    assert f"]({name}-flux.svg)" in page([by_hand(name, means)], {(name, "flux"): f"{name}-flux.svg"}, "", 0)
+    assert f"]({name}-flux.svg)" in results_page([by_hand(name, means)], {(name, "flux"): f"{name}-flux.svg"}, "", 0)
 
 
 def test_a_table_that_does_not_run_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

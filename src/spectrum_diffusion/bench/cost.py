@@ -23,9 +23,6 @@ from ..handle import enable
 
 T = TypeVar("T")
 
-MethodOptions = tuple[str, Mapping[str, Any]]
-"""A method's name with its options, as ``enable`` takes them."""
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -95,7 +92,7 @@ class Cost:
 def measure(
     pipe: Any,
     call: Callable[[], Any],
-    methods: Mapping[str, MethodOptions | None],
+    methods: Mapping[str, tuple[str, Mapping[str, Any]] | None],
     *,
     repeats: int = 5,
     warm_up: int = 1,
@@ -136,7 +133,7 @@ def measure(
 
 
 def _generate(
-    pipe: Any, call: Callable[[], Any], method: MethodOptions | None, *, flops: bool = False
+    pipe: Any, call: Callable[[], Any], method: tuple[str, Mapping[str, Any]] | None, *, flops: bool = False
 ) -> tuple[Spent, Summary | None]:
     with ExitStack() as stack:
         handle = stack.enter_context(enable(pipe, method[0], flops=flops, **method[1])) if method else None

@@ -19,7 +19,7 @@ from ..core.words import counted_name
 from . import pipelines
 from .guard import MistakeError, errors_console, sampling_failures
 from .printing import print_table
-from .request import MethodSpec, Request
+from .request import MethodSpec, SamplingRequest
 
 if TYPE_CHECKING:
     from ..bench.evaluate import Results
@@ -52,9 +52,9 @@ def find_prompts(given: list[str], source: str | None, limit: int | None, model:
     return found[:limit]
 
 
-def run(
+def evaluate_with(
     engine: Callable[..., T],
-    request: Request,
+    request: SamplingRequest,
     specs: tuple[MethodSpec, ...],
     prompts: list[Prompt],
     folder: Path,
@@ -74,7 +74,7 @@ def run(
 
     asked = library.Request(
         model=request.model,
-        rows=tuple(library.Row(spec.name, spec.options, spec.label, spec.plan) for spec in specs),
+        rows=tuple(spec.row() for spec in specs),
         prompts=tuple(prompts),
         seeds=request.seeds,
         call=request.call_options(),

@@ -17,7 +17,7 @@ from .request import (
     DTYPES,
     OFFLOADS,
     MethodSpec,
-    Request,
+    SamplingRequest,
     join_options,
     parse_methods,
     parse_options,
@@ -111,7 +111,7 @@ class Sampling:
     lora: Loras = None
     call: CallOptions = None
 
-    def request(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Request:
+    def request(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> SamplingRequest:
         """The request with these options.
 
         Raises:
@@ -122,7 +122,7 @@ class Sampling:
             "lora": tuple(self.lora or ()),
             "call": parse_options(self.call or (), "--call"),
         }
-        return Request(prompts=prompts, seeds=seeds, **{**vars(self), **read})
+        return SamplingRequest(prompts=prompts, seeds=seeds, **{**vars(self), **read})
 
 
 def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:

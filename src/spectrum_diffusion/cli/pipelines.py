@@ -13,7 +13,7 @@ from ..core.words import first_line
 from ..errors import SpectrumError
 from .guard import MistakeError
 from .lora import load_loras
-from .request import DEFAULT_MODEL, Request
+from .request import DEFAULT_MODEL, SamplingRequest
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ TEMPORAL_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio
 """Attributes in which pipelines keep the number of frames that become one frame of latents."""
 
 
-def load(request: Request) -> Any:
+def load(request: SamplingRequest) -> Any:
     """Load the pipeline of a request, and place it on its device.
 
     Raises:
@@ -88,7 +88,7 @@ def pick_device(name: str | None, offload: str = "none") -> torch.device:
     return device
 
 
-def check_call(pipe: Any, request: Request) -> None:
+def check_call(pipe: Any, request: SamplingRequest) -> None:
     """Raise :class:`MistakeError` for an argument that the pipeline does not take, or an impossible size."""
     check_arguments(pipe, request.call_options())
 
@@ -147,7 +147,7 @@ def _check_frames(pipe: Any, frames: int | None) -> None:
     )
 
 
-def steps_of(pipe: Any, request: Request) -> int | None:
+def steps_of(pipe: Any, request: SamplingRequest) -> int | None:
     """Number of steps of a request, the pipeline's default included; None if its call has no such argument."""
     parameter = call_parameters(pipe).get("num_inference_steps")
     default = parameter.default if parameter and isinstance(parameter.default, int) else None
@@ -159,7 +159,7 @@ def makes_videos(pipe: Any) -> bool:
     return "num_frames" in call_parameters(pipe)
 
 
-def _pick_dtype(request: Request, device: torch.device) -> torch.dtype:
+def _pick_dtype(request: SamplingRequest, device: torch.device) -> torch.dtype:
     import torch
 
     from ..loading import named_models

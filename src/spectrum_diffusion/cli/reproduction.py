@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import pipelines
 from .evaluation import progress_meter
 from .guard import MistakeError, errors_console
-from .request import Request, check_model
+from .request import SamplingRequest, check_model
 
 if TYPE_CHECKING:
     from ..bench.reproduce import Job, TableResult
@@ -58,23 +58,23 @@ def make_job(tables: list[str], folder: Path, loading: Mapping[str, Any], **fiel
     """
     from ..bench.reproduce import Job
 
-    Request(prompts=("any",), **loading)
+    SamplingRequest(prompts=("any",), **loading)
     pipelines.pick_device(loading.get("device"), loading.get("offload", "none"))
     return Job(
         tables=tables,
         folder=folder,
-        load=lambda source: pipelines.load(Request(prompts=(source,), model=source, **loading)),
+        load=lambda source: pipelines.load(SamplingRequest(prompts=(source,), model=source, **loading)),
         command=_command(tables, {**fields, **loading}),
         **fields,
     )
 
 
-def run(job: Job) -> list[TableResult]:
+def run_job(job: Job) -> list[TableResult]:
     """Run the job with progress on stderr."""
-    from ..bench import reproduce
+    from ..bench.reproduce import run_tables
 
     with progress_meter() as meter:
-        return reproduce.run(
+        return run_tables(
             job, meter, lambda text: errors_console().print(text, highlight=False, markup=False, soft_wrap=True)
         )
 

@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..bench.images import describe_image
 from ..errors import InvalidOptionError
 from .guard import MistakeError
 from .lora import parse_lora
+
+if TYPE_CHECKING:
+    from ..bench.evaluate import Row
 
 DEFAULT_MODEL = "tiny-flux"
 OFFLOADS = ("none", "model", "sequential", "group")
@@ -28,7 +31,7 @@ _SIZE = re.compile(r"(\d+)(?:[x×](\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SamplingRequest:
     """What to sample, and with which model; None is the pipeline's own default.
 
     Raises:
@@ -104,7 +107,7 @@ class Request:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method with its options, as written on the command line: ``taylor:order=2,speedup=5``.
+    """A method with its options, as typed on the command line: ``taylor:order=2,speedup=5``.
 
     With a ``plan`` its method and options; those that are given win.
     """
@@ -148,6 +151,12 @@ class MethodSpec:
 
         method = make_method(self.name, **self.all_options())
         return round(taken * asked / method.sampler_steps(asked)) if asked else taken
+
+    def row(self) -> Row:
+        """The row of an evaluation."""
+        from ..bench.evaluate import Row
+
+        return Row(self.name, self.options, self.label, self.plan)
 
     def all_options(self) -> dict[str, Any]:
         """The options, those of the plan included."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..bench.atomic import written
 from . import pipelines
 from .guard import MistakeError, sampling_failures
-from .request import MethodSpec, Request
+from .request import MethodSpec, SamplingRequest
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -64,7 +64,7 @@ def default_prompts(model: str) -> str | None:
 
 
 def tune(
-    request: Request, spec: MethodSpec, wanted: dict[str, Any], output: Path, on_run: Callable[[str], None]
+    request: SamplingRequest, spec: MethodSpec, wanted: dict[str, Any], output: Path, on_run: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Find the plans and write them; what became of each.
 
@@ -90,7 +90,7 @@ def tune(
     return [_write(plan, path, request) for plan, path in zip(plans, paths(output, plans), strict=True)]
 
 
-def _write(plan: Plan, path: Path, request: Request) -> dict[str, Any]:
+def _write(plan: Plan, path: Path, request: SamplingRequest) -> dict[str, Any]:
     made = {"command": shlex.join(["spectrum", *sys.argv[1:]]), "pipeline": request.model}
     provenance = {**made, **plan.record["provenance"], "call": request.call_options()}
     with written(path) as temporary:

@@ -115,7 +115,7 @@ class Tokens(Site):
 
     def evaluate(self, call: Arguments) -> tuple[Any, Feature, Any]:
         blocks = [Block(share, order) for share, order in self._blocks]
-        record = Recording(blocks)
+        record = TokenRecording(blocks)
         with self._passing(record):
             output = call.proceed(*call.args, **call.kwargs)
         return output, tuple(record.kept), blocks
@@ -124,7 +124,7 @@ class Tokens(Site):
         with self._passing(Computing(list(feature), structure, self._interval)):
             return call.proceed(*call.args, **call.kwargs)
 
-    def _passing(self, pass_: Recording | Computing) -> AbstractContextManager[None]:
+    def _passing(self, pass_: TokenRecording | Computing) -> AbstractContextManager[None]:
         return answering([(part.module, partial(getattr(pass_, part.answer), part)) for part in self._parts])
 
 
@@ -152,7 +152,7 @@ def _fused_parts(names: Sequence[str]) -> list[tuple[str, str, str]]:
     return [(names[0], "rows_of_attention", ALL), (names[1], "inner", ALL), (names[-1], "fused", ALL)]
 
 
-class Recording:
+class TokenRecording:
     """A pass through an evaluated denoiser, which keeps outputs and the attention that tokens receive."""
 
     def __init__(self, blocks: list[Block]) -> None:

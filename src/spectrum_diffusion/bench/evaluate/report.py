@@ -35,10 +35,10 @@ VERDICTS = {"better": "▲ better", "worse": "▼ worse", "no difference seen": 
 
 def write_report(results: Results, store: Store) -> None:
     """Write ``report.html`` of an evaluation."""
-    files.write_text(results.folder / "report.html", page(results, store))
+    files.write_text(results.folder / "report.html", report_page(results, store))
 
 
-def page(results: Results, store: Store) -> str:
+def report_page(results: Results, store: Store) -> str:
     """The page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

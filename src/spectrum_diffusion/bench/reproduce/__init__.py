@@ -6,9 +6,9 @@ interrupted run continues where it stopped, and tables that share rows share the
 
 from __future__ import annotations
 
-from .page import page
+from .page import results_page
 from .paper import MODELS, TABLES
 from .result import TableResult
-from .run import PAGE, Job, run
+from .run import PAGE, Job, run_tables
 
-__all__ = ["MODELS", "PAGE", "TABLES", "Job", "TableResult", "page", "run"]
+__all__ = ["MODELS", "PAGE", "TABLES", "Job", "TableResult", "results_page", "run_tables"]

@@ -36,7 +36,9 @@ heading says."""
 SWEEP_LEGEND = "PSNR in dB ± half of its 95 % interval; bold: the best of a column."
 
 
-def page(results: Sequence[TableResult], figures: dict[tuple[str, str], str], command: str, seconds: float) -> str:
+def results_page(
+    results: Sequence[TableResult], figures: dict[tuple[str, str], str], command: str, seconds: float
+) -> str:
     """The page as Markdown.
 
     Args:

@@ -56,7 +56,7 @@ SEED = 42
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of a table: a method with its options, and how to find it in `paper.csv`.
+    """A row of the paper's tables, and how to find it in `paper.csv`; :mod:`.rows` makes a row of an evaluation of it.
 
     Attributes:
         label: the paper's name for the row.

@@ -18,7 +18,7 @@ from ..evaluate.units import slug
 from ..evaluate.work import OnUnit, reason_of
 from ..prompts import Prompt, load_prompts, spread
 from .figures import draw_figure
-from .page import page
+from .page import results_page
 from .paper import MODELS, SEED, TABLES
 from .result import TableResult
 from .rows import make_rows
@@ -100,7 +100,7 @@ class WorkTimer:
         files.write_json(self._path, {"seconds": self.seconds})
 
 
-def run(job: Job, on_unit: OnUnit = _ignore, say: Callable[[str], None] = _ignore) -> list[TableResult]:
+def run_tables(job: Job, on_unit: OnUnit = _ignore, say: Callable[[str], None] = _ignore) -> list[TableResult]:
     """Run every table on every model. A model that fails is reported in its results, and the others continue.
 
     Args:
@@ -139,7 +139,7 @@ class _Run:
             if any(result.results and result.results.computed for result in of_model):
                 self._timer.tick()
             ordered = [results[place] for place in places if place in results]
-            text = page(ordered, figures, self.job.command, self._timer.seconds)
+            text = results_page(ordered, figures, self.job.command, self._timer.seconds)
             files.write_text(self.job.folder / PAGE, text)
             gc.collect()  # otherwise the next model would be loaded beside this one
         return [results[place] for place in places]

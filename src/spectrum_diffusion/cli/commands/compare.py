@@ -32,7 +32,7 @@ from ..options import (
     takes_sampling,
 )
 from ..printing import echo_json, exit_for, print_table
-from ..request import MethodSpec, Request, parse_seeds, read_prompts
+from ..request import MethodSpec, SamplingRequest, parse_seeds, read_prompts
 
 if TYPE_CHECKING:
     from ...bench.comparison import Comparison
@@ -63,12 +63,12 @@ def compare(
     exit_for(failures)
 
 
-def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:
+def _compare(request: SamplingRequest, specs: tuple[MethodSpec, ...], folder: Path, as_json: bool) -> dict[str, str]:
     """Sample, write and show; the reasons of the methods that failed."""
     from ...bench.comparison import METRICS, compare
     from ...bench.prompts import Prompt
 
-    result = evaluation.run(compare, request, specs, [Prompt(text) for text in request.prompts], folder)
+    result = evaluation.evaluate_with(compare, request, specs, [Prompt(text) for text in request.prompts], folder)
     grid, video = folder / "grid.png", folder / "grid.mp4"
     values = {**asdict(request), "steps": result.steps, "methods": result.lines()}
     outputs.save_json(folder / "results.json", {**values, "versions": versions()})
@@ -87,7 +87,7 @@ def _compare(request: Request, specs: tuple[MethodSpec, ...], folder: Path, as_j
     return result.results.failures
 
 
-def _table(request: Request, result: Comparison) -> Table:
+def _table(request: SamplingRequest, result: Comparison) -> Table:
     """NFE, time and similarity of each method."""
     from ...bench.evaluate.tables import number
 

@@ -66,7 +66,7 @@ def evaluate(
     from ...bench.evaluate import evaluate as engine
 
     with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
-        results = evaluation.run(engine, request, specs, found, output, **asked)
+        results = evaluation.evaluate_with(engine, request, specs, found, output, **asked)
     if as_json:
         echo_json(evaluation.to_dict(results))
     else:

@@ -27,7 +27,7 @@ from ..options import (
     takes_sampling,
 )
 from ..printing import echo_json, progress_bar
-from ..request import MethodSpec, Request, join_options, parse_options, read_prompts
+from ..request import MethodSpec, SamplingRequest, join_options, parse_options, read_prompts
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -78,7 +78,7 @@ def generate(
         typer.echo(f"{result['output']}  {counts}, {result['seconds']:.1f} s")
 
 
-def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
+def _generate(request: SamplingRequest, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
     pipe = pipelines.load(request)
     outputs.check_kind(output, pipelines.makes_videos(pipe))
     spec.check(pipelines.steps_of(pipe, request))
@@ -98,9 +98,9 @@ def _generate(request: Request, spec: MethodSpec, output: Path, fps: int) -> lis
     return results
 
 
-def _sample(pipe: Any, request: Request, spec: MethodSpec, prompt: str, progress: Progress) -> Sample:
+def _sample(pipe: Any, request: SamplingRequest, spec: MethodSpec, prompt: str, progress: Progress) -> Sample:
     """Sample one prompt, with a bar over its steps."""
-    from ...bench.evaluate.request import Case, Row
+    from ...bench.evaluate.request import Case
     from ...bench.evaluate.sampling import sample
     from ...bench.prompts import Prompt
 
@@ -112,12 +112,12 @@ def _sample(pipe: Any, request: Request, spec: MethodSpec, prompt: str, progress
         total = len(getattr(pipe.scheduler, "timesteps", ())) or steps_done
         progress.update(task, completed=steps_done, total=total)
 
-    case, row = Case(Prompt(prompt), request.seeds[0]), Row(spec.name, spec.options, spec.label, spec.plan)
+    case, row = Case(Prompt(prompt), request.seeds[0]), spec.row()
     with sampling_failures(pipe, lambda: steps_done > 0):
         return sample(pipe, case, request.call_options(), row, on_step=show)
 
 
-def _provenance(request: Request, spec: MethodSpec, prompt: str, result: Sample) -> dict[str, Any]:
+def _provenance(request: SamplingRequest, spec: MethodSpec, prompt: str, result: Sample) -> dict[str, Any]:
     """What it takes to generate the same image again. It holds no time: the same call gives the same bytes."""
     summary = result.summary
     assert summary is not None
@@ -137,7 +137,7 @@ def _provenance(request: Request, spec: MethodSpec, prompt: str, result: Sample)
 
 
 def _result(
-    request: Request, spec: MethodSpec, prompt: str, path: Path, result: Sample, asked: int | None
+    request: SamplingRequest, spec: MethodSpec, prompt: str, path: Path, result: Sample, asked: int | None
 ) -> dict[str, Any]:
     """What one output took; steps and speed-up are those of the untouched pipeline, for fewer-steps too."""
     summary = result.summary

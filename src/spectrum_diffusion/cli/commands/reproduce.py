@@ -63,7 +63,7 @@ def reproduce_paper(
     )
     outputs.check_folder(output)
     with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
-        results = reproduction.run(job)
+        results = reproduction.run_job(job)
     path = output / "results.md"
     if as_json:
         echo_json({"output": str(path), "tables": job.tables})

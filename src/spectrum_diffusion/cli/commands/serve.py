@@ -13,7 +13,7 @@ from .. import pipelines
 from ..app import app
 from ..completion import complete_method
 from ..options import Device, Dtype, Loras, Model, Offload, Options, Site, Speedup, shared_options
-from ..request import DEFAULT_MODEL, MethodSpec, Request, join_options, parse_options
+from ..request import DEFAULT_MODEL, MethodSpec, SamplingRequest, join_options, parse_options
 
 USUAL = Limits()
 
@@ -69,7 +69,7 @@ def serve(
         body=max_body,
         seconds=timeout,
     )
-    request = Request(
+    request = SamplingRequest(
         prompts=(model,), model=model, device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())
     )
     options = join_options(shared_options(speedup, site), parse_options(option or ()))

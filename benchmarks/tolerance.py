@@ -32,7 +32,7 @@ COUNTS = (14, 10)
 MODELS = ("tiny-flux", "tiny-sd3", "tiny-sdxl", "tiny-rough")
 SEEDS = (0, 1000)
 """For finding thresholds, and for reporting."""
-SEARCHED = 3
+SEARCHED = 2
 """Prompts on which a threshold is found."""
 ROUNDS, CLOSE = 9, 0.2
 """Bisections at most, and the distance to the wanted mean NFE that ends them earlier."""
@@ -54,7 +54,6 @@ class Competitor:
 
 COMPETITORS = {
     "tolerance": Competitor("spectrum", "tolerance"),
-    "tolerance, sampler": Competitor("spectrum", "tolerance", {"site": "sampler"}),
     "TeaCache": Competitor("teacache"),
     "EasyCache": Competitor("easycache", fixed={"warmup": 3}),
     "SeaCache (diffusers)": Competitor("diffusers:seacache", fixed={"max_consecutive_cached": STEPS}),

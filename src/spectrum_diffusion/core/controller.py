@@ -27,7 +27,7 @@ ORDER = 2.0
 """The error of a forecast grows with the gap to this power, so that it falls with the evaluations to this power."""
 USUAL_ERROR, USUAL_COUNT = 0.25, 14
 """The error to expect of that many evaluations, before anything is known of the run."""
-TRUST = 4
+TRUST = 12
 """How many measured errors the expectation counts as."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """Errors below and above count as these."""

@@ -23,6 +23,7 @@ import spectrum_diffusion
 from spectrum_diffusion import SpectrumError
 from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
 from spectrum_diffusion.bench.prompts import load_prompts, spread
+from spectrum_diffusion.tune import tune
 
 from .marks import replace_block
 
@@ -81,7 +82,7 @@ def searched(pipe: Any, model: str, name: str, texts: Sequence[str]) -> dict[int
 def _fitted(pipe: Any, method: str, texts: Sequence[str]) -> dict[str, Any]:
     if method != "teacache":
         return {}
-    (plan,) = spectrum_diffusion.tune(pipe, method, texts, nfe=COUNTS[0])
+    (plan,) = tune(pipe, method, texts, nfe=COUNTS[0])
     return {"coefficients": plan.options["coefficients"]}
 
 

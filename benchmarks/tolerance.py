@@ -57,14 +57,13 @@ COMPETITORS = {
     "tolerance": Competitor("spectrum", "tolerance"),
     "TeaCache": Competitor("teacache"),
     "EasyCache": Competitor("easycache", fixed={"warmup": 3}),
-    "SeaCache (diffusers)": Competitor("diffusers:seacache", fixed={"max_consecutive_cached": STEPS}),
     "first-block cache": Competitor("first-block-cache"),
 }
 
 
 def searched(pipe: Any, model: str, name: str, texts: Sequence[str]) -> dict[int, dict[str, Any]]:
     """For each count the options that bring a method to it, kept in a file; none where the model is not supported."""
-    path = FOLDER / f"{model}-{name.split(' (')[0].replace(', ', '-')}.json"
+    path = FOLDER / f"{model}-{name}.json"
     if path.exists():
         return {int(count): options for count, options in json.loads(path.read_text()).items()}
     competitor = COMPETITORS[name]

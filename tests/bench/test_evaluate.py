@@ -28,8 +28,9 @@ from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 import spectrum_diffusion as sd
-from spectrum_diffusion.bench import atomic, cost
-from spectrum_diffusion.bench.atomic import StoreError
+from spectrum_diffusion import atomic
+from spectrum_diffusion.atomic import StoreError
+from spectrum_diffusion.bench import cost
 from spectrum_diffusion.bench.evaluate import Row, evaluate, files, lock
 from spectrum_diffusion.bench.evaluate.identity import code_of, code_of_modules, fingerprint
 from spectrum_diffusion.bench.prompts import Prompt

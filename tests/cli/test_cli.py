@@ -18,8 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spectrum_diffusion import DENOISERS, METHODS, loading
+from spectrum_diffusion.atomic import StoreError, written
 from spectrum_diffusion.bench import mp4
-from spectrum_diffusion.bench.atomic import StoreError, written
 from spectrum_diffusion.bench.evaluate import sampling
 from spectrum_diffusion.bench.prompts import load_prompts
 from spectrum_diffusion.cli import app, catalog, doctor, pipelines
@@ -309,6 +309,24 @@ def test_tune_writes_plans_that_generate_and_compare_take(tmp_path: Path) -> Non
     rows = json.loads((tmp_path / "c" / "results.json").read_text(encoding="utf-8"))["methods"]
     assert [row["nfe"] for row in rows[:3]] == [STEPS, 6, STEPS]
     assert rows[1]["method"] == f"plan:{tmp_path / 'plan-6.json'}"
+
+
+def test_tune_makes_plans_of_weights_and_goes_on(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    effort = ["--pairs", 2, "--left-out", 1, "--runs", 2, "--budget", "10m"]
+    result = run("tune", "--nfe", "5,4", "-o", plan, *effort, *QUICK)
+    assert f"4 of {STEPS} steps evaluated; mean " in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-4.json", "plan-5.json", "plan.tune"]
+    made = json.loads((tmp_path / "plan-4.json").read_text(encoding="utf-8"))
+    assert made["provenance"].keys() == {"command", "pipeline", "fitted", "left_out", "call"}
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "plan.tune").iterdir()}
+    run("tune", "--nfe", "5,4", "-o", plan, *effort, *QUICK)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "plan.tune").iterdir()} == kept
+    again = json.loads((tmp_path / "plan-4.json").read_text(encoding="utf-8"))
+    assert again == made
+    run("generate", "red apple", "--plan", tmp_path / "plan-4.json", "-o", tmp_path / "a.png", *QUICK)
+    for wrong, message in (("--budget=soon", "is not a time"), ("--runs=0", "runs=0 is out of range")):
+        assert message in run("tune", wrong, "-o", plan, *QUICK, code=2).stderr
 
 
 def test_tune_says_in_words_what_was_reached(tmp_path: Path) -> None:

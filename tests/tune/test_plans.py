@@ -249,6 +249,51 @@ def test_tune_writes_a_plan_that_is_not_worse_on_the_pairs_left_out(field: Any) 
     assert [plan.to_dict() for plan in again] == [plan.to_dict() for plan in plans]
 
 
+def test_an_interrupted_calibration_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    effort = {"nfe": [6, 5], "pairs": 4, "left_out": 2, "runs": 6, "batch": 2}
+    whole = tune(build(), PROMPTS, **effort)
+    for stop_at in ("reference", "search for 6", "fit", "search for 5", None):
+        pipe = build()
+
+        def on_run(done: str, stop_at: str | None = stop_at) -> None:
+            if stop_at is not None and done.startswith(stop_at):
+                raise KeyboardInterrupt
+
+        try:
+            plans = tune(pipe, PROMPTS, folder=tmp_path, on_run=on_run, **effort)
+        except KeyboardInterrupt:
+            assert stop_at is not None
+        else:
+            assert stop_at is None
+        assert not [path for path in tmp_path.iterdir() if ".tmp" in path.name]
+        used = pipe.denoiser.calls
+        assert torch.equal(pipe("fox", generator=torch.Generator().manual_seed(0))[0], untouched_fox())
+    assert [plan.to_dict() for plan in plans] == [plan.to_dict() for plan in whole]
+    alone = build()
+    tune(alone, PROMPTS, **effort)
+    assert used < alone.denoiser.calls / 2  # what the interrupted runs did is not done again
+
+
+def untouched_fox() -> torch.Tensor:
+    return build()("fox", generator=torch.Generator().manual_seed(0))[0]
+
+
+def test_what_is_kept_serves_only_the_same_calibration_and_may_break(tmp_path: Path) -> None:
+    effort = {"nfe": 5, "pairs": 2, "left_out": 1, "runs": 2, "folder": tmp_path}
+    (first,) = tune(build(), PROMPTS, identity="a", **effort)
+    names = {path.name for path in tmp_path.iterdir()}
+    others: list[dict[str, Any]] = [{"identity": "b"}, {"seeds": [9]}, {"call": {"guidance_scale": 2.0}}]
+    for other in others:
+        tune(build(), PROMPTS, **{**effort, "identity": "a", **other})
+        added = {path.name for path in tmp_path.iterdir()} - names
+        assert {name.split("-")[0] for name in added} == {"reference", "left", "search", "fit"}
+        names |= added
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    (again,) = tune(build(), PROMPTS, identity="a", **effort)
+    assert again.to_dict() == first.to_dict()
+
+
 def test_a_speedup_in_place_of_evaluations() -> None:
     (plan,) = tune(build(), PROMPTS, speedup=2.4, pairs=2, left_out=1, runs=1)
     assert plan.record["nfe"] == 5

@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from .._interrupts import exit_interrupted, was_interrupted
-from ..bench.atomic import StoreError
+from ..atomic import StoreError
 from ..core.words import first_line
 from ..errors import SpectrumError, SpectrumWarning
 from .encoding import never_fail_to_print

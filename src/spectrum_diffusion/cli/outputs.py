@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import written
 from ..bench import mp4
-from ..bench.atomic import written
 from .guard import MistakeError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bench.atomic import written
+from ..atomic import written
 from . import pipelines
 from .guard import MistakeError, sampling_failures
 from .request import MethodSpec, SamplingRequest
@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 
+PLANNED = "spectrum"
+"""The method whose plan has weights and a schedule."""
+
+
 def parse_counts(text: str) -> list[int]:
     """``14,10`` → the wanted evaluations, each once."""
     if not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", text):
         raise MistakeError(f"--nfe {text!r} is not a list of positive integers: write 14, or 14,10")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def folder_of(output: Path) -> Path:
+    """Where the work on a plan is kept, beside it."""
+    return output.with_name(f"{output.stem}.tune")
 
 
 def paths(output: Path, plans: Sequence[Plan]) -> list[Path]:
@@ -72,10 +81,17 @@ def tune(
         SpectrumError: the method can't be tuned, or not to the wanted evaluations.
         FailureError: the pipeline failed.
     """
+    from ..bench.evaluate.identity import environment, fingerprint, key_of
     from ..bench.images import with_image
     from ..tune import tune as tuned
 
     pipe = pipelines.load(request)
+    if spec.name == PLANNED:
+        wanted = {
+            **wanted,
+            "folder": folder_of(output),
+            "identity": key_of(pipeline=fingerprint(pipe), environment=environment(pipe)),
+        }
     with sampling_failures(pipe):
         plans = tuned(
             pipe,

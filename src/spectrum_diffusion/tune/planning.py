@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,16 @@ from ..core.schedule import at_most, check_integer, check_number
 from ..errors import InvalidOptionError
 from ..handle import enable_method
 from ..methods import AnyMethod, make_method
+from ..methods.rows import Rows, check_rows
 from ..plan import Plan, versions
 from ..sites.denoisers import identity
 from .calibrate import OnRun, Samples
 from .driven import Driven, Session
-from .fit import Fitted, Memo, fit
-from .pairs import Prompt, chunks, keywords, split
+from .fit import Memo, fit
+from .pairs import Pair, Prompt, chunks, keywords, split
 from .reference import Reference, record
 from .search import Limits, Schedule, Search, cost_of, symmetric, worst_tenth
+from .store import Store
 
 METHOD = "spectrum"
 RIDGES = (1e-3, 1e-2, 5e-2)
@@ -78,6 +83,8 @@ def tune_plan(
     batch: int | None = None,
     runs: int = 100,
     seconds: float | None = None,
+    folder: str | Path | None = None,
+    identity: str = "",
 ) -> list[Plan]:
     """Make a plan for ``spectrum``: a schedule searched in closed loop, and weights fitted on the path it leads to.
 
@@ -98,6 +105,9 @@ def tune_plan(
         batch: most pairs that are sampled at once.
         runs: schedules that the search tries, for each number of evaluations.
         seconds: time after which a search ends. The result then depends on the machine.
+        folder: where untouched runs and tried schedules are kept, so that the same call goes on after an interruption.
+        identity: what the results in ``folder`` depend on beside prompts, call and the kind of the model, such as a
+            digest of the weights.
 
     Raises:
         InvalidOptionError: a wrong option, or an ``nfe`` that the default cannot have.
@@ -106,7 +116,9 @@ def tune_plan(
     samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
     effort = Effort.checked(pairs, left_out, batch, runs, seconds)
     factor = None if speedup is None else check_number("speedup", speedup, least=1.0)
-    workshop = Workshop(pipe, samples, effort, on_run)
+    made_by = {"identity": identity, "pipeline": type(pipe).__name__, "call": samples.call, "versions": versions()}
+    store = Store(None if folder is None else Path(folder), made_by)
+    workshop = Workshop(pipe, samples, effort, on_run, store)
     with torch.no_grad():
         workshop.sample_references()
         counts = [*nfe, *([at_most(workshop.steps, factor)] if factor is not None else [])]
@@ -157,10 +169,11 @@ class Workshop:
         samples: prompts, seeds and arguments of the call.
         effort: how much a plan may cost.
         on_run: called with what was done.
+        store: keeps untouched runs and costs of schedules.
     """
 
-    def __init__(self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun) -> None:
-        self.pipe, self.samples, self.effort, self.on_run = pipe, samples, effort, on_run
+    def __init__(self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun, store: Store) -> None:
+        self.pipe, self.samples, self.effort, self.on_run, self.store = pipe, samples, effort, on_run, store
         self.fitted, self.left_out = split(samples.prompts, samples.seeds[0], effort.pairs, effort.left_out)
         self.references: list[Reference] = []
         self.record: dict[str, Any] = {}
@@ -169,11 +182,11 @@ class Workshop:
     def sample_references(self) -> None:
         """Sample the pairs untouched."""
         with self._session() as session:
-            self.references = self._recorded(session, self.effort.batch or len(self.fitted))
-            assert session.handle.conditions is not None
-            self.record = {"steps": self.steps, "conditions": session.handle.conditions.to_dict()}
             self.model = " + ".join(dict.fromkeys(identity(model) for model in session.handle.models))
-        self.wanted = self._generated()
+            self.references = self._recorded(session, self.effort.batch or len(self.fitted))
+        self.record["steps"] = self.steps
+        key = {"model": self.model, "pairs": _shown(self.left_out), "size": self.size}
+        self.wanted = self.store.tensors("left-out", key, lambda: {"final": self._generated()})["final"]
 
     @property
     def steps(self) -> int:
@@ -198,25 +211,41 @@ class Workshop:
 
     def plan(self, default: Candidate) -> Plan:
         """The best of the default and what was fitted and found."""
-        tried = [default]
         count = len(default.options["evaluated"])
-        start = tuple(default.options["evaluated"])
+        start, even = tuple(default.options["evaluated"]), symmetric(self.steps, count)
         with self._session() as session:
-            found, search = self._searched(session, [start, symmetric(self.steps, count)], count)
-            schedules = {"searched": found, "default": start, "symmetric": symmetric(self.steps, count)}
-            weighed = {
-                name: fit(session, schedule, self.references, ridge) for name, schedule, ridge in _finalists(schedules)
+            found, search = self._searched(session, [start, even], count)
+            options = {
+                name: _options(schedule, self._fitted(session, schedule, ridge))
+                for name, schedule, ridge in _finalists({"searched": found, "default": start, "symmetric": even})
             }
-        tried.append(self._candidate("searched schedule, default rule", {"evaluated": list(found)}))
-        tried += [self._candidate(name, _options(fitted)) for name, fitted in weighed.items()]
+        options["searched schedule, default rule"] = {"evaluated": list(found)}
+        tried = [default, *(self._candidate(name, values) for name, values in options.items())]
         return self._written(best_of(tried), tried, search)
+
+    def _fitted(self, session: Session, schedule: Schedule, ridge: float) -> Rows:
+        """The weights of a schedule, fitted to all pairs."""
+        pairs = [_shown(reference.pairs) for reference in self.references]
+        key = {"model": self.model, "pairs": pairs, "schedule": schedule, "ridge": ridge}
+
+        def rows() -> dict[str, Any]:
+            found = fit(session, schedule, self.references, ridge).rows
+            self.on_run("fit")
+            return {"rows": [list(row) for row in found]}
+
+        return check_rows(self.store.tensors("fit", key, rows)["rows"], schedule)
 
     def _searched(self, session: Session, starts: Sequence[Schedule], count: int) -> tuple[Schedule, dict[str, Any]]:
         references = _first(self.references, SEARCHED_PAIRS)
         memo = Memo()
+        key = {"model": self.model, "pairs": [_shown(one.pairs) for one in references], "ridge": SEARCHED_RIDGE}
+        costs = self.store.costs(f"search-{count}", key)
+
+        def fitted_cost(schedule: Schedule) -> float:
+            return cost_of(fit(session, schedule, references, SEARCHED_RIDGE, memo).errors)
 
         def cost(schedule: Schedule) -> float:
-            return cost_of(fit(session, schedule, references, SEARCHED_RIDGE, memo).errors)
+            return costs.of(schedule, fitted_cost)
 
         def on_tried(tried: int, left: float) -> None:
             self.on_run(f"search for {count} evaluations, {_time(left)} left")
@@ -254,14 +283,23 @@ class Workshop:
         references = []
         try:
             for part in chunks(self.fitted, size):
-                references.append(record(session, part))
-                self.on_run("reference")
+                key = {"model": self.model, "pairs": _shown(part)}
+                values = self.store.tensors("reference", key, functools.partial(self._sampled, session, part))
+                references.append(Reference.read(part, values))
+                self.record["conditions"] = json.loads(values["conditions"])
         except (torch.OutOfMemoryError, ValueError, TypeError) as error:
             # Not every pipeline takes lists of prompts, or of this length.
             if size == 1 or self.effort.batch is not None:
                 raise
             return self._recorded(session, size // 2 if isinstance(error, torch.OutOfMemoryError) else 1)
         return references
+
+    def _sampled(self, session: Session, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """The untouched run of some pairs, with the conditions that it ran under."""
+        values = record(session, pairs).to_dict()
+        assert session.handle.conditions is not None
+        self.on_run("reference")
+        return {**values, "conditions": json.dumps(session.handle.conditions.to_dict())}
 
     def _written(self, best: Candidate, tried: Sequence[Candidate], search: Mapping[str, Any]) -> Plan:
         count = len(best.options["evaluated"])
@@ -293,9 +331,13 @@ def _finalists(schedules: Mapping[str, Schedule]) -> Iterator[tuple[str, Schedul
         seen.add(schedule)
 
 
-def _options(fitted: Fitted) -> dict[str, Any]:
-    rows = [list(row) for row in fitted.rows]
-    return {"site": "sampler", "evaluated": list(fitted.schedule), "step_weights": rows}
+def _options(schedule: Schedule, rows: Rows) -> dict[str, Any]:
+    return {"site": "sampler", "evaluated": list(schedule), "step_weights": [list(row) for row in rows]}
+
+
+def _shown(pairs: Sequence[Pair]) -> list[Any]:
+    """The pairs as they determine a result."""
+    return [[str(pair.prompt), pair.seed] for pair in pairs]
 
 
 def _first(references: Sequence[Reference], count: int) -> list[Reference]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,15 @@ class Reference:
     latents: Sequence[torch.Tensor]
     factors: Sequence[float]
     scale: torch.Tensor
+
+    @classmethod
+    def read(cls, pairs: Sequence[Pair], values: Mapping[str, Any]) -> Reference:
+        """What :meth:`to_dict` gave."""
+        return cls(pairs, list(values["latents"]), list(values["factors"]), values["scale"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and numbers, to be kept."""
+        return {"latents": torch.stack(list(self.latents)), "factors": list(self.factors), "scale": self.scale}
 
     @property
     def steps(self) -> int:

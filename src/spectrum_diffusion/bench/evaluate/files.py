@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import TEMPORARY, remove, written
+from ...atomic import TEMPORARY, remove, written
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ...atomic import StoreError, remove
 from ...errors import ConflictError
-from ..atomic import StoreError, remove
 from .files import read_json
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder"

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from ...atomic import StoreError
 from ...errors import InvalidOptionError, MissingPackageError, SpectrumError
-from ..atomic import StoreError
 from ..metrics.programs import Entry, Program, write_manifest
 from . import files
 from .identity import key_of

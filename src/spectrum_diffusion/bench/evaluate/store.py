@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...atomic import written
 from .. import mp4
-from ..atomic import written
 from . import files
 from .sampling import Sample
 from .units import Unit

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ...atomic import StoreError
 from ...core.words import first_line
 from ...errors import SpectrumError
-from ..atomic import StoreError
 from ..metrics import PictureJudge
 from .measures import measure_unit
 from .request import Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..atomic import written
+from ...atomic import written
 from ..evaluate import REFERENCE, files, plots
 from ..evaluate.examples import beside, evenly
 from ..evaluate.store import Store

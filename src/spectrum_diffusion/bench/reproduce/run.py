@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...atomic import StoreError
 from ...errors import ConflictError, SpectrumError
-from ..atomic import StoreError
 from ..evaluate import Request, evaluate, files
 from ..evaluate.lock import locked
 from ..evaluate.measures import CLIP_SCORE, check_metrics, judges

@@ -25,9 +25,6 @@ from ..options import (
 from ..printing import echo_json, progress_bar
 from ..request import MethodSpec, parse_options, parse_seeds, read_prompts
 
-PLANNED = "spectrum"
-"""The method whose plan has weights and a schedule."""
-
 
 @app.command("tune")
 @takes_sampling
@@ -39,7 +36,7 @@ def tune_method(
             help="spectrum, or an adaptive method: teacache, magcache, easycache or first-block-cache.",
             autocompletion=complete_method,
         ),
-    ] = "spectrum",
+    ] = tuning.PLANNED,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Plan to write; several counts give plan-14.json, plan-10.json.")
     ] = ...,  # type: ignore[assignment]
@@ -68,7 +65,7 @@ def tune_method(
     as_json: AsJson = False,
 ) -> None:
     """Make a plan for a wanted number of evaluations: weights and schedule for spectrum, else a method's threshold."""
-    if method == PLANNED and not prompts and prompt_file is None:
+    if method == tuning.PLANNED and not prompts and prompt_file is None:
         prompt_file = tuning.default_prompts(sampling.model)
     texts = read_prompts(prompts or (), prompt_file, sampling.model)
     request = sampling.request(texts, parse_seeds(seeds, seed))
@@ -81,7 +78,10 @@ def tune_method(
         wanted["nfe"] = tuning.parse_counts(nfe)
     if budget is not None:
         wanted["seconds"] = tuning.parse_budget(budget)
-    with interruptible("Nothing is kept; the same command starts again."), progress_bar() as progress:
+    kept = "Nothing is kept; the same command starts again."
+    if method == tuning.PLANNED:
+        kept = f"What was done is kept in {tuning.folder_of(output)}; the same command goes on."
+    with interruptible(kept), progress_bar() as progress:
         task = progress.add_task("calibration", total=None)
         plans = tuning.tune(
             request, spec, wanted, output, lambda done: progress.update(task, advance=1, description=escape(done))

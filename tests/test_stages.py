@@ -168,12 +168,52 @@ def call_stable_unclip(pipe: Any, steps: list[int], generator: torch.Generator) 
     ).images
 
 
+def wuerstchen() -> Any:
+    """A prior and a decoder without step indices: their schedulers tell the step by the timestep alone."""
+    deprecated = beside(d.WuerstchenDecoderPipeline)
+    pipe = d.WuerstchenCombinedPipeline(
+        tokenizer=clip_tokenizer(),
+        text_encoder=text_encoder(CLIPTextModel),
+        decoder=deprecated.WuerstchenDiffNeXt(
+            c_cond=WIDTH,
+            c_hidden=[8],
+            nhead=[-1],
+            blocks=[2],
+            level_config=["CT"],
+            inject_effnet=[False],
+            effnet_embd=WIDTH,
+            clip_embd=WIDTH,
+        ),
+        scheduler=d.DDPMWuerstchenScheduler(),
+        vqgan=None,
+        prior_tokenizer=clip_tokenizer(),
+        prior_text_encoder=text_encoder(CLIPTextModel),
+        prior_prior=beside(d.WuerstchenPriorPipeline).WuerstchenPrior(c=8, c_cond=WIDTH, depth=2, nhead=2),
+        prior_scheduler=d.DDPMWuerstchenScheduler(),
+    )
+    return pipe
+
+
+def call_wuerstchen(pipe: Any, steps: list[int], generator: torch.Generator) -> torch.Tensor:
+    prior_steps, decoder_steps = steps
+    return pipe(
+        "horse",
+        prior_num_inference_steps=prior_steps,
+        num_inference_steps=decoder_steps,
+        height=128,
+        width=128,
+        generator=generator,
+        output_type="latent",
+    ).images
+
+
 Staged = tuple[Callable[[], Any], Callable[[Any, list[int], torch.Generator], torch.Tensor], list[str]]
 
 STAGED: dict[str, Staged] = {
     "kandinsky": (kandinsky, call_kandinsky, ["prior_prior", "unet"]),
     "unclip": (unclip, call_unclip, ["prior", "decoder", "super_res_first"]),
     "stable-unclip": (stable_unclip, call_stable_unclip, ["prior", "unet"]),
+    "wuerstchen": (wuerstchen, call_wuerstchen, ["prior_prior", "decoder"]),
 }
 """How each pipeline is built and called, and the first denoiser of each stage."""
 
@@ -198,7 +238,8 @@ def test_each_stage_has_its_own_steps_and_summary(name: str) -> None:
     pipe, sample = build(name)
     stages = STAGED[name][2]
     plain = sample([6, 9, 7][: len(stages)])
-    with spectrum_diffusion.enable(pipe, "reuse", interval=3, warmup=2, slope=0) as handle:
+    site = {"site": "output"} if name == "wuerstchen" else {}  # its denoisers have no row
+    with spectrum_diffusion.enable(pipe, "reuse", interval=3, warmup=2, slope=0, **site) as handle:
         for steps in ([9, 6, 7], [6, 9, 7]):
             skipped = sample(steps[: len(stages)])
             summary = handle.summary()
@@ -215,11 +256,51 @@ def test_each_stage_has_its_own_steps_and_summary(name: str) -> None:
 
 
 @every_pipeline
+@pytest.mark.parametrize("site", ["output", "sampler"])
+def test_the_default_adds_up_in_each_stage(name: str, site: str) -> None:
+    pipe, sample = build(name)
+    steps = [8, 9, 7][: len(STAGED[name][2])]
+    plain = sample(steps)
+    with spectrum_diffusion.enable(pipe, site=site, evaluated=[0, 1, 3]) as handle:
+        assert torch.isfinite(sample(steps)).all()
+        stages = handle.summary().stages
+    assert [(stage.stage, stage.steps) for stage in stages] == list(zip(STAGED[name][2], steps, strict=True))
+    for stage in stages:
+        last_of_unclip = [6] if stage.stage == "super_res_first" else []  # another denoiser
+        assert stage.evaluated == [0, 1, 3, *last_of_unclip]
+        assert sum(branch.steps for branch in stage.branches.values()) == stage.steps
+    assert torch.equal(sample(steps), plain)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two U-Nets", "one U-Net"])
+@pytest.mark.parametrize(("method", "site"), [("spectrum", "output"), ("spectrum", "sampler"), ("paper", "last_block")])
+def test_a_base_and_a_refiner_share_the_steps(method: str, site: str, shared: bool) -> None:
+    base = PIPELINES["sdxl-denoising-end"].build()
+    refiner = PIPELINES["sdxl-denoising-start"].build()
+    if shared:
+        refiner.register_modules(unet=base.unet)
+
+    def sample() -> torch.Tensor:
+        latents = PIPELINES["sdxl-denoising-end"].call(base, steps=20, denoising_end=0.7)
+        return PIPELINES["sdxl-denoising-start"].call(refiner, steps=20, image=latents, denoising_start=0.7)
+
+    plain = sample()
+    options = {"site": site, "evaluated": [0, 1, 2, 3]}
+    with spectrum_diffusion.enable(base, method, **options) as first:
+        with spectrum_diffusion.enable(refiner, method, **options) as second:
+            assert not torch.equal(sample(), plain)
+            assert first.summary().steps + second.summary().steps == 20
+            assert first.summary().evaluated == second.summary().evaluated == [0, 1, 2, 3]
+    assert torch.equal(sample(), plain)
+
+
+@every_pipeline
 def test_fewer_steps_in_every_stage(name: str) -> None:
     pipe, sample = build(name)
     count = len(STAGED[name][2])
     expected = sample([4, 6, 5][:count])
-    with spectrum_diffusion.enable(pipe, "fewer-steps", speedup=2) as handle:
+    site = {"site": "output"} if name == "wuerstchen" else {}
+    with spectrum_diffusion.enable(pipe, "fewer-steps", speedup=2, **site) as handle:
         assert torch.equal(sample([8, 12, 10][:count]), expected)
     assert [stage.steps for stage in handle.summary().stages] == [4, 6, 5][:count]
 

@@ -33,7 +33,7 @@ def denoisers_of(target: Any, site: str) -> dict[str, nn.Module]:
     models = {name: module for name, module in modules.items() if denoisers.row_for(module) is not None}
     skips_root = site_class(site).skips_root
     if skips_root and not models:
-        models = {name: module for name, module in modules.items() if name in DENOISER_NAMES}
+        models = {name: module for name, module in modules.items() if name.removeprefix("prior_") in DENOISER_NAMES}
     if not models:
         classes = ", ".join(f"{name}: {type(module).__name__}" for name, module in modules.items()) or "none"
         known = "row in the table" if not skips_root else f"row in the table or the name {', '.join(DENOISER_NAMES)}"

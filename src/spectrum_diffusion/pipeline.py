@@ -57,7 +57,7 @@ class Generation:
         self.context: str | None = None
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
-        if (clock := self._schedulers.new_loop(call)) is not None:
+        if (clock := self._schedulers.new_loop(call, denoiser.model)) is not None:
             self._handle.begins(lambda: Conditions.of(self._pipe, clock, call))
             self._begin(clock, denoiser.name)
         if self._run is None:  # before the first loop, calls are not steps: they encode a condition

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from .core.calls import Arguments
 from .discovery import schedulers_of
 from .errors import InvalidOptionError
 
-TIMESTEP_NAMES = ("timestep", "timesteps", "timestep_ratio", "t")
+TIMESTEP_NAMES = ("timestep", "timesteps", "timestep_ratio", "t", "r")
 """Names of the argument that holds the timestep, across denoisers."""
 
 TOLERANCE = 0.004
@@ -31,8 +32,11 @@ class Schedulers:
         self._timesteps = [self._read(owner, name) for owner, name in self._places]
         self._clock: SchedulerClock | None = None
 
-    def new_loop(self, call: Arguments) -> SchedulerClock | None:
-        """The clock of the loop that ``call`` starts, if it starts one. The main scheduler has priority."""
+    def new_loop(self, call: Arguments, model: nn.Module | None) -> SchedulerClock | None:
+        """The clock of the loop that a call of ``model`` starts, if it starts one.
+
+        Of several with new timesteps, that of the pipeline around the model has priority, then the main one.
+        """
         current = [self._read(owner, name) for owner, name in self._places]
         changed = [
             place for place, old, new in zip(self._places, self._timesteps, current, strict=True) if new is not old
@@ -40,7 +44,7 @@ class Schedulers:
         self._timesteps = current
         if not changed:
             return None
-        owner, name = max(changed, key=lambda place: place[1] == "scheduler")
+        owner, name = max(changed, key=lambda place: (_has(place[0], model), place[1] == "scheduler"))
         scheduler = getattr(owner, name)
         if self._clock is not None and self._clock.continues(scheduler, call):
             return None
@@ -178,6 +182,10 @@ class SchedulerClock:
                 self._place += nearest
                 return self._place
         return None
+
+
+def _has(pipe: Any, model: nn.Module | None) -> bool:
+    return any(component is model for component in pipe.components.values())
 
 
 def _equal(timesteps: Any, others: Any) -> bool:

@@ -126,18 +126,18 @@ def _noise_obstacle(scheduler: Any, solver: str) -> str:
 def _call_obstacle(pipe: Any, solver: str) -> str:
     """What the pipeline's code asks of a scheduler. No interface declares it, so it is read from the source."""
     cls: Any = type(pipe)
-    made, source = make(pipe.scheduler, solver), _source_of(cls)
-    takes = inspect.signature(made.set_timesteps).parameters
+    replacement, source = make(pipe.scheduler, solver), _source_of(cls)
+    takes = inspect.signature(replacement.set_timesteps).parameters
     asks_sigmas = re.search(r"\bsigmas = np\.linspace", source) and "config.use_flow_sigmas" not in source
     if asks_sigmas and "sigmas" not in takes:
         return "the pipeline passes sigmas, which its set_timesteps does not take"
-    if asks_sigmas and not made.config.get("use_flow_sigmas"):
+    if asks_sigmas and not replacement.config.get("use_flow_sigmas"):
         return "the pipeline passes sigmas, which it takes for flow matching only"
-    if re.search(r"\bmu=mu\b", source) and solver == "dpm++" and not made.config.get("use_dynamic_shifting"):
+    if re.search(r"\bmu=mu\b", source) and solver == "dpm++" and not replacement.config.get("use_dynamic_shifting"):
         return "the pipeline passes mu, which it takes with use_dynamic_shifting=True only"
-    if GENERATOR_IN_STEP.search(source) and "generator" not in inspect.signature(made.step).parameters:
+    if GENERATOR_IN_STEP.search(source) and "generator" not in inspect.signature(replacement.step).parameters:
         return "the pipeline passes a generator to step, which does not take it"
-    if "scheduler.scale_noise(" in source and not hasattr(made, "scale_noise"):
+    if "scheduler.scale_noise(" in source and not hasattr(replacement, "scale_noise"):
         return "the pipeline adds noise to an image with scale_noise, which it does not have"
     return ""
 

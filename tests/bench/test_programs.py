@@ -81,7 +81,7 @@ def test_wrong_manifests_are_refused(tmp_path: Path) -> None:
         write_manifest(tmp_path, [Entry("a.png", "a"), Entry("a.png", "b")])
     for text in ("{", "[1]\n", '{"file": "a.png"}\n'):
         (tmp_path / "manifest.jsonl").write_text(text)
-        with pytest.raises(InvalidOptionError, match="no list of files and prompts"):
+        with pytest.raises(InvalidOptionError, match="must list a file and its prompt on each line"):
             read_manifest(tmp_path)
 
 

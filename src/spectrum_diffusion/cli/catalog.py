@@ -100,13 +100,13 @@ def denoisers() -> list[dict[str, Any]]:
     from ..loading import quiet
     from ..sites.denoisers import DENOISERS, find_denoiser_classes
 
-    found = []
+    classes = []
     with quiet():  # importing all of diffusers makes transformers speak of every optional package
         names = find_denoiser_classes()
     for name in names:
         row = DENOISERS.get(name)
         last_block = row is not None and bool(row.blocks)
-        found.append(
+        classes.append(
             {
                 "class": name,
                 "site": "last_block" if last_block else "output",
@@ -115,7 +115,7 @@ def denoisers() -> list[dict[str, Any]]:
                 "reason": row.reason if row else "no row in the table: add one with register_denoiser",
             }
         )
-    return found
+    return classes
 
 
 def shipped_models() -> list[str]:

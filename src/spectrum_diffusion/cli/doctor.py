@@ -87,15 +87,15 @@ def _import(module: str) -> tuple[str, str]:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    found: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         gib = round(properties.total_memory / 2**30, 1)
-        found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": gib})
+        devices.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": gib})
     if torch.backends.mps.is_available():
-        found.append({"device": "mps", "name": platform.machine(), "memory_gib": None})
-    found.append({"device": "cpu", "name": counted_name(torch.get_num_threads(), "thread"), "memory_gib": None})
-    return found
+        devices.append({"device": "mps", "name": platform.machine(), "memory_gib": None})
+    devices.append({"device": "cpu", "name": counted_name(torch.get_num_threads(), "thread"), "memory_gib": None})
+    return devices
 
 
 def _cpu_bfloat16() -> str:

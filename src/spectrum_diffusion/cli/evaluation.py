@@ -40,16 +40,16 @@ def find_prompts(given: list[str], source: str | None, limit: int | None, model:
         model: which small model's own list ``tiny`` is.
 
     Raises:
-        MistakeError: there is none.
+        MistakeError: there is no prompt.
     """
     from ..bench.prompts import Prompt, load_prompts
 
     if limit is not None and limit < 1:
         raise MistakeError(f"--limit {limit} leaves no prompt: give a number ≥ 1")
-    found = [Prompt(text) for text in given] + (load_prompts(source, model=model) if source else [])
-    if not found:
+    prompts = [Prompt(text) for text in given] + (load_prompts(source, model=model) if source else [])
+    if not prompts:
         raise MistakeError("there is no prompt: give one or more, or --prompts with a list or file of them")
-    return found[:limit]
+    return prompts[:limit]
 
 
 def evaluate_with(
@@ -176,8 +176,8 @@ def show(results: Results) -> None:
     if more := known_metrics(results)[BRIEF:]:
         titles = ", ".join(results.metrics[name]["title"] for name in more)
         console.print(f"In the report also {titles}.", highlight=False)
-    made = f"{counted_name(results.computed, 'call')} made; earlier results were kept."
-    console.print(made, "Intervals are in the report.", highlight=False)
+    computed = f"{counted_name(results.computed, 'call')} made; earlier results were kept."
+    console.print(computed, "Intervals are in the report.", highlight=False)
     console.print(f"report: {results.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -174,17 +174,17 @@ def parse_methods(text: str, defaults: dict[str, Any]) -> tuple[MethodSpec, ...]
 
     ``plan:FILE`` is the method of a plan.
     """
-    found: list[tuple[str, list[str]]] = []
+    typed: list[tuple[str, list[str]]] = []
     for item in (part.strip() for part in re.split(r",(?![^\[]*\])", text)):
         head, equals, _ = item.partition("=")
         name = head.rpartition(":")[0] if equals else item  # names of other packages' caches have a colon of their own
         if name:
-            found.append((name, [item.removeprefix(f"{name}:")] if equals else []))
-        elif equals and found:
-            found[-1][1].append(item)
+            typed.append((name, [item.removeprefix(f"{name}:")] if equals else []))
+        elif equals and typed:
+            typed[-1][1].append(item)
         else:
             raise MistakeError(f"--methods {text!r} has {item!r} where a method's name belongs: write a,b:option=1,c")
-    specs = tuple(_spec(name, {**defaults, **parse_options(options)}) for name, options in found)
+    specs = tuple(_spec(name, {**defaults, **parse_options(options)}) for name, options in typed)
     labels = [spec.label for spec in specs]
     for label in labels:
         if labels.count(label) > 1:

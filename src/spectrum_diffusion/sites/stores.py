@@ -98,17 +98,17 @@ def _holders(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _versions(holder: Any) -> dict[tuple[int, int], Any]:
     """The tensors and arrays that an object reaches, by identity and version; held, so that no identity is reused."""
-    found: dict[tuple[int, int], Any] = {}
+    tensors: dict[tuple[int, int], Any] = {}
     seen: set[int] = set()
     waiting = deque((part, DEPTH) for part in _attributes(holder))
     while waiting:
         thing, depth = waiting.popleft()
         if isinstance(thing, (torch.Tensor, np.ndarray)):
-            found[id(thing), _version(thing)] = thing
+            tensors[id(thing), _version(thing)] = thing
         elif depth and id(thing) not in seen:
             seen.add(id(thing))
             waiting.extend((part, depth - 1) for part in _parts(thing))
-    return found
+    return tensors
 
 
 def _version(thing: torch.Tensor | np.ndarray) -> int:

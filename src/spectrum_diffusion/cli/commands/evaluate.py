@@ -58,15 +58,15 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over many prompts: metrics with intervals, cost, a report. Given again, it goes on."""
-    found = evaluation.find_prompts(prompts or [], source, limit, sampling.model)
-    request = sampling.request(tuple(prompt.text for prompt in found), parse_seeds(seeds, seed))
+    listed = evaluation.find_prompts(prompts or [], source, limit, sampling.model)
+    request = sampling.request(tuple(prompt.text for prompt in listed), parse_seeds(seeds, seed))
     specs = specs_of(methods, speedup, site, option)
     outputs.check_folder(output)
     asked = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}
     from ...bench.evaluate import evaluate as engine
 
     with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
-        results = evaluation.evaluate_with(engine, request, specs, found, output, **asked)
+        results = evaluation.evaluate_with(engine, request, specs, listed, output, **asked)
     if as_json:
         echo_json(evaluation.to_dict(results))
     else:

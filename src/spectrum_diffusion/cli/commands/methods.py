@@ -29,12 +29,12 @@ def list_methods(
         page = catalog.method_page(name)
         echo_json(page) if as_json else _print_page(page)
         return
-    found = catalog.methods()
+    methods = catalog.methods()
     if as_json:
-        echo_json({"methods": found})
+        echo_json({"methods": methods})
         return
     console = Console(highlight=False)
-    for method in found:
+    for method in methods:
         options = ", ".join(
             f"{name}={'–' if value is None else value}" for name, value in method["options"].items() if name != "site"
         )

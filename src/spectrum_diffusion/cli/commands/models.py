@@ -15,15 +15,15 @@ from ..printing import echo_json, print_table
 @app.command("models")
 def list_models(as_json: AsJson = False) -> None:
     """List the small trained models, and the denoiser classes of the installed diffusers."""
-    shipped, found = catalog.shipped_models(), catalog.denoisers()
+    shipped, denoisers = catalog.shipped_models(), catalog.denoisers()
     if as_json:
-        echo_json({"shipped": shipped, "denoisers": found})
+        echo_json({"shipped": shipped, "denoisers": denoisers})
         return
     table = Table(title="Denoisers of the installed diffusers")
     table.add_column("denoiser", overflow="fold", min_width=24)
     table.add_column("site")
     table.add_column("blocks → tail, or why there are none", overflow="fold", min_width=24)
-    for row in found:
+    for row in denoisers:
         way = f"{', '.join(row['blocks'])} → {', '.join(row['tail'])}" if row["blocks"] else row["reason"]
         table.add_row(row["class"], row["site"], escape(way))
     console = Console()

@@ -42,7 +42,10 @@ def read_manifest(folder: Path) -> list[Entry]:
     except FileNotFoundError:
         raise InvalidOptionError(f"{folder} has no {MANIFEST}: write one with write_manifest") from None
     except (ValueError, TypeError) as error:
-        raise InvalidOptionError(f"{path} is no list of files and prompts ({error}): see write_manifest") from error
+        raise InvalidOptionError(
+            f"{path} must list a file and its prompt on each line, but it does not ({error}): write it with "
+            "write_manifest"
+        ) from error
     _check(folder, entries)
     return entries
 

@@ -1,0 +1,140 @@
+"""The default beside other methods from 8 to 30 of 50 evaluations, on all small models: mean, worst tenth, intervals.
+
+python -m benchmarks.counts [--pairs 32] [--write docs/results]
+
+Seed 2000 took part in no choice. The worst tenth is the mean of the ⌈n/10⌉ lowest values. The work is done by
+`evaluate`, in build/counts: an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+import spectrum_diffusion
+from spectrum_diffusion.bench.evaluate import Request, Row, evaluate, files, plots
+from spectrum_diffusion.bench.evaluate.statistics import difference
+from spectrum_diffusion.bench.prompts import load_prompts, spread
+
+from .choice import MODELS, STEPS, VIDEOS
+from .marks import replace_block
+
+FOLDER = Path(__file__).parents[1] / "build" / "counts"
+FIGURES = Path(__file__).parents[1] / "docs" / "images" / "results"
+SEED = 2000
+COUNTS = (8, 10, 14, 20, 30)
+INTERVALS = {8: 11, 10: 8, 14: 5, 20: 3, 30: 2}
+"""TaylorSeer's own schedule is uniform: the interval that comes nearest to a number of evaluations."""
+
+Cell = dict[tuple[str, int], float]
+"""PSNR by prompt and seed."""
+
+
+def rows(count: int) -> list[Row]:
+    speedup = STEPS / count
+    return [
+        Row("spectrum", {"speedup": speedup}, f"spectrum / {count}"),
+        Row("spectrum-blend", {"speedup": speedup}, f"spectrum-blend / {count}"),
+        Row("paper", {"speedup": speedup}, f"paper / {count}"),
+        Row("taylorseer", {"interval": INTERVALS[count]}, f"taylorseer / {count}"),
+        Row("fora", {"interval": INTERVALS[count]}, f"fora / {count}"),
+        Row("fewer-steps", {"speedup": speedup}, f"fewer-steps / {count}"),
+    ]
+
+
+def measured(model: str, pairs: int) -> dict[str, tuple[float, Cell]]:
+    """Row → mean cost in evaluations, and the values."""
+    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    request = Request(
+        model=model,
+        rows=tuple(row for count in COUNTS for row in rows(count)),
+        prompts=tuple(spread(load_prompts("tiny", model=model), pairs)),
+        seeds=(SEED,),
+        metrics=("psnr",),
+    )
+    results = evaluate(pipe, request, FOLDER / model)
+    found: dict[str, tuple[list[float], Cell]] = {}
+    for unit in results.units:
+        if unit["row"] != "reference":
+            costs, values = found.setdefault(unit["row"], ([], {}))
+            costs.append(cost_of(unit))
+            values[unit["prompt"], unit["seed"]] = unit["metrics"]["psnr"]
+    return {name: (mean(costs), values) for name, (costs, values) in found.items()}
+
+
+def cost_of(unit: Mapping[str, Any]) -> float:
+    """Evaluations of the denoiser's first branch."""
+    return float(unit["nfe"])
+
+
+def worst_tenth(values: list[float]) -> float:
+    """The mean of the ⌈n/10⌉ lowest."""
+    return mean(sorted(values)[: math.ceil(len(values) / 10)])
+
+
+def table(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
+    """A row for each method, a column for each count: evaluations, mean, worst tenth, and whether ours is ahead."""
+    names = list(dict.fromkeys(name.partition(" / ")[0] for name in cells))
+    lines = [f"| {model} | {' | '.join(f'about {count}' for count in COUNTS)} |"]
+    lines.append(f"| --- |{' --- |' * len(COUNTS)}")
+    for name in names:
+        shown = [_cell(cells, name, count) for count in COUNTS]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _cell(cells: Mapping[str, tuple[float, Cell]], name: str, count: int) -> str:
+    if f"{name} / {count}" not in cells:
+        return "–"
+    cost, values = cells[f"{name} / {count}"]
+    text = f"{mean(values.values()):.1f} / {worst_tenth(list(values.values())):.1f} ({cost:.3g})"
+    if name == "spectrum":
+        return text
+    ahead = difference(cells[f"spectrum / {count}"][1], values)
+    if ahead.low is None or ahead.high is None or ahead.low <= 0 <= ahead.high:
+        return f"{text} ≈"
+    return f"{text} {'−' if ahead.low > 0 else '+'}"
+
+
+def figure(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
+    """PSNR over evaluations, a curve for each method."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, (cost, values) in cells.items():
+        curves.setdefault(name.partition(" / ")[0], []).append((cost, mean(values.values())))
+    drawn = [plots.Curve(name, sorted(points), number) for number, (name, points) in enumerate(curves.items())]
+    return plots.lines(drawn, f"{model}, {STEPS} steps", "evaluations", "PSNR dB ↑", zero=False, lowest_first=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=32, help="prompts of each model; videos get a quarter")
+    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = []
+    for model in MODELS:
+        cells = measured(model, arguments.pairs // 4 if model in VIDEOS else arguments.pairs)
+        tables.append(table(model, cells))
+        print(tables[-1], flush=True)
+        if arguments.write:
+            files.write_text(FIGURES / f"counts-{model}.svg", plots.standalone(figure(model, cells)))
+            tables.append(f"![PSNR over evaluations on {model}](../images/results/counts-{model}.svg)")
+    text = "\n\n".join(tables)
+    text += (
+        f"\n\n`python -m benchmarks.counts --pairs {arguments.pairs}`; torch {torch.__version__}, CPU, one thread. A "
+        f"cell: mean PSNR in dB / mean of the worst tenth (evaluations). Against spectrum, paired by prompt (95 % "
+        "bootstrap): + better, − worse, ≈ no difference seen."
+    )
+    if arguments.write:
+        replace_block(arguments.write / "counts.md", text, "counts")
+
+
+if __name__ == "__main__":
+    main()

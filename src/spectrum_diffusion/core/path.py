@@ -31,11 +31,13 @@ class Path(History):
 
     Args:
         gain: strength of the correction for a given agreement α, ``min(1, gain·α)``; 0 corrects nothing.
+        guided: the path of the guided outputs, if these features are those of a guidance branch. What counts is the
+            error that the sampler sees, so its lines are damped as those of the guided outputs.
     """
 
-    def __init__(self, gain: float = 2.0) -> None:
+    def __init__(self, gain: float = 2.0, guided: Path | None = None) -> None:
         super().__init__(window=NODES)
-        self.gain = gain
+        self.gain, self._guided = gain, guided
         self._agreements: list[torch.Tensor] = []  # for each tensor of the feature, (B,)
         self._rates: list[torch.Tensor] = []  # likewise: κ of the damping
 
@@ -70,9 +72,21 @@ class Path(History):
             return
         before, latest = self.features[-2:]
         gap, horizon = self.steps[-1] - self.steps[-2], step - self.steps[-1]
-        for old, new, rate in zip(before, latest, self._rates, strict=True):
+        for old, new, rate in zip(before, latest, self._damping(latest), strict=True):
             moved = new.to(_precise(new), copy=True).sub_(old)
             yield moved.mul_(over_batch(reach(rate, horizon) / gap, new)).add_(new).to(new.dtype)
+
+    def _damping(self, feature: Feature) -> list[torch.Tensor]:
+        """The rate κ for each tensor of a feature, (B,)."""
+        guided = self._guided
+        if guided is None or not guided._rates or guided.steps != self.steps:
+            return self._rates
+        (rate,) = guided._rates  # (b,): one call may hold several branches, one after the other
+        fits = [tensor.dim() and tensor.shape[0] % len(rate) == 0 for tensor in feature]
+        return [
+            rate.repeat(tensor.shape[0] // len(rate)).to(own.device) if fit else own
+            for tensor, own, fit in zip(feature, self._rates, fits, strict=True)
+        ]
 
     def corrected(self, step: int, used: torch.Tensor) -> torch.Tensor:
         """The only tensor of the feature at a step of the last gap, moved from what was ``used`` to the interpolation.

@@ -175,7 +175,8 @@ class Run:
 
     def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
         decider = self.method.decider(self.clock.total)
-        return Branch(label, self.method.history(), call.shapes, name, decider)
+        guided = self.corrector.path if self.corrector is not None else None
+        return Branch(label, self.method.history(guided), call.shapes, name, decider)
 
     @property
     def _every_branch(self) -> list[Branch]:

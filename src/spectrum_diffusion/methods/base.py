@@ -133,8 +133,12 @@ class AnyMethod:
         """Strength of the correction of the path for a given agreement, see :class:`Path`; 0 corrects nothing."""
         return 0.0
 
-    def history(self) -> History:
-        """A new history, for one branch of one sampling loop."""
+    def history(self, guided: Path | None = None) -> History:
+        """A new history, for one branch of one sampling loop.
+
+        Args:
+            guided: the path of the guided outputs, which the scheduler is given, if it is known.
+        """
         from ..core.history import History  # imports torch, which takes seconds
 
         return History(self.window)

@@ -154,10 +154,10 @@ class Spectrum(Scheduled):
 
         return NODES
 
-    def history(self) -> Path:
+    def history(self, guided: Path | None = None) -> Path:
         from ..core.path import Path  # imports torch, which takes seconds
 
-        return Path(self.gain)
+        return Path(self.gain, guided)
 
     def forecast(self, history: History, target: int, axis: Sequence[float]) -> Iterator[torch.Tensor]:
         return cast("Path", history).line(target)

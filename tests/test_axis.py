@@ -81,9 +81,9 @@ def call_with(*shape: int) -> Arguments:
 
 def test_noise_is_that_of_the_latents() -> None:
     flow, added = ManualClock(3, levels=[0.8, 0.5, 0.2]), ManualClock(3, levels=[14.6, 0.5, 0.2])
-    assert noise_of(flow, call_with(1, 4, 8, 32)) == Noise(pytest.approx((4.0, 1.0, 0.25)), side=16)
-    assert noise_of(added, call_with(1, 16, 5, 8, 8)) == Noise((14.6, 0.5, 0.2), side=8)
-    assert noise_of(added, call_with(1, 4096, 64)) == Noise((14.6, 0.5, 0.2), side=128)  # tokens of 2 × 2 pixels
+    assert noise_of(flow, call_with(1, 4, 8, 32)) == Noise(pytest.approx((4.0, 1.0, 0.25)), size=4 * 8 * 32)
+    assert noise_of(added, call_with(1, 16, 5, 8, 8)) == Noise((14.6, 0.5, 0.2), size=16 * 5 * 8 * 8)
+    assert noise_of(added, call_with(1, 4096, 64)) == Noise((14.6, 0.5, 0.2), size=4096 * 64)
     assert noise_of(ManualClock(3), call_with(1, 4, 8, 8)) is None
     assert noise_of(ManualClock(2, levels=[0.2, 0.8]), call_with(1, 4, 8, 8)) is None
 

@@ -142,8 +142,8 @@ class Handle:
 
     @property
     def answers_steps(self) -> bool:
-        """Whether the scheduler's steps are answered: to forecast for it, or to correct its path."""
-        return self.at_scheduler or self.method.correction > 0
+        """Whether the scheduler's steps are answered: to forecast for it, or to follow and correct its path."""
+        return self.method.path() is not None
 
     def begins(self, conditions: Callable[[], Conditions]) -> None:
         """Check the plan against the conditions of a loop, before anything of it runs.
@@ -177,9 +177,9 @@ class Handle:
         return Run(self.method, clock, trace, corrector=corrector, on_step=self._on_step, audit=self._audit)
 
     def _corrector(self, scheduler: Any, trace: Trace) -> Corrector | None:
-        if not self.answers_steps:
+        if (path := self.method.path()) is None:
             return None
-        corrector = Corrector(scheduler, self.method.path(), trace)
+        corrector = Corrector(scheduler, path, trace)
         if reason := why_uncorrected(scheduler):
             corrector.stop(reason)
             return corrector if self.at_scheduler else None

@@ -155,3 +155,43 @@ def test_a_rough_trajectory_is_followed_no_worse_than_by_the_better_of_line_and_
             for name, forecast in forecasts.items():
                 errors[name] += float((forecast - outputs[skipped]).square().sum())
     assert errors["damped"] <= 1.05 * min(errors["line"], errors["reuse"])
+
+
+def test_branches_of_a_guided_path_are_damped_as_it_is() -> None:
+    """Two branches one after the other in a batch of two images: (4, 1) beside guided outputs (2, 1)."""
+    curves = {
+        "uncond": lambda step: torch.tensor([[math.sin(step)], [math.cos(2 * step)]]),
+        "cond": lambda step: torch.tensor([[2.0 + 0.3 * step], [math.sin(3 * step)]]),
+    }
+    scale, steps = 4.0, [0, 3, 5]
+    guided = Path()
+    branches = Path(guided=guided)
+    for step in steps:
+        uncond, cond = (curve(step) for curve in curves.values())
+        guided.append(step, (uncond + scale * (cond - uncond),))
+        branches.append(step, (torch.cat([uncond, cond]),))
+    uncond, cond = next(branches.line(8)).chunk(2)
+    assert torch.allclose(uncond + scale * (cond - uncond), *guided.line(8), rtol=1e-5)
+    alone = Path()
+    for step, feature in zip(branches.steps, branches.features, strict=True):
+        alone.append(step, feature)
+    assert not torch.allclose(*alone.line(8), *branches.line(8))
+
+
+@pytest.mark.parametrize("steps", [[0, 3], [0, 3, 6]])
+def test_a_guided_path_of_other_steps_damps_nothing(steps: list[int]) -> None:
+    guided = observed(lambda step: torch.tensor([[math.sin(step)]]), steps)
+    branch, alone = Path(guided=guided), Path()
+    for step in (0, 3, 5):
+        for path in (branch, alone):
+            path.append(step, (parabola(step),))
+    assert torch.equal(*branch.line(7), *alone.line(7))
+
+
+def test_a_branch_of_another_batch_is_damped_by_itself() -> None:
+    guided = observed(lambda step: torch.tensor([[math.sin(step)], [1.0]]), [0, 3, 5])
+    branch, alone = Path(guided=guided), Path()
+    for step in (0, 3, 5):
+        for path in (branch, alone):
+            path.append(step, (torch.tensor([[1.0], [step], [step**2]], dtype=torch.float32),))
+    assert torch.equal(*branch.line(7), *alone.line(7))

@@ -314,20 +314,20 @@ def test_rows_in_a_list_of_steps_are_refused():
         explicit(50, np.array([[0, 1], [2, 3]]))
 
 
-def flow(total: int, shift: float, side: float) -> Noise:
+def flow(total: int, shift: float, size: int) -> Noise:
     """The noise of flow matching with a static shift, written out."""
     sigmas = [shift * (1 - i / total) / (1 + (shift - 1) * (1 - i / total)) for i in range(total)]
-    return Noise(tuple(1e9 if sigma == 1 else sigma / (1 - sigma) for sigma in sigmas), side)
+    return Noise(tuple(1e9 if sigma == 1 else sigma / (1 - sigma) for sigma in sigmas), size)
 
 
 NOISES = {
     "unknown": lambda total: None,
-    "shift 0.25": lambda total: flow(total, 0.25, 12),
-    "shift 3": lambda total: flow(total, 3, 128),
-    "shift 12": lambda total: flow(total, 12, 90),
-    "added noise": lambda total: Noise(tuple(700 * (1 - i / total) ** 7 for i in range(total)), 64),
-    "one level": lambda total: Noise((1.0,) * total, 64),
-    "without noise": lambda total: Noise((0.0,) * total, 64),
+    "shift 0.25": lambda total: flow(total, 0.25, 576),
+    "shift 3": lambda total: flow(total, 3, 16 * 128 * 128),
+    "shift 12": lambda total: flow(total, 12, 16 * 21 * 90 * 90),
+    "added noise": lambda total: Noise(tuple(700 * (1 - i / total) ** 7 for i in range(total)), 4 * 64 * 64),
+    "one level": lambda total: Noise((1.0,) * total, 4 * 64 * 64),
+    "without noise": lambda total: Noise((0.0,) * total, 4 * 64 * 64),
 }
 
 
@@ -358,7 +358,7 @@ def test_pace_rises_from_0_to_1_and_fastest_where_the_noise_is_decided() -> None
             assert along[0] == 0
             assert along[-1] == pytest.approx(1)
             assert all(after > before for before, after in pairwise(along))
-    along = pace(Noise((1e9, 64.0, 8.0, 1.0, 0.1), side=64))
+    along = pace(Noise((1e9, 64.0, 8.0, 1.0, 0.1), size=64**2))
     fast, slow = 0.6 / 4 + 0.4 / 2, 0.6 / 4
     assert [after - before for before, after in pairwise(along)] == pytest.approx([slow, fast, fast, slow])
 
@@ -366,5 +366,5 @@ def test_pace_rises_from_0_to_1_and_fastest_where_the_noise_is_decided() -> None
 def test_nodes_are_near_those_that_a_search_found_on_flux_at_full_size() -> None:
     """DPCache (2602.22654), 13 of 50 steps of FLUX.1-dev at 1024² pixels: shift e^1.15, latents of 128 × 128."""
     searched = [0, 1, 2, 4, 7, 12, 19, 24, 30, 36, 41, 45, 49]
-    ours = nodes(50, 13, noise=flow(50, math.exp(1.15), 128))
+    ours = nodes(50, 13, noise=flow(50, math.exp(1.15), 16 * 128 * 128))
     assert max(abs(a - b) for a, b in zip(ours, searched, strict=True)) <= 2

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-import torch
-
 from ..errors import InvalidOptionError
 from .calls import Arguments
 from .schedule import Noise
@@ -80,14 +78,7 @@ def noise_of(clock: Clock, call: Arguments) -> Noise | None:
     ratios = tuple(_ratio(float(sigma), clock.is_flow) for sigma in sigmas)
     if not ratios or any(after > before for before, after in pairwise(ratios)):
         return None
-    return Noise(ratios, next(map(_side, call.samples), Noise.side))
-
-
-def _side(latents: torch.Tensor) -> float:
-    """Pixels along a side of latents (B, C, [F,] H, W), or of tokens (B, N, D), which are patches of 2 × 2."""
-    if latents.dim() >= 4:
-        return math.sqrt(latents.shape[-1] * latents.shape[-2])
-    return 2 * math.sqrt(latents.shape[1]) if latents.dim() == 3 else Noise.side
+    return Noise(ratios, sum(sample[0].numel() for sample in call.samples if sample.dim()) or Noise.size)
 
 
 def _ratio(sigma: float, is_flow: bool) -> float:

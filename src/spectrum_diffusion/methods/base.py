@@ -128,11 +128,6 @@ class AnyMethod:
         """How many of the latest features the forecaster uses; None for all."""
         return None
 
-    @property
-    def correction(self) -> float:
-        """Strength of the correction of the path for a given agreement, see :class:`Path`; 0 corrects nothing."""
-        return 0.0
-
     def history(self, guided: Path | None = None) -> History:
         """A new history, for one branch of one sampling loop.
 
@@ -143,11 +138,9 @@ class AnyMethod:
 
         return History(self.window)
 
-    def path(self) -> Path:
-        """A new path of what the scheduler is given in one sampling loop, which forecasts or corrects it."""
-        from ..core.path import Path
-
-        return Path(self.correction)
+    def path(self) -> Path | None:
+        """A new path of what the scheduler is given in one sampling loop, which forecasts or corrects it; None for none."""
+        return None
 
     @classmethod
     def version(cls) -> str:

@@ -137,15 +137,12 @@ class Spectrum(Scheduled):
             )
         object.__setattr__(self, "step_weights", check_rows(self.step_weights, self.evaluated))
 
-    @property
-    def correction(self) -> float:
-        return self.gain if self.step_weights is None else 0.0
-
     def path(self) -> Path:
-        if self.step_weights is None:
-            return super().path()
+        from ..core.path import Path  # imports torch, which takes seconds
         from ..core.planned import PlannedPath
 
+        if self.step_weights is None:
+            return Path(self.gain)
         return PlannedPath(tuple(self.evaluated or ()), self.step_weights)
 
     @property

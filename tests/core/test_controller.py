@@ -182,7 +182,7 @@ def slow_run(
     ratios = ((1 - alphas) / alphas).sqrt().tolist()
     if len(sigmas := getattr(pipe.scheduler, "sigmas", [])) >= STEPS:
         ratios = [float(sigma) for sigma in sigmas[:STEPS]]
-    controller = SlowController(tolerance, most, Noise(tuple(ratios), 8.0))
+    controller = SlowController(tolerance, most, Noise(tuple(ratios), 4 * 8 * 8))
     path = SlowPath(pipe.scheduler, 2.0)
     sample = latents * path.scheduler.init_noise_sigma
     for step, t in enumerate(pipe.scheduler.timesteps):

@@ -139,7 +139,7 @@ class AnyMethod:
         return History(self.window)
 
     def path(self) -> Path | None:
-        """A new path of what the scheduler is given in one sampling loop, which forecasts or corrects it; None for none."""
+        """A new path of what the scheduler is given in one sampling loop; None if nothing follows it."""
         return None
 
     @classmethod

@@ -351,3 +351,62 @@ def test_fewer_steps_of_a_call_without_a_number_of_steps(arguments: dict[str, An
     with spectrum_diffusion.enable(pipe, "fewer-steps"):
         with pytest.raises(InvalidOptionError, match=message):
             entry.call(pipe, **arguments)
+
+
+def video_with_audio() -> Any:
+    """LTX-2: one denoiser for video and audio, whose latents a scheduler and a copy of it step."""
+    connectors = pytest.importorskip("diffusers.pipelines.ltx2.connectors")
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8}
+    positions = {"rope_double_precision": False, "rope_type": "split"}
+    streams = ("video", "audio")
+    text = {f"{stream}_connector_{name}": size for stream in streams for name, size in sizes.items()}
+    text |= {f"{stream}_connector_num_learnable_registers": None for stream in streams}
+    latents = {"in_channels": 4, "out_channels": 4, "audio_in_channels": 4, "audio_out_channels": 4}
+    audio = {"audio_num_attention_heads": 2, "audio_attention_head_dim": 4, "audio_cross_attention_dim": 8}
+    context = {"cross_attention_dim": WIDTH, "caption_channels": WIDTH}
+    blocks = {"block_out_channels": (8,), "decoder_block_out_channels": (8,), "downsample_type": ("spatial",)}
+    layers = {"layers_per_block": (1,), "decoder_layers_per_block": (1, 1), "decoder_inject_noise": (False, False)}
+    scaling = {"spatio_temporal_scaling": (True,), "decoder_spatio_temporal_scaling": (True,)}
+    up = {"upsample_residual": (False,), "upsample_factor": (1,), "patch_size": 1, "patch_size_t": 1}
+    return d.LTX2Pipeline(
+        transformer=d.LTX2VideoTransformer3DModel(
+            **latents, **sizes, **audio, **context, **positions, patch_size=1, patch_size_t=1, num_layers=2
+        ),
+        connectors=connectors.LTX2TextConnectors(
+            caption_channels=WIDTH, text_proj_in_factor=1, connector_rope_base_seq_len=32, **text, **positions
+        ),
+        vae=d.AutoencoderKLLTX2Video(latent_channels=4, **blocks, **layers, **scaling, **up),
+        audio_vae=d.AutoencoderKLLTX2Audio(base_channels=4, ch_mult=(1,), latent_channels=2, mel_bins=8),
+        scheduler=d.FlowMatchEulerDiscreteScheduler(),
+        **dict.fromkeys(("text_encoder", "tokenizer", "vocoder")),
+    )
+
+
+@pytest.mark.parametrize(("method", "site"), [("spectrum", "output"), ("paper", "last_block"), ("fora", "module")])
+def test_video_and_audio_of_one_denoiser(method: str, site: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = video_with_audio()
+        embeds = torch.randn(1, 8, WIDTH)
+    pipe.transformer.eval()
+    pipe.set_progress_bar_config(disable=True)
+    prompts = {"prompt_embeds": embeds, "negative_prompt_embeds": -embeds}
+    masks = dict.fromkeys(("prompt_attention_mask", "negative_prompt_attention_mask"), torch.ones(1, 8).long())
+    size = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 10, "guidance_scale": 3.0}
+
+    def sample() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**prompts, **masks, **size, generator=generator, output_type="latent", return_dict=False)
+
+    plain = sample()
+    with pytest.raises(UnsupportedModelError, match="audio_scheduler and scheduler take steps in one sampling loop"):
+        spectrum_diffusion.enable(pipe, site="sampler")
+    with spectrum_diffusion.enable(pipe, method, site=site, evaluated=[0, 1, 2, 3, 4, 7]) as handle:
+        for skipped, whole in zip(sample(), plain, strict=True):
+            assert torch.isfinite(skipped).all()
+            assert not torch.equal(skipped, whole)
+        summary = handle.summary()
+    assert summary.evaluated == [0, 1, 2, 3, 4, 7]
+    assert len(summary.branches) > 1
+    assert all(branch.steps == 10 for branch in summary.branches.values())
+    assert all(torch.equal(after, before) for after, before in zip(sample(), plain, strict=True))

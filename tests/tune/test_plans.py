@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from spectrum_diffusion.tune.pairs import Pair, split
 from spectrum_diffusion.tune.planning import Candidate, best_of
 from spectrum_diffusion.tune.reference import record
 from spectrum_diffusion.tune.search import Limits, Search, symmetric, worst_tenth
+from spectrum_diffusion.tune.strategies import STRATEGIES, found_by
+from spectrum_diffusion.tune.strategies.course import Course, even, rows_of
 
 STEPS = 12
 PAIRS = [Pair(prompt, seed) for seed, prompt in enumerate(["fox", "red apple", "a b", "sea"])]
@@ -337,6 +340,101 @@ def test_the_prompts_by_place_by_name_and_in_the_old_order() -> None:
     assert all(plan[0].to_dict() == plans[0][0].to_dict() for plan in plans)
     with pytest.raises(InvalidOptionError, match="tune got 3 values"):
         tune(build(), "spectrum", PROMPTS, 5)
+
+
+# Strategies of others.
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("scheduler", ["euler", "unipc"])
+def test_a_strategy_makes_a_plan_that_does_as_it_says(name: str, scheduler: str, tmp_path: Path) -> None:
+    pipe = build(scheduler=SCHEDULERS[scheduler]())
+    effort = {"pairs": 3, "left_out": 2, "runs": 6, "batch": 2, "folder": tmp_path}
+    (made,) = tune(pipe, PROMPTS, nfe=5, strategy=name, **effort)
+    assert made.record["chosen"] == name
+    assert len(made.options["evaluated"]) == 5
+    assert {row["options"] for row in made.record["validation"]["rows"]} == {"default", name}
+    for step, row in enumerate(made.options["step_weights"]):
+        if step in made.options["evaluated"] and name != "meancache":
+            assert row == [0.0] * (len(row) - 1) + [1.0]
+    with spectrum_diffusion.enable(pipe, plan=made) as handle:
+        pipe("fox", generator=torch.Generator().manual_seed(0))
+        assert handle.summary().evaluated == made.options["evaluated"]
+
+
+def course(pipe: Any, count: int, use: Any) -> Any:
+    """What ``use`` makes of what a strategy is given."""
+    with enable_method(pipe, Driven()) as handle, torch.no_grad():
+        session = Session(pipe, handle, {})
+        given = Course(
+            session=session,
+            references=[record(session, PAIRS, keep_outputs=True)],
+            count=count,
+            limits=Limits(runs=5),
+            seed=0,
+            on_tried=lambda _, __: None,
+        )
+        return use(given)
+
+
+def test_budcache_finds_a_better_schedule_than_its_start_and_keeps_the_first_steps() -> None:
+    def compared(given: Course) -> Any:
+        schedule, rows = found_by("budcache")(given)
+        start = (0, *(1 + step for step in even(given.steps - 1, 7)))
+        return schedule, given.errors(schedule, rows).mean(), given.errors(start, rows_of(start, STEPS)).mean()
+
+    schedule, found, start = course(build(), 8, compared)
+    assert schedule[:2] == (0, 1)
+    assert found <= start
+
+
+def test_l2p_is_exact_on_outputs_that_three_determine() -> None:
+    def learnt(given: Course) -> Any:
+        return given.outputs, *found_by("l2p")(given)
+
+    outputs, schedule, rows = course(build(curved), 4, learnt)
+    assert schedule == (0, 4, 7, 11)
+    for step in (8, 9, 10):
+        forecast = sum(w * outputs[kept] for w, kept in zip(rows[step], schedule, strict=False))
+        assert float((forecast - outputs[step]).norm() / outputs[step].norm()) < 0.1
+
+
+def test_dpcache_finds_what_trying_every_schedule_finds() -> None:
+    def both(given: Course) -> Any:
+        outputs = given.outputs
+
+        def cost(schedule: tuple[int, ...]) -> float:
+            total = 0.0
+            for step in range(given.steps):
+                kept = [evaluated for evaluated in schedule if evaluated <= step]
+                weights = taylor_weights(kept, step, 1)
+                line = sum(w * outputs[s] for w, s in zip(weights, kept, strict=True))
+                total += float((outputs[step] - line).abs().sum())
+            return total
+
+        rest = combinations(range(3, given.steps), 2)
+        return min(((0, 1, 2, *two) for two in rest), key=cost), found_by("dpcache")(given)[0]
+
+    best, found = course(build(), 5, both)
+    assert found == best
+
+
+def test_meancache_forecasts_average_velocities() -> None:
+    # With outputs linear in time the average over a gap is exact, but for the first two gaps, which repeat.
+    linear = build(lambda x, t, prompt: prompt + t * prompt.roll(1, 1), FlowMatchEulerDiscreteScheduler())
+
+    def compared(given: Course) -> Any:
+        schedule, rows = found_by("meancache")(given)
+        return schedule, given.errors(schedule, rows), given.errors(schedule, rows_of(schedule, STEPS))
+
+    schedule, errors, reused = course(linear, 5, compared)
+    assert (schedule[0], len(schedule)) == (0, 5)
+    assert errors.mean() < reused.mean() / 2
+
+
+def test_an_unknown_strategy() -> None:
+    with pytest.raises(InvalidOptionError, match="strategy='lemica' is unknown: choose one of spectrum, budcache"):
+        tune(build(), PROMPTS, nfe=5, strategy="lemica")
 
 
 # Where a plan fits.

@@ -13,7 +13,7 @@ from .pairs import Prompt
 from .planning import METHOD, tune_plan
 
 NFE = 14
-EFFORT = ("speedup", "pairs", "left_out", "batch", "runs", "seconds", "folder", "identity")
+EFFORT = ("speedup", "pairs", "left_out", "batch", "runs", "seconds", "folder", "identity", "strategy")
 """The options of :func:`tune_plan` that other methods have not."""
 
 

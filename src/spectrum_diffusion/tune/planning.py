@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from .pairs import Pair, Prompt, chunks, keywords, split
 from .reference import Reference, record
 from .search import Limits, Schedule, Search, cost_of, symmetric, worst_tenth
 from .store import Store
+from .strategies import STRATEGIES, found_by
+from .strategies.course import Course
 
 METHOD = "spectrum"
 RIDGES = (1e-3, 1e-2, 5e-2)
@@ -85,6 +87,7 @@ def tune_plan(
     seconds: float | None = None,
     folder: str | Path | None = None,
     identity: str = "",
+    strategy: str = METHOD,
 ) -> list[Plan]:
     """Make a plan for ``spectrum``: a schedule searched in closed loop, and weights fitted on the path it leads to.
 
@@ -108,17 +111,21 @@ def tune_plan(
         folder: where untouched runs and tried schedules are kept, so that the same call goes on after an interruption.
         identity: what the results in ``folder`` depend on beside prompts, call and the kind of the model, such as a
             digest of the weights.
+        strategy: "spectrum"; or the calibrated method of others to compare with, a name of :data:`STRATEGIES`, whose
+            schedule and weights the plan has then, be they better than the default or not.
 
     Raises:
         InvalidOptionError: a wrong option, or an ``nfe`` that the default cannot have.
         UnsupportedModelError: no plan can be fitted to this pipeline.
     """
+    if strategy not in (METHOD, *STRATEGIES):
+        raise InvalidOptionError(f"strategy={strategy!r} is unknown: choose one of {METHOD}, {', '.join(STRATEGIES)}")
     samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
     effort = Effort.checked(pairs, left_out, batch, runs, seconds)
     factor = None if speedup is None else check_number("speedup", speedup, least=1.0)
     made_by = {"identity": identity, "pipeline": type(pipe).__name__, "call": samples.call, "versions": versions()}
     store = Store(None if folder is None else Path(folder), made_by)
-    workshop = Workshop(pipe, samples, effort, on_run, store)
+    workshop = Workshop(pipe, samples, effort, on_run, store, strategy)
     with torch.no_grad():
         workshop.sample_references()
         counts = [*nfe, *([at_most(workshop.steps, factor)] if factor is not None else [])]
@@ -170,10 +177,12 @@ class Workshop:
         effort: how much a plan may cost.
         on_run: called with what was done.
         store: keeps untouched runs and costs of schedules.
+        strategy: how schedule and weights are found.
     """
 
-    def __init__(self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun, store: Store) -> None:
+    def __init__(self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun, store: Store, strategy: str) -> None:
         self.pipe, self.samples, self.effort, self.on_run, self.store = pipe, samples, effort, on_run, store
+        self.strategy = strategy
         self.fitted, self.left_out = split(samples.prompts, samples.seeds[0], effort.pairs, effort.left_out)
         self.references: list[Reference] = []
         self.record: dict[str, Any] = {}
@@ -210,7 +219,9 @@ class Workshop:
         return Candidate("default", {"evaluated": evaluated}, errors)
 
     def plan(self, default: Candidate) -> Plan:
-        """The best of the default and what was fitted and found."""
+        """The best of the default and what was fitted and found; or what a strategy of others finds."""
+        if self.strategy != METHOD:
+            return self._by_strategy(default)
         count = len(default.options["evaluated"])
         start, even = tuple(default.options["evaluated"]), symmetric(self.steps, count)
         with self._session() as session:
@@ -222,6 +233,24 @@ class Workshop:
         options["searched schedule, default rule"] = {"evaluated": list(found)}
         tried = [default, *(self._candidate(name, values) for name, values in options.items())]
         return self._written(best_of(tried), tried, search)
+
+    def _by_strategy(self, default: Candidate) -> Plan:
+        count = len(default.options["evaluated"])
+        with self._session() as session:
+            course = Course(
+                session=session,
+                references=_first(self.references, SEARCHED_PAIRS) if self.strategy == "budcache" else self.references,
+                count=count,
+                limits=self.effort.limits,
+                seed=self.samples.seeds[0],
+                on_tried=self._on_tried(count),
+            )
+            options = _options(*found_by(self.strategy)(course))
+        candidate = self._candidate(self.strategy, options)
+        return self._written(candidate, [default, candidate], {})
+
+    def _on_tried(self, count: int) -> Callable[[int, float], None]:
+        return lambda tried, left: self.on_run(f"search for {count} evaluations, {_time(left)} left")
 
     def _fitted(self, session: Session, schedule: Schedule, ridge: float) -> Rows:
         """The weights of a schedule, fitted to all pairs."""
@@ -247,10 +276,7 @@ class Workshop:
         def cost(schedule: Schedule) -> float:
             return costs.of(schedule, fitted_cost)
 
-        def on_tried(tried: int, left: float) -> None:
-            self.on_run(f"search for {count} evaluations, {_time(left)} left")
-
-        search = Search(cost, self.steps, self.effort.limits, self.samples.seeds[0], on_tried)
+        search = Search(cost, self.steps, self.effort.limits, self.samples.seeds[0], self._on_tried(count))
         best = search.best(starts)
         return best, {"tried": len(search.tried), "cost": search.tried[best], "start_cost": search.tried[starts[0]]}
 
@@ -283,7 +309,7 @@ class Workshop:
         references = []
         try:
             for part in chunks(self.fitted, size):
-                key = {"model": self.model, "pairs": _shown(part)}
+                key = {"model": self.model, "pairs": _shown(part), "outputs": self.strategy != METHOD}
                 values = self.store.tensors("reference", key, functools.partial(self._sampled, session, part))
                 references.append(Reference.read(part, values))
                 self.record["conditions"] = json.loads(values["conditions"])
@@ -296,7 +322,7 @@ class Workshop:
 
     def _sampled(self, session: Session, pairs: Sequence[Pair]) -> dict[str, Any]:
         """The untouched run of some pairs, with the conditions that it ran under."""
-        values = record(session, pairs).to_dict()
+        values = record(session, pairs, keep_outputs=self.strategy != METHOD).to_dict()
         assert session.handle.conditions is not None
         self.on_run("reference")
         return {**values, "conditions": json.dumps(session.handle.conditions.to_dict())}
@@ -331,7 +357,7 @@ def _finalists(schedules: Mapping[str, Schedule]) -> Iterator[tuple[str, Schedul
         seen.add(schedule)
 
 
-def _options(schedule: Schedule, rows: Rows) -> dict[str, Any]:
+def _options(schedule: Schedule, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     return {"site": "sampler", "evaluated": list(schedule), "step_weights": [list(row) for row in rows]}
 
 

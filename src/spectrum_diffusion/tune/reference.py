@@ -27,21 +27,28 @@ class Reference:
         latents: the sample before each step and after the last, float32 on the CPU, T + 1 of (B, …).
         factors: how far each step moves the sample for a unit of the output, (T,).
         scale: mean norm of each sample's outputs, float32, (B,).
+        outputs: the output of each step, where they are kept, T of (B, …).
     """
 
     pairs: Sequence[Pair]
     latents: Sequence[torch.Tensor]
     factors: Sequence[float]
     scale: torch.Tensor
+    outputs: Sequence[torch.Tensor] = ()
 
     @classmethod
     def read(cls, pairs: Sequence[Pair], values: Mapping[str, Any]) -> Reference:
         """What :meth:`to_dict` gave."""
-        return cls(pairs, list(values["latents"]), list(values["factors"]), values["scale"])
+        return cls(pairs, list(values["latents"]), list(values["factors"]), values["scale"], list(values["outputs"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and numbers, to be kept."""
-        return {"latents": torch.stack(list(self.latents)), "factors": list(self.factors), "scale": self.scale}
+        return {
+            "latents": torch.stack(list(self.latents)),
+            "factors": list(self.factors),
+            "scale": self.scale,
+            "outputs": list(self.outputs),
+        }
 
     @property
     def steps(self) -> int:
@@ -49,8 +56,8 @@ class Reference:
 
     def first(self, count: int) -> Reference:
         """The runs of the first ``count`` pairs."""
-        latents = [sample[:count] for sample in self.latents]
-        return Reference(self.pairs[:count], latents, self.factors, self.scale[:count])
+        latents, outputs = ([tensor[:count] for tensor in tensors] for tensors in (self.latents, self.outputs))
+        return Reference(self.pairs[:count], latents, self.factors, self.scale[:count], outputs)
 
     def errors(self, final: torch.Tensor) -> np.ndarray:
         """Squared error of final latents relative to the reference's, (B,)."""
@@ -62,9 +69,10 @@ class Reference:
 class Recorder(DrivenPath):
     """Evaluates every step, and records the path."""
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, keep_outputs: bool) -> None:
         super().__init__()
-        self._samples = samples
+        self._samples, self._keeps = samples, keep_outputs
+        self.outputs: list[torch.Tensor] = []
         self.latents: list[torch.Tensor] = []
         self.factors: list[float] = []
         self._norms: list[torch.Tensor] = []
@@ -79,11 +87,13 @@ class Recorder(DrivenPath):
         after = asked(call, call.output)
         self.factors.append(_factor(call, after))
         self.latents[-1:] = [call.sample.float().cpu(), after.cpu()]
+        if self._keeps:
+            self.outputs.append(call.output.float().cpu().clone())
         self._norms.append(call.output.float().flatten(1).norm(dim=1).cpu())
         return call.output
 
     def result(self, pairs: Sequence[Pair]) -> Reference:
-        return Reference(pairs, self.latents, self.factors, torch.stack(self._norms).mean(0))
+        return Reference(pairs, self.latents, self.factors, torch.stack(self._norms).mean(0), self.outputs)
 
     def _check(self, call: StepCall) -> None:
         if call.sample.shape[0] != self._samples:
@@ -98,9 +108,9 @@ class Recorder(DrivenPath):
             )
 
 
-def record(session: Session, pairs: Sequence[Pair]) -> Reference:
+def record(session: Session, pairs: Sequence[Pair], *, keep_outputs: bool = False) -> Reference:
     """The untouched run of some pairs that fit into the memory together."""
-    recorder = Recorder(len(pairs))
+    recorder = Recorder(len(pairs), keep_outputs)
     session.run(pairs, recorder)
     return recorder.result(pairs)
 

@@ -59,6 +59,8 @@ class Search:
         limits: how long.
         seed: of the moves.
         on_tried: called after each schedule with the number of those tried, and the seconds left.
+        fixed: how many of the first steps stay.
+        relative: anneal on the ratio of costs, where they are not logarithms.
     """
 
     cost: Callable[[Schedule], float]
@@ -66,6 +68,8 @@ class Search:
     limits: Limits
     seed: int = 0
     on_tried: Callable[[int, float], None] = lambda tried, left: None
+    fixed: int = 1
+    relative: bool = False
     tried: dict[Schedule, float] = field(default_factory=dict)
 
     def best(self, starts: Iterable[Schedule]) -> Schedule:
@@ -82,6 +86,8 @@ class Search:
             if moved is None:
                 break
             rise = self._costs(moved) - self.tried[current]
+            if self.relative:
+                rise /= self.tried[current]
             temperature = HOT * (COLD / HOT) ** min(1.0, share / ANNEALED)
             if rise < 0 or (share < ANNEALED and random_moves.random() < math.exp(-rise / temperature)):
                 current = moved
@@ -106,13 +112,20 @@ class Search:
         return spent * (1 - share) / share if share < 1 else 0.0
 
     def _moved(self, schedule: Schedule, moves: random.Random) -> Schedule | None:
-        """A schedule not tried yet, with one or two evaluated steps shifted; the first stays."""
+        """A schedule not tried yet, with one or two evaluated steps shifted; the fixed ones stay."""
+        if len(schedule) <= self.fixed:
+            return None
         for _ in range(ATTEMPTS):
             steps = list(schedule)
             for _ in range(2 if moves.random() < PAIRED else 1):
-                steps[moves.randrange(1, len(steps))] += moves.choice([-1, 1]) * moves.randint(1, FARTHEST)
+                steps[moves.randrange(self.fixed, len(steps))] += moves.choice([-1, 1]) * moves.randint(1, FARTHEST)
             moved = tuple(sorted(set(steps)))
-            if len(moved) == len(schedule) and moved[0] == 0 and moved[-1] < self.total and moved not in self.tried:
+            if (
+                len(moved) == len(schedule)
+                and moved[: self.fixed] == schedule[: self.fixed]
+                and moved[-1] < self.total
+                and moved not in self.tried
+            ):
                 return moved
         return None
 

@@ -58,6 +58,10 @@ def tune_method(
     batch: Annotated[
         int | None, typer.Option(help="spectrum: most pairs sampled at once. (default: all that fit)")
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="spectrum: a calibrated method of others instead: budcache, l2p, dpcache, meancache."),
+    ] = None,
     seed: Seed = 0,
     seeds: Seeds = None,
     prompt_file: PromptFile = None,
@@ -72,7 +76,14 @@ def tune_method(
     spec = MethodSpec(method, parse_options(option or ()))
     spec.check(None)
     outputs.check_json(output)
-    given: dict[str, Any] = {"speedup": speedup, "pairs": pairs, "left_out": left_out, "runs": runs, "batch": batch}
+    given: dict[str, Any] = {
+        "speedup": speedup,
+        "pairs": pairs,
+        "left_out": left_out,
+        "runs": runs,
+        "batch": batch,
+        "strategy": strategy,
+    }
     wanted = {name: value for name, value in given.items() if value is not None}
     if nfe is not None:
         wanted["nfe"] = tuning.parse_counts(nfe)

@@ -1,0 +1,23 @@
+"""BudCache: a schedule searched for a fixed budget, with reuse (2026, arXiv 2606.13496).
+
+The first max(1, n//4) steps are forced. Annealing and hill climbing minimise the error of the final latents, with the
+forecast in the loop. Its reuse is of a residual within the denoiser; here it is that of the guided output.
+"""
+
+from __future__ import annotations
+
+from ..search import Schedule, Search
+from .course import Course, Found, even, rows_of
+
+
+def found(course: Course) -> Found:
+    total, count = course.steps, course.count
+    forced = max(1, count // 4)
+
+    def cost(schedule: Schedule) -> float:
+        return float(course.errors(schedule, rows_of(schedule, total)).mean())
+
+    start = (*range(forced - 1), *(forced - 1 + step for step in even(total - forced + 1, count - forced + 1)))
+    search = Search(cost, total, course.limits, course.seed, course.on_tried, fixed=forced, relative=True)
+    schedule = search.best([start])
+    return schedule, rows_of(schedule, total)

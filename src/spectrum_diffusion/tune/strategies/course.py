@@ -1,0 +1,109 @@
+"""What a strategy is given: untouched runs, and the cost of any schedule with any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...core.forecast import reuse_weights
+from ...core.planned import PlannedPath, Rows
+from ...core.replay import StepCall
+from ..driven import DrivenPath, Session, asked
+from ..reference import Reference
+from ..search import Limits, Schedule
+
+Found = tuple[Schedule, Rows]
+"""A schedule, and for each step the weights of the outputs evaluated up to it."""
+Forecast = Callable[[Sequence[int], int], Sequence[float] | NDArray[np.float64]]
+"""From the steps evaluated so far and a skipped step to weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a strategy may use.
+
+    Attributes:
+        session: runs the pipeline.
+        references: untouched runs, with their outputs.
+        count: wanted number of evaluations.
+        limits: of a search.
+        seed: of a search.
+        on_tried: called after each schedule with the number of those tried and the seconds left.
+    """
+
+    session: Session
+    references: Sequence[Reference]
+    count: int
+    limits: Limits
+    seed: int
+    on_tried: Callable[[int, float], None]
+
+    @property
+    def steps(self) -> int:
+        return self.references[0].steps
+
+    @property
+    def outputs(self) -> torch.Tensor:
+        """Outputs of the untouched runs, (T, N) with all pairs in a row."""
+        runs = [torch.stack([output.flatten() for output in run.outputs]) for run in self.references]
+        return torch.cat(runs, dim=1)
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """Samples of the untouched runs, (T + 1, N)."""
+        runs = [torch.stack([sample.flatten() for sample in run.latents]) for run in self.references]
+        return torch.cat(runs, dim=1)
+
+    def errors(self, schedule: Schedule, rows: Rows) -> NDArray[np.float64]:
+        """Relative squared errors of the final latents where the pairs are sampled with a plan, (B,)."""
+        errors = []
+        for reference in self.references:
+            path = PlayingPath(schedule, rows, reference.steps)
+            self.session.run(reference.pairs, path)
+            assert path.final is not None
+            errors.append(reference.errors(path.final))
+        return np.concatenate(errors)
+
+
+class PlayingPath(DrivenPath):
+    """Samples with the weights of a plan."""
+
+    def __init__(self, schedule: Schedule, rows: Rows, total: int) -> None:
+        super().__init__()
+        self._schedule, self._total = set(schedule), total
+        self._planned = PlannedPath(schedule, rows)
+        self.final: torch.Tensor | None = None
+
+    def evaluates(self, step: int) -> bool:
+        return step in self._schedule
+
+    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+        return self._given(step, call, self._planned.evaluated(step, call))
+
+    def skipped(self, step: int, call: StepCall) -> torch.Tensor:
+        return self._given(step, call, self._planned.skipped(step, call))
+
+    def _given(self, step: int, call: StepCall, output: torch.Tensor) -> torch.Tensor:
+        self.steps.append(step)
+        if step == self._total - 1:
+            self.final = asked(call, output)
+        return output
+
+
+def rows_of(schedule: Schedule, total: int, forecast: Forecast = reuse_weights) -> Rows:
+    """The weights of every step: a forecast at skipped steps, the output itself at evaluated ones."""
+    rows = []
+    for step in range(total):
+        kept = [evaluated for evaluated in schedule if evaluated <= step]
+        row = reuse_weights(kept, step) if step in schedule else forecast(kept, step)
+        rows.append([float(weight) for weight in row])
+    return rows
+
+
+def even(total: int, count: int) -> Schedule:
+    """Steps evenly apart, the first and the last among them."""
+    return tuple(round(j * (total - 1) / max(1, count - 1)) for j in range(count))

@@ -1,6 +1,6 @@
 """MeanCache: average velocities over a gap, and the path on which they err least (2026, arXiv 2601.19961).
 
-After an evaluated step at time t, with the second evaluated step before it at r, the average velocity up to s is forecast as
+After an evaluated step at t, with the second evaluated step before it at r, the average velocity up to s is taken to be
 
     u = v(z_t) + (s − t)·[z_t − z_r − (t − r)·v(z_r)]/(t − r)²,
 

@@ -8,7 +8,7 @@ BOUNDS ?= lowest newest
 SERVE_PORT ?= 8000
 # The extras have an environment of their own, so that `make test` shows that the core needs none of them.
 EXTRAS_VENV ?= .venv-extras
-EXTRAS_TESTS := tests/serve
+EXTRAS_TESTS := tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extras import needs
 
 from spectrum_diffusion import loading as default_model
 from spectrum_diffusion.bench import prompts
@@ -207,3 +208,32 @@ def test_vbench_of_the_program_is_found_too(tmp_path: Path, monkeypatch: pytest.
         load_prompts("vbench")
     vbench_package(tmp_path / "vbench/lib/python3.11/site-packages/vbench")
     assert load_prompts("vbench", limit=1) == [Prompt("a cat", "scene")]
+
+
+def parquet_of(path: Path, **columns: list[Any]) -> Path:
+    needs("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_has_the_columns_of_a_table(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "p.parquet", id=[1, 2], Caption=["red apple", " panda "], category=["food", None])
+    assert load_prompts(path) == [Prompt("red apple", "food"), Prompt("panda")]
+
+
+def test_parquet_without_texts_or_broken_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="name the column of the texts prompt"):
+        load_prompts(parquet_of(tmp_path / "p.parquet", id=[1]))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(InvalidOptionError, match="can't be read as Parquet"):
+        load_prompts(tmp_path / "broken.parquet")
+
+
+def test_parquet_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'spectrum-diffusion\[parquet\]'"):
+        load_prompts(tmp_path / "p.parquet")

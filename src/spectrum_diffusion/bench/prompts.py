@@ -42,9 +42,9 @@ def load_prompts(source: str | Path, limit: int | None = None, *, model: str = "
 
     Args:
         source: ``drawbench``, ``coco``, ``vbench``, ``tiny``, a file, or ``-`` for standard input. A ``.txt`` file, a
-            file of any other suffix and standard input hold one prompt a line; ``.csv``, ``.tsv``, ``.json`` and
-            ``.jsonl`` have a column "prompt" and optionally "category". COCO's caption files and VBench's prompt file
-            are understood too.
+            file of any other suffix and standard input hold one prompt a line; ``.csv``, ``.tsv``, ``.json``,
+            ``.jsonl`` and ``.parquet`` have a column "prompt" and optionally "category". COCO's caption files and
+            VBench's prompt file are understood too.
         limit: how many to take from the beginning; None for all.
         model: name or folder of the small model that samples them: ``tiny`` is its own list, if it has one.
 
@@ -72,6 +72,8 @@ def read_file(path: Path) -> list[Prompt]:
             f"prompts {str(path)!r} is neither a known list nor a file: give one of {', '.join(SOURCES)}, or a file "
             f"({STDIN} for standard input)"
         )
+    if path.suffix.lower() == ".parquet":
+        return _not_empty(_from_records(_parquet(path), str(path)), str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
         prompts = _from_records(_PARSERS.get(path.suffix.lower(), str.splitlines)(text), str(path))
@@ -81,6 +83,27 @@ def read_file(path: Path) -> list[Prompt]:
             "or as .csv, .tsv, .json or .jsonl with a column named prompt"
         ) from error
     return _not_empty(prompts, str(path))
+
+
+def _parquet(path: Path) -> list[Any]:
+    """The rows of a Parquet file, of the columns that a prompt can have."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingPackageError(
+            f"{path} needs the package pyarrow: pip install 'spectrum-diffusion[parquet]', or save it as .csv or .jsonl"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            known = {*TEXT_COLUMNS, *CATEGORY_COLUMNS}
+            columns = [name for name in file.schema_arrow.names if name.strip().lower() in known]
+            rows: list[Any] = file.read(columns=columns or None).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidOptionError(
+            f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): save it again, with a column prompt"
+        ) from error
+    return rows
 
 
 def _read_stdin() -> list[Prompt]:

@@ -30,7 +30,7 @@ PromptFile = Annotated[
     typer.Option(
         "--prompts",
         metavar="LIST|FILE|-",
-        help="tiny, drawbench, coco, vbench, a .txt, .csv, .tsv, .json or .jsonl file, or - for stdin.",
+        help="tiny, drawbench, coco, vbench, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or - for stdin.",
     ),
 ]
 Model = Annotated[

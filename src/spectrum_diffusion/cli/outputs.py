@@ -27,9 +27,7 @@ QUALITY = 95
 
 def check_output(path: Path) -> None:
     """Raise :class:`MistakeError` if no image or video can be written there."""
-    suffix, known = path.suffix.lower(), dict.fromkeys(IMAGES + VIDEOS)
-    if suffix not in known:
-        raise MistakeError(f"--output {path} has no known extension: end it with one of {', '.join(known)}")
+    check_suffix(path)
     for name in re.findall(r"{(\w*)}", path.name):
         if name not in PLACEHOLDERS:
             filled = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
@@ -39,6 +37,13 @@ def check_output(path: Path) -> None:
     if not path.parent.is_dir():
         raise MistakeError(f"--output {path}: there is no folder {path.parent}: create it first")
     _check_writable(path.parent)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise :class:`MistakeError` if no image or video of this extension can be written."""
+    suffix, known = path.suffix.lower(), dict.fromkeys(IMAGES + VIDEOS)
+    if suffix not in known:
+        raise MistakeError(f"--output {path} has no known extension: end it with one of {', '.join(known)}")
     if suffix == ".mp4" and not mp4.can_write():
         raise MistakeError(
             "writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]', or write .gif or .webp"

@@ -9,11 +9,10 @@ import typer
 from rich.markup import escape
 
 from ...bench import mp4
-from ...plan import versions
-from .. import outputs, pipelines
+from .. import batch, outputs, pipelines
 from ..app import app
 from ..completion import complete_method
-from ..guard import interruptible, sampling_failures
+from ..guard import MistakeError, interruptible, sampling_failures
 from ..options import (
     AsJson,
     Options,
@@ -21,13 +20,14 @@ from ..options import (
     Prompts,
     Sampling,
     Seed,
+    Seeds,
     Site,
     Speedup,
     shared_options,
     takes_sampling,
 )
 from ..printing import echo_json, progress_bar
-from ..request import MethodSpec, SamplingRequest, join_options, parse_options, read_prompts
+from ..request import MethodSpec, SamplingRequest, join_options, parse_options, parse_seeds, read_prompts
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,7 +42,10 @@ def generate(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="File to write. {prompt}, {seed} and {index} are filled in; equal names get -0, -1 …"
+            "--output",
+            "-o",
+            help="File to write. {prompt}, {seed} and {index} are filled in; equal names get -0, -1 …. A folder with "
+            "--prompts: one file for each prompt and seed, and the same command goes on after an interruption.",
         ),
     ] = ...,  # type: ignore[assignment]
     *,
@@ -60,13 +63,35 @@ def generate(
     fps: Annotated[int, typer.Option(min=1, help="Frames per second of a video.")] = mp4.FPS,
     prompt_file: PromptFile = None,
     option: Options = None,
+    seeds: Seeds = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="Kind of the files in a folder: png, jpg, webp, mp4 … (default: png)")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS|auto|local", help="Fill a folder on a Ray cluster.")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="Pipelines on the cluster. (default: one a GPU)")] = None,
+    actor_gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of a pipeline, such as 1 or 0.5.")] = None,
+    actor_cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of a pipeline, such as 4 or 0.5.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of an hour of one pipeline, for the cost per image.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate images or videos."""
-    request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), (seed,))
+    request = sampling.request(read_prompts(prompts or (), prompt_file, sampling.model), parse_seeds(seeds, seed))
     options = join_options(shared_options(speedup, site), parse_options(option or ()))
     spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
     spec.check(request.steps)
+    how = batch.Batch(file_format, ray, actors, actor_gpus, actor_cpus, price)
+    if batch.is_batch(output, prompt_file):
+        batch.run(request, spec, output, how, fps, as_json)
+        return
+    if how != batch.Batch() or len(request.seeds) > 1:
+        raise MistakeError(
+            f"--output {output} is a file, but several seeds, --format, --ray, --price and the options of actors fill "
+            "a folder: give --prompts and a folder"
+        )
     outputs.check_output(output)
     with interruptible("Finished files are kept; the same command generates all of them again."):
         results = _generate(request, spec, output, fps)
@@ -79,6 +104,8 @@ def generate(
 
 
 def _generate(request: SamplingRequest, spec: MethodSpec, output: Path, fps: int) -> list[dict[str, Any]]:
+    from ...bench.batch import Item
+
     pipe = pipelines.load(request)
     outputs.check_kind(output, pipelines.makes_videos(pipe))
     spec.check(pipelines.steps_of(pipe, request))
@@ -93,7 +120,12 @@ def _generate(request: SamplingRequest, spec: MethodSpec, output: Path, fps: int
                     f"Warning: {path} has {len(result.frames)} frames, not {request.frames}: the model rounds",
                     err=True,
                 )
-            outputs.save(path, result.frames, _provenance(request, spec, prompt, result), fps)
+            outputs.save(
+                path,
+                result.frames,
+                batch.provenance(request, spec, Item(prompt, request.seeds[0], path.name), result),
+                fps,
+            )
             results.append(_result(request, spec, prompt, path, result, pipelines.steps_of(pipe, request)))
     return results
 
@@ -115,25 +147,6 @@ def _sample(pipe: Any, request: SamplingRequest, spec: MethodSpec, prompt: str, 
     case, row = Case(Prompt(prompt), request.seeds[0]), spec.row()
     with sampling_failures(pipe, lambda: steps_done > 0):
         return sample(pipe, case, request.call_options(), row, on_step=show)
-
-
-def _provenance(request: SamplingRequest, spec: MethodSpec, prompt: str, result: Sample) -> dict[str, Any]:
-    """What it takes to generate the same image again. It holds no time: the same call gives the same bytes."""
-    summary = result.summary
-    assert summary is not None
-    return {
-        "prompt": prompt,
-        "seed": request.seeds[0],
-        "model": request.model,
-        "method": spec.name,
-        "options": spec.all_options(),
-        "package": summary.to_dict()["package"],
-        "call": request.call_options(),
-        "lora": list(request.lora),
-        "steps": summary.steps,
-        "evaluated": summary.evaluated,
-        "versions": versions(),
-    }
 
 
 def _result(

@@ -1,0 +1,119 @@
+"""What to generate, under which names, and what of it exists already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..atomic import TEMPORARY, remove, written
+from ..evaluate.request import Row
+
+MANIFEST = "manifest.jsonl"
+KEY, SHARD, WORDS = 16, 2, 40
+"""Characters of the key in a name, of the key in a folder, and of the prompt in a name."""
+STALE = 3600.0
+"""Seconds after which an unfinished file belongs to a process that is gone."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to make: a prompt with a seed."""
+
+    prompt: str
+    seed: int
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all items share. It is sent to other processes, so it holds no pipeline.
+
+    Attributes:
+        load: loads the pipeline.
+        save: writes frames and their provenance to a path.
+        provenance: what makes the same file again, from an item and what the method did.
+        row: the method.
+        call: arguments of the pipeline's call, JSON-ready.
+        settings: everything that determines a file beside prompt and seed, JSON-ready; a key is made of it.
+        folder: where the files go.
+        suffix: of the files, such as ".png".
+    """
+
+    load: Callable[[], Any]
+    save: Callable[[Path, Any, dict[str, Any]], None]
+    provenance: Callable[[Item, Any], dict[str, Any]]
+    row: Row
+    call: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    folder: Path
+    suffix: str = ".png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The items of a job, each once, and the share of this process.
+
+    Attributes:
+        items: of the whole job, in the order of the prompts.
+        rank, world: number of this process, and of processes that share the job.
+    """
+
+    job: Job
+    items: tuple[Item, ...]
+    rank: int = 0
+    world: int = 1
+    done: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, job: Job, prompts: Sequence[str], seeds: Sequence[int], rank: int = 0, world: int = 1) -> Plan:
+        """Plan each prompt with each seed; repeated ones count once."""
+        settings = json.dumps(job.settings, sort_keys=True)
+        pairs = ((prompt, seed) for prompt in dict.fromkeys(prompts) for seed in dict.fromkeys(seeds))
+        items = tuple(Item(prompt, seed, _file(settings, prompt, seed, job.suffix)) for prompt, seed in pairs)
+        return cls(job, items, rank, world, set(_existing(job.folder)))
+
+    @property
+    def own(self) -> tuple[Item, ...]:
+        """The items of this process. All processes agree on it, whatever exists already."""
+        return self.items[self.rank :: self.world]
+
+    @property
+    def missing(self) -> list[Item]:
+        """The items of this process that have no file yet."""
+        return [item for item in self.own if item.file not in self.done]
+
+    def write_manifest(self) -> None:
+        """Write which file is of which prompt and seed, a line each. It says the same whenever it is written."""
+        with written(self.job.folder / MANIFEST) as temporary:
+            with temporary.open("w", encoding="utf-8") as file:
+                for item in self.items:
+                    file.write(json.dumps(vars(item), ensure_ascii=False) + "\n")
+
+
+def files_digest(folder: Path) -> str:
+    """A digest of the names and sizes of a folder's files: another model in the same folder is another job."""
+    files = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*.*"))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:KEY]
+
+
+def _file(settings: str, prompt: str, seed: int, suffix: str) -> str:
+    key = hashlib.sha256(json.dumps([settings, prompt, seed]).encode()).hexdigest()[:KEY]
+    words = re.sub(r"[^\w=-]+", "-", prompt).strip("-")[:WORDS].strip("-") or "x"
+    return f"{key[:SHARD]}/{words}-{seed}-{key}{suffix}"
+
+
+def _existing(folder: Path) -> Iterator[str]:
+    """The files that are done. What killed processes left unfinished is removed on the way."""
+    for shard in folder.glob("?" * SHARD):
+        for entry in os.scandir(shard) if shard.is_dir() else ():
+            if not TEMPORARY.fullmatch(entry.name):
+                yield f"{shard.name}/{entry.name}"
+            elif time.time() - entry.stat().st_mtime > STALE:
+                remove(Path(entry.path))

@@ -1,0 +1,86 @@
+"""`spectrum generate --ray local`: a real cluster of two actors, one of which is killed, or the driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from batches import command, files, finish, prompt_file, start, until
+from extras import needs
+
+needs("ray.data", "pyarrow")
+
+COUNT = 24
+RAY = ("--ray", "local", "--actors", "2")
+
+
+def children(pid: int) -> dict[int, str]:
+    """The processes below a process, and their command lines."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    found: dict[int, str] = {}
+    parents = {pid}
+    table = [
+        (int(row.split(None, 2)[0]), int(row.split(None, 2)[1]), row.split(None, 2)[2]) for row in rows.splitlines()
+    ]
+    while fresh := {child: line for child, parent, line in table if parent in parents and child not in found}:
+        found |= fresh
+        parents |= fresh.keys()
+    return found
+
+
+def actors(pid: int) -> list[int]:
+    return [child for child, line in children(pid).items() if line.startswith("ray::MapWorker")]
+
+
+def test_two_actors_make_the_files_of_one_process(tmp_path: Path) -> None:
+    prompts = prompt_file(tmp_path, 4)
+    report = finish(start(command(prompts, tmp_path / "ray", *RAY)))
+    assert (report["generated"], report["missing"], report["workers"]) == (4, 0, 2)
+    finish(start(command(prompts, tmp_path / "one")))
+    ours, theirs = files(tmp_path / "ray"), files(tmp_path / "one")
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
+
+
+def test_a_killed_actor_costs_no_file_and_doubles_none(tmp_path: Path) -> None:
+    prompts, out = prompt_file(tmp_path, COUNT), tmp_path / "out"
+    process = start(command(prompts, out, *RAY))
+    until(lambda: len(files(out)) >= 3)
+    os.kill(actors(process.pid)[0], signal.SIGKILL)
+    report = finish(process)
+    assert report["missing"] == 0
+    assert report["generated"] + report["existed"] == COUNT
+    assert report["failures"] == {}
+    assert len(files(out)) == COUNT
+
+
+def test_a_killed_driver_leaves_whole_files_and_the_next_makes_the_rest(tmp_path: Path) -> None:
+    prompts, out = prompt_file(tmp_path, COUNT), tmp_path / "out"
+    process = start(command(prompts, out, *RAY))
+    until(lambda: len(files(out)) >= 3)
+    below = children(process.pid)
+    process.kill()
+    process.communicate()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() and "raylet" in line for pid, line in below.items()))
+    kept = files(out)
+    assert 3 <= len(kept) < COUNT
+    report = finish(start(command(prompts, out, *RAY)))
+    assert report["existed"] + report["generated"] == COUNT
+    assert report["generated"] <= COUNT - len(kept)
+    assert len(files(out)) == COUNT
+
+
+def test_more_than_the_cluster_has_is_refused_at_once(tmp_path: Path) -> None:
+    process = start(command(prompt_file(tmp_path, 4), tmp_path / "out", *RAY, "--actor-cpus", "1000"))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "2 actors with 1000 CPU each need more than the cluster's" in stderr
+
+
+def test_an_address_without_a_cluster_is_a_message(tmp_path: Path) -> None:
+    process = start(command(prompt_file(tmp_path, 4), tmp_path / "out", "--ray", "auto"))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "--ray auto cannot be reached" in stderr

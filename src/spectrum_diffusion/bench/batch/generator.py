@@ -7,8 +7,8 @@ import time
 import warnings
 from dataclasses import dataclass
 
+from ...atomic import StoreError
 from ...core.words import first_line
-from ..atomic import StoreError
 from ..evaluate.request import Case
 from ..evaluate.sampling import Sample, sample
 from ..prompts import Prompt

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import TEMPORARY, remove, written
+from ...atomic import TEMPORARY, remove, written
 from ..evaluate.request import Row
 
 MANIFEST = "manifest.jsonl"

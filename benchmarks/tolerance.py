@@ -63,7 +63,7 @@ COMPETITORS = {
 
 def searched(pipe: Any, model: str, name: str, texts: Sequence[str]) -> dict[int, dict[str, Any]]:
     """For each count the options that bring a method to it, kept in a file; none where the model is not supported."""
-    path = FOLDER / f"{model}-{name}.json"
+    path = FOLDER / f"{model}-{name.replace(' ', '-')}.json"
     if path.exists():
         return {int(count): options for count, options in json.loads(path.read_text()).items()}
     competitor = COMPETITORS[name]
@@ -128,7 +128,7 @@ def measured(model: str, pairs: int) -> Measured:
     values: Measured = {}
     for unit in evaluate(pipe, request, FOLDER / model).units:
         if unit["row"] != "reference":
-            values.setdefault(unit["row"], []).append((unit["summary"]["nfe"], unit["metrics"]["psnr"]))
+            values.setdefault(unit["row"], []).append((unit["nfe"], unit["metrics"]["psnr"]))
     return values
 
 

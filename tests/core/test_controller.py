@@ -227,6 +227,21 @@ def test_every_branch_takes_the_same_decision(name: str, site: str) -> None:
     assert torch.equal(entry.call(pipe, steps=STEPS), plain)
 
 
+@pytest.mark.filterwarnings("ignore::spectrum_diffusion.SpectrumWarning")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_it_works_with_every_pipeline_and_adds_up(name: str) -> None:
+    """Among them Heun's scheduler, two experts, several loops, and guidance that starts or stops midway."""
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, tolerance=0.3) as handle:
+        latents = entry.call(pipe, steps=20)
+        summary = handle.summary()
+    assert torch.isfinite(latents).all()
+    assert summary.nfe < summary.steps == entry.total(20)
+    assert sum(row.steps for row in summary.branches.values()) == summary.calls
+    assert sum(row.evaluated for row in summary.branches.values()) == summary.evaluated_calls
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_a_tighter_tolerance_evaluates_more_and_a_budget_is_kept(site: str) -> None:
     entry = PIPELINES["sd3"]

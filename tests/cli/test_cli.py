@@ -261,6 +261,10 @@ MISTAKES = {
     "offload on the cpu": (["apple", "-o", "a.png", "--device", "cpu", "--offload", "model"], "leave it out"),
     "method": (["apple", "-o", "a.png", "--method", "spektrum"], "did you mean 'spectrum'"),
     "option": (["apple", "-o", "a.png", "--method", "paper", "--option", "degre=3"], "did you mean 'degree'"),
+    "options beside the method": (
+        ["apple", "-o", "a.png", "--method", "spectrum:warmup=2:gain=1"],
+        "write --method spectrum --option warmup=2 --option gain=1",
+    ),
     "option without value": (["apple", "-o", "a.png", "--option", "degree"], "name=value"),
     "option value": (["apple", "-o", "a.png", "--option", "warmup=0"], "warmup=0"),
     "site": (["apple", "-o", "a.png", "--site", "middle"], "site='middle'"),
@@ -272,8 +276,8 @@ MISTAKES = {
     "folder with the name of a model": (["apple", "-o", "a.png", "--model", "tiny-wan"], "model_index.json"),
     "model without index": (["apple", "-o", "a.png", "--model", "folder.png"], "model_index.json"),
     "prompt file": (["-o", "a.png", "--prompts", "none.txt"], "none.txt"),
-    "frames of a picture": (["apple", "-o", "a.png", "--frames", "3"], "--frames"),
-    "video of a picture": (["apple", "-o", "a.mp4"], "images"),
+    "frames of an image": (["apple", "-o", "a.png", "--frames", "3"], "--frames"),
+    "video of an image": (["apple", "-o", "a.mp4"], "images"),
 }
 
 

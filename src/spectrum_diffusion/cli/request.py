@@ -141,6 +141,10 @@ class MethodSpec:
         """Raise :class:`SpectrumError` for an unknown method or option, or a value wrong for ``steps``."""
         from ..methods import make_method
 
+        if "=" in self.name:
+            name, _, options = self.name.partition(":")
+            flags = " ".join(f"--option {option}" for option in re.split("[:,]", options) if "=" in option)
+            raise MistakeError(f"--method {self.name} names options too: write --method {name} {flags}")
         method = make_method(self.name, **self.all_options())
         if steps is not None:
             method.begin(steps)

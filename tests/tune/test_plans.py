@@ -195,6 +195,12 @@ def test_the_search_keeps_within_its_limits() -> None:
     assert Search(cost, 3, Limits(runs=30)).best([(0, 1, 2)]) == (0, 1, 2)  # no other exists
 
 
+def test_a_symmetric_schedule_by_hand() -> None:
+    assert symmetric(50, 10) == (0, 3, 8, 14, 21, 28, 35, 41, 46, 49)
+    assert symmetric(12, 1) == (0,)
+    assert symmetric(5, 5) == (0, 1, 2, 3, 4)
+
+
 def test_the_worst_tenth() -> None:
     assert worst_tenth(np.array([3.0, 1.0, 2.0])) == 3.0
     assert worst_tenth(np.arange(20.0)) == 18.5

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..core.schedule import distinct
 
 Schedule = tuple[int, ...]
 
@@ -132,7 +134,6 @@ class Search:
 
 def symmetric(total: int, count: int) -> Schedule:
     """Nodes half-way between even ones and those of Chebyshev: closer together at both ends."""
-    from ..core.schedule import distinct
-
-    shares: Sequence[float] = [j / max(1, count - 1) for j in range(count)]
-    return tuple(distinct([(1 - math.cos(math.pi * share)) / 4 + share / 2 for share in shares], total))
+    shares = [j / max(1, count - 1) for j in range(count)]
+    mixed = [(1 - math.cos(math.pi * share)) / 4 + share / 2 for share in shares]
+    return tuple(distinct([(total - 1) * place for place in mixed], total))

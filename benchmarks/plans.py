@@ -1,0 +1,120 @@
+"""Plans of `spectrum tune` beside the default and calibrated methods of others, on prompts and seeds of their own.
+
+python -m benchmarks.plans [tiny-flux …] [--pairs 32] [--runs 100] [--strategies] [--write docs/results]
+
+Half of a model's prompts are tuned on, with seeds from 0; the others are measured, with seeds from 5000. A cell is the
+mean PSNR to the untouched pipeline's results and, after the stroke, the mean of the lowest tenth. The work is kept in
+build/plans: an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+import spectrum_diffusion
+from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.evaluate.identity import environment, fingerprint, key_of
+from spectrum_diffusion.bench.prompts import Prompt, load_prompts, spread
+from spectrum_diffusion.tune import tune
+from spectrum_diffusion.tune.strategies import STRATEGIES
+
+from .choice import COUNTS, MODELS, STEPS, VIDEOS
+from .marks import replace_block
+
+FOLDER = Path(__file__).parents[1] / "build" / "plans"
+FIRST_SEED = 5000
+PLAN = "spectrum"
+
+Cells = dict[str, str]
+"""Row → mean and worst tenth."""
+
+
+def tuned(pipe: Any, prompts: Sequence[Prompt], strategy: str, folder: Path, effort: dict[str, int]) -> list[Row]:
+    """The plan of a strategy for each number of evaluations, as rows."""
+    plans = tune(
+        pipe,
+        [prompt.text for prompt in prompts],
+        nfe=COUNTS,
+        strategy=strategy,
+        folder=folder / "tune",
+        identity=key_of(pipeline=fingerprint(pipe), environment=environment(pipe)),
+        on_run=lambda done: print(f"{folder.name} {strategy}: {done}", flush=True),
+        **effort,
+    )
+    rows = []
+    for plan in plans:
+        path = folder / f"{strategy}-{plan.record['nfe']}.json"
+        path.write_text(plan.to_json(), encoding="utf-8")
+        rows.append(Row(plan.method, {}, f"{strategy} plan / {plan.record['nfe']}", str(path)))
+    return rows
+
+
+def measured(model: str, pairs: int, strategies: Sequence[str], effort: dict[str, int]) -> Cells:
+    """The rows of a model, on prompts that were not tuned on."""
+    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    folder = FOLDER / model
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = load_prompts("tiny", model=model)
+    rows = [Row(PLAN, {"speedup": STEPS / count}, f"default / {count}") for count in COUNTS]
+    for strategy in strategies:
+        rows += tuned(pipe, prompts[1::2], strategy, folder, effort)
+    count = max(2, pairs // 4) if model in VIDEOS else pairs
+    held_out = spread(prompts[0::2], count)
+    request = Request(
+        model=model,
+        rows=tuple(rows),
+        prompts=tuple(held_out),
+        seeds=tuple(FIRST_SEED + i for i in range(math.ceil(count / len(held_out)))),
+        metrics=("psnr",),
+        flops=False,
+    )
+    values: dict[str, list[float]] = {}
+    for unit in evaluate(pipe, request, folder / "evaluate").units:
+        if unit["row"] != "reference":
+            values.setdefault(unit["row"], []).append(unit["metrics"]["psnr"])
+    return {name: f"{mean(found):.1f} / {worst(found):.1f}" for name, found in values.items()}
+
+
+def worst(values: Sequence[float]) -> float:
+    """Mean of the ⌈n/10⌉ lowest."""
+    return mean(sorted(values)[: math.ceil(len(values) / 10)])
+
+
+def report(cells: dict[str, Cells]) -> str:
+    lines = [f"| row / evaluations | {' | '.join(cells)} |", f"| --- |{' ---: |' * len(cells)}"]
+    names = list(dict.fromkeys(name for rows in cells.values() for name in rows))
+    lines += [f"| {name} | {' | '.join(rows.get(name, '–') for rows in cells.values())} |" for name in names]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
+    parser.add_argument("--pairs", type=int, default=32, help="images to measure; videos are a quarter")
+    parser.add_argument("--runs", type=int, default=100, help="schedules that each search tries")
+    parser.add_argument("--fitted", type=int, default=24, help="pairs to fit to")
+    parser.add_argument("--left-out", type=int, default=8, help="pairs to validate on")
+    parser.add_argument("--strategies", action="store_true", help="also the calibrated methods of others")
+    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    strategies = (PLAN, *STRATEGIES) if arguments.strategies else (PLAN,)
+    effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}
+    cells = {model: measured(model, arguments.pairs, strategies, effort) for model in arguments.models}
+    made = f"{arguments.fitted} pairs to fit, {arguments.left_out} to validate, {arguments.runs} schedules tried"
+    text = f"{report(cells)}\n\n{made}; {arguments.pairs} pairs measured; torch {torch.__version__}, CPU, one thread."
+    print(text)
+    if arguments.write:
+        replace_block(arguments.write / "plans.md", text, "plans")
+
+
+if __name__ == "__main__":
+    main()

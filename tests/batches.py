@@ -56,8 +56,10 @@ def files(out: Path) -> list[Path]:
     return found
 
 
-def until(happened: Callable[[], bool]) -> None:
+def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until something has happened, while a process runs."""
     deadline = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < deadline
+        assert process.poll() in (None, -9), process.communicate()[1]  # -9: a test killed it
         time.sleep(0.05)

@@ -130,7 +130,7 @@ def test_unfinished_files_of_dead_processes_are_removed_and_those_of_others_stay
 
 def test_processes_share_the_items_of_the_whole_job(pipe: Any, tmp_path: Path) -> None:
     job, prompts = written_by(pipe, tmp_path), [f"prompt {i}" for i in range(11)]
-    shares = [Plan.of(job, prompts, [0, 1], rank, 3).own for rank in range(3)]
+    shares = [Plan.of(job, prompts, [0, 1], rank, 3).items for rank in range(3)]
     assert sorted(len(share) for share in shares) == [7, 7, 8]
     together = {item for share in shares for item in share}
     assert together == set(Plan.of(job, prompts, [0, 1]).items)
@@ -208,7 +208,7 @@ def test_the_report_counts_by_reason_and_tells_the_cost() -> None:
 def test_a_killed_process_leaves_whole_files_and_the_next_makes_the_rest(tmp_path: Path) -> None:
     prompts, out = prompt_file(tmp_path, 12), tmp_path / "out"
     process = start(command(prompts, out))
-    until(lambda: len(files(out)) >= 3)
+    until(lambda: len(files(out)) >= 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in files(out)}

@@ -12,7 +12,7 @@ from extras import needs
 
 needs("ray.data", "pyarrow")
 
-COUNT = 24
+COUNT = 12
 RAY = ("--ray", "local", "--actors", "2")
 
 
@@ -47,7 +47,7 @@ def test_two_actors_make_the_files_of_one_process(tmp_path: Path) -> None:
 def test_a_killed_actor_costs_no_file_and_doubles_none(tmp_path: Path) -> None:
     prompts, out = prompt_file(tmp_path, COUNT), tmp_path / "out"
     process = start(command(prompts, out, *RAY))
-    until(lambda: len(files(out)) >= 3)
+    until(lambda: len(files(out)) >= 3, process)
     os.kill(actors(process.pid)[0], signal.SIGKILL)
     report = finish(process)
     assert report["missing"] == 0
@@ -59,11 +59,11 @@ def test_a_killed_actor_costs_no_file_and_doubles_none(tmp_path: Path) -> None:
 def test_a_killed_driver_leaves_whole_files_and_the_next_makes_the_rest(tmp_path: Path) -> None:
     prompts, out = prompt_file(tmp_path, COUNT), tmp_path / "out"
     process = start(command(prompts, out, *RAY))
-    until(lambda: len(files(out)) >= 3)
+    until(lambda: len(files(out)) >= 3, process)
     below = children(process.pid)
     process.kill()
     process.communicate()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() and "raylet" in line for pid, line in below.items()))
+    until(lambda: not any(Path(f"/proc/{pid}").exists() and "raylet" in line for pid, line in below.items()), process)
     kept = files(out)
     assert 3 <= len(kept) < COUNT
     report = finish(start(command(prompts, out, *RAY)))

@@ -62,9 +62,10 @@ def run(request: SamplingRequest, spec: MethodSpec, folder: Path, batch: Batch, 
     job = _job(request, spec, folder, batch, fps)
     plan = Plan.of(job, request.prompts, request.seeds, rank, world)
     if rank == 0:
-        plan.write_manifest()
+        whole = plan if world == 1 else Plan.of(job, request.prompts, request.seeds)
+        whole.write_manifest()
     missing = plan.missing
-    report = Report(len(plan.own), len(plan.own) - len(missing), batch.price)
+    report = Report(len(plan.items), len(plan.items) - len(missing), batch.price)
     if missing:
         with interruptible(KEPT), progress_meter() as meter:
             for done, outcome in enumerate(_outcomes(plan, batch, report)):

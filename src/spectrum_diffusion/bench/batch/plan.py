@@ -8,7 +8,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,36 +59,35 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The items of a job, each once, and the share of this process.
+    """The items of a job, each once, or the share of one process.
 
     Attributes:
-        items: of the whole job, in the order of the prompts.
-        rank, world: number of this process, and of processes that share the job.
+        items: in the order of the prompts.
+        done: the files of the folder, those of other jobs among them.
     """
 
     job: Job
     items: tuple[Item, ...]
-    rank: int = 0
-    world: int = 1
-    done: set[str] = field(default_factory=set)
+    done: frozenset[str]
 
     @classmethod
     def of(cls, job: Job, prompts: Sequence[str], seeds: Sequence[int], rank: int = 0, world: int = 1) -> Plan:
-        """Plan each prompt with each seed; repeated ones count once."""
+        """Plan each prompt with each seed; repeated ones count once.
+
+        Args:
+            rank, world: number of this process, and of processes that share the job. All agree on who makes what,
+                whatever exists already.
+        """
         settings = json.dumps(job.settings, sort_keys=True)
         pairs = ((prompt, seed) for prompt in dict.fromkeys(prompts) for seed in dict.fromkeys(seeds))
-        items = tuple(Item(prompt, seed, _file(settings, prompt, seed, job.suffix)) for prompt, seed in pairs)
-        return cls(job, items, rank, world, set(_existing(job.folder)))
-
-    @property
-    def own(self) -> tuple[Item, ...]:
-        """The items of this process. All processes agree on it, whatever exists already."""
-        return self.items[self.rank :: self.world]
+        own = islice(pairs, rank, None, world)
+        items = tuple(Item(prompt, seed, _file(settings, prompt, seed, job.suffix)) for prompt, seed in own)
+        return cls(job, items, frozenset(_existing(job.folder)))
 
     @property
     def missing(self) -> list[Item]:
-        """The items of this process that have no file yet."""
-        return [item for item in self.own if item.file not in self.done]
+        """The items that have no file yet."""
+        return [item for item in self.items if item.file not in self.done]
 
     def write_manifest(self) -> None:
         """Write which file is of which prompt and seed, a line each. It says the same whenever it is written."""

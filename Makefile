@@ -8,7 +8,7 @@ BOUNDS ?= lowest newest
 SERVE_PORT ?= 8000
 # The extras have an environment of their own, so that `make test` shows that the core needs none of them.
 EXTRAS_VENV ?= .venv-extras
-EXTRAS_TESTS := tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py
+EXTRAS_TESTS := tests/test_site.py tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,7 +18,7 @@ EXTRAS_STAMP := $(EXTRAS_VENV)/.installed
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-extras test-slow test-versions test-diffusers lint types docs lines bench train wheel clean
+.PHONY: help venv demo serve test test-extras test-slow test-versions test-diffusers lint types docs docs-site lines bench train wheel clean
 
 help:
 	@echo "make demo           images from 14 of 50 evaluations beside the 50-step ones"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-diffusers DIFFUSERS=path  diffusers' own pipeline tests, with every pipeline enabled"
 	@echo "make lint           ruff, format and rules; make types: mypy"
 	@echo "make docs           the pages of the methods and the drawings"
+	@echo "make docs-site      the documentation site, under out/site"
 	@echo "make lines          lines of code by part, in docs/design.md"
 	@echo "make bench          cost of a skipped step, and the tables by which the default was chosen"
 	@echo "make train          train the model that ships, from scratch"
@@ -83,6 +84,10 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/method_pages.py
 	$(BIN)/python docs/drawings.py
+
+# Nothing that it loads comes from another host; a warning is an error.
+docs-site: $(EXTRAS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(EXTRAS_BIN)/python -m mkdocs build --strict
 
 lines:
 	$(PYTHON) docs/lines.py

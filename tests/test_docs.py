@@ -7,8 +7,10 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +20,7 @@ from benchmarks import results, skip_cost
 from spectrum_diffusion import METHODS, make_method
 from spectrum_diffusion.bench.reproduce.claims import LEGEND
 from spectrum_diffusion.bench.reproduce.page import EXPLANATION, OVERVIEW_LEGEND, SWEEP_LEGEND
-from spectrum_diffusion.sites import SITES
+from spectrum_diffusion.sites import SITES, denoisers
 
 ROOT = Path(__file__).parents[1]
 
@@ -196,30 +198,79 @@ def test_drawings_are_up_to_date(name: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+    shown = re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(shown.split()) <= 900
 
 
-BLOCKS = re.findall(
-    r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+@dataclass(frozen=True)
+class Block:
+    """A Python block of a page.
+
+    Attributes:
+        before: what runs first, from a comment `<!-- before: … -->` above the block.
+        reason: why it does not run, from a comment `<!-- not-run: … -->` there.
+        output: what stands below it, as its output.
+    """
+
+    page: str
+    code: str
+    before: str
+    reason: str
+    output: str
+
+
+CARDS = [str(path.relative_to(ROOT)) for path in ROOT.glob("src/**/README.md")]
+BLOCK = re.compile(
+    r"(?:<!-- (?:before:(?P<before>.*?)|not-run:(?P<reason>.*?))-->\n)?"
+    r"```python\n(?P<code>.*?)```(?:\n\n```\n(?P<output>.*?)```)?",
+    re.DOTALL,
 )
-"""Each Python block of the README, and the output that stands below it."""
 
 
-@pytest.mark.parametrize(("code", "output"), [block for block in BLOCKS if "from_pretrained" not in block[0]])
-def test_offline_code_of_the_readme_prints_what_it_shows(
-    code: str, output: str, capsys: pytest.CaptureFixture[str]
+def blocks() -> list[Block]:
+    """Every Python block of every page."""
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in [*PAGES, *CARDS]}
+    groups = [(page, match.groupdict(default="")) for page, text in texts.items() for match in BLOCK.finditer(text)]
+    found = [Block(page, **group) for page, group in groups]
+    assert len(found) == sum(text.count("```python") for text in texts.values())
+    return found
+
+
+def parameters(chosen: list[Block]) -> list[Any]:
+    """Blocks as parameters of a test. The cards of models that do not ship take long: videos, or guidance."""
+    slow = [[pytest.mark.slow] if block.page.startswith("models/") else [] for block in chosen]
+    return [pytest.param(b, marks=m, id=f"{b.page}:{i}") for i, (b, m) in enumerate(zip(chosen, slow, strict=True))]
+
+
+BLOCKS = blocks()
+RUN = [block for block in BLOCKS if not block.reason]
+
+
+@pytest.mark.parametrize("block", parameters(RUN))
+def test_code_of_the_pages_runs_and_prints_what_it_shows(
+    block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert output
-    exec(code, {})
-    assert capsys.readouterr().out == output
+    monkeypatch.setattr(denoisers, "_registered", {})
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(block.before, names)
+    exec(block.code, names)
+    assert not block.output or capsys.readouterr().out == block.output
 
 
-@pytest.mark.parametrize("code", [code for code, _ in BLOCKS if "from_pretrained" in code])
-def test_other_code_of_the_readme_compiles_and_can_be_imported(code: str) -> None:
-    tree = ast.parse(code)
+def test_code_that_does_not_run_says_why() -> None:
+    """A block runs unless it is marked: it needs weights from the Hub, or other tests run what it shows."""
+    left_out = [block for block in BLOCKS if block.reason]
+    assert all(re.search("hub|Hub|tests/", block.reason) for block in left_out)
+    assert all(re.search(r"from_pretrained\(|PROGRAMS|openai|tune\(", block.code) for block in left_out)
+    assert len(RUN) > len(left_out)
+
+
+@pytest.mark.parametrize("block", parameters([b for b in BLOCKS if b.reason.strip() == "hub-weights"]))
+def test_code_with_weights_of_the_hub_compiles_and_can_be_imported(block: Block) -> None:
+    tree = ast.parse(block.code)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert len(imports) >= 3
-    exec(compile(ast.Module(imports, []), "README.md", "exec"), {})
+    exec(compile(ast.Module(imports, []), block.page, "exec"), {})
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         if ast.unparse(call.func).endswith(".enable"):
             make_method("spectrum", **{str(option.arg): ast.literal_eval(option.value) for option in call.keywords})

@@ -119,7 +119,9 @@ def register_denoiser(
 
     Args:
         cls: the class, or its name. Subclasses use the row too.
-        blocks, tail, reason: as in `DenoiserRow`. A single path may be a string.
+        blocks: paths of the blocks, as in `DenoiserRow`; a single path may be a string.
+        tail: paths of the modules that receive the feature, likewise.
+        reason: why only the output site works, for a row without blocks.
         roles: further fields of `DenoiserRow`, if the module names differ from those of diffusers:
             ``preliminary``, ``reshapes``, ``text_first``, ``embedder``, ``modules``, ``fused``, ``tokens``, ``unet``.
 

@@ -20,6 +20,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from pipelines import PIPELINES
 from tune.linear import SIZE, build, curved, embedded, rough
 
 import spectrum_diffusion
@@ -314,6 +315,29 @@ def test_prompts_with_more_arguments_are_sampled_one_by_one() -> None:
     prompts = [{"prompt": prompt, "guidance_scale": 1.0} for prompt in PROMPTS]
     (plan,) = tune(build(), prompts, nfe=5, pairs=3, left_out=2, runs=2)
     assert plan.record["provenance"]["fitted"][0]["prompt"] == ["guidance_scale", "prompt"]
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan"])
+def test_a_plan_for_a_pipeline_with_guidance_of_two_predictions(name: str) -> None:
+    entry = PIPELINES[name]
+    pipe = entry.build()
+    inputs = {**entry.family.inputs, **entry.arguments}
+    call = {"num_inference_steps": STEPS}
+    (made,) = tune(pipe, [inputs], nfe=6, call=call, pairs=2, left_out=1, runs=2)
+    rows = {row["options"]: row for row in made.record["validation"]["rows"]}
+    assert rows[made.record["chosen"]]["mean"] >= rows["default"]["mean"]
+    with spectrum_diffusion.enable(pipe, plan=made) as handle:
+        entry.call(pipe, steps=STEPS)
+        assert handle.summary().nfe == 6
+    assert torch.equal(entry.call(pipe, steps=STEPS), entry.call(entry.build(), steps=STEPS))
+
+
+@pytest.mark.parametrize("name", ["wan22"])
+def test_pipelines_whose_calls_change_midway_are_refused(name: str) -> None:
+    entry = PIPELINES[name]
+    inputs = {**entry.family.inputs, **entry.arguments}
+    with pytest.raises(UnsupportedModelError, match="no plan can be fitted to this pipeline"):
+        tune(entry.build(), [inputs], nfe=6, call={"num_inference_steps": STEPS}, pairs=1, left_out=1, runs=1)
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [

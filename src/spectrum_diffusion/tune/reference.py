@@ -86,7 +86,8 @@ class Recorder(DrivenPath):
         self.steps.append(step)
         after = asked(call, call.output)
         self.factors.append(_factor(call, after))
-        self.latents[-1:] = [call.sample.float().cpu(), after.cpu()]
+        # A copy, because pipelines may write into the sample between steps.
+        self.latents[-1:] = [call.sample.detach().float().cpu().clone(), after.cpu()]
         if self._keeps:
             self.outputs.append(call.output.float().cpu().clone())
         self._norms.append(call.output.float().flatten(1).norm(dim=1).cpu())

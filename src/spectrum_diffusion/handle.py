@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -30,6 +30,9 @@ from .scheduler_steps import why_uncorrected
 from .sites import site_class
 from .sites.denoiser import Denoiser
 from .sites.imprint import Imprint
+
+if TYPE_CHECKING:
+    from .memory import MemoryEstimate
 
 
 class Handle:
@@ -104,6 +107,36 @@ class Handle:
         if not self._traces:
             raise SpectrumError("nothing was generated since enable(…): call the pipeline first")
         return summarize_stages(list(self._traces.values()))
+
+    def memory_estimate(
+        self,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        frames: int | None = None,
+        batch: int | None = None,
+        **call: Any,
+    ) -> MemoryEstimate:
+        """The memory that the method will hold in a call of the pipeline, before it runs.
+
+        The call runs with denoisers that compute shapes only, so it takes seconds and no memory beyond latents. Text
+        encoders run, unless ``prompt_embeds`` are passed.
+
+        Args:
+            height: of the image, in pixels; default: the pipeline's.
+            width: likewise.
+            frames: of the video.
+            batch: images or videos for each prompt.
+            call: any other argument of the pipeline's call, such as ``num_inference_steps`` or ``image``.
+
+        Raises:
+            InvalidOptionError: the pipeline does not take an argument.
+            UnsupportedModelError: a bare denoiser, the cache of another package, or a denoiser that does not run on
+                the meta device.
+        """
+        from .memory import estimate  # which enables a pipeline
+
+        return estimate(self, {"height": height, "width": width, "frames": frames, "batch": batch, **call})
 
     @contextmanager
     def run(self, total_steps: int, sigmas: Sequence[float] | None = None) -> Iterator[ManualRun]:

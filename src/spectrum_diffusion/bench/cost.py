@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ from torch.utils._pytree import tree_map_only
 from ..core.flops import counting
 from ..core.schedule import check_integer
 from ..core.summary import Flops, Summary
-from ..errors import InvalidOptionError, UnsupportedModelError
+from ..errors import InvalidOptionError
 from ..handle import enable
+from ..memory import on_meta
 
 T = TypeVar("T")
 
@@ -56,6 +58,21 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """Time of a sampling loop.
+
+    Attributes:
+        seconds: of the whole loop, as the device needs them.
+        steps: seconds of each step on the device, between two updates of the progress bar.
+        host: seconds of each step on the host, which runs ahead of a device.
+    """
+
+    seconds: float
+    steps: tuple[float, ...]
+    host: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Spent:
     """Time and memory of one call.
 
@@ -63,11 +80,13 @@ class Spent:
         seconds: of the whole call.
         loop: seconds of the sampling loop; None if the pipeline shows no progress bar around it.
         memory: the peak.
+        loops: the loops one by one.
     """
 
     seconds: float
     loop: float | None
     memory: Memory
+    loops: tuple[Loop, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,7 @@ class Cost:
         call: the whole pipeline call: text encoders, sampling loop, decoder.
         loop: the sampling loop; None if the pipeline shows no progress bar around it.
         memory: the highest peak of the repetitions.
+        loops: the sampling loops of each repetition, in the order they ran.
         summary: that of the last timed generation; None for the untouched pipeline.
         flops: of all denoiser calls of one more generation, which is not timed; None if not counted.
     """
@@ -85,6 +105,7 @@ class Cost:
     call: Timing
     loop: Timing | None
     memory: Memory
+    loops: tuple[Loop, ...] = ()
     summary: Summary | None = None
     flops: Flops | None = None
 
@@ -144,13 +165,15 @@ def _generate(
 def watched(pipe: Any, call: Callable[[], T]) -> tuple[T, Spent]:
     """Call a pipeline once: its result, and the time and memory of the call. Waits for the device before and after."""
     device = device_of(pipe)
-    with _loop_timer(pipe, device) as loop:
+    with _loop_timer(pipe, device) as loops_of:
         reset_peak_memory(device)
         synchronize(device)
         begin = time.perf_counter()
         result = call()
         synchronize(device)
-        return result, Spent(time.perf_counter() - begin, loop(), peak_memory(device))
+        seconds, loops = time.perf_counter() - begin, loops_of()
+        total = sum(loop.seconds for loop in loops) if loops else None
+        return result, Spent(seconds, total, peak_memory(device), loops)
 
 
 def device_of(pipe: Any) -> torch.device:
@@ -165,43 +188,66 @@ def _cost(samples: list[tuple[Spent, Summary | None]]) -> Cost:
         call=Timing(tuple(call.seconds for call in spent)),
         loop=Timing(tuple(loops)) if loops else None,
         memory=max((call.memory for call in spent), key=lambda memory: memory.bytes),
+        loops=tuple(loop for call in spent for loop in call.loops),
         summary=samples[-1][1],
     )
 
 
 @contextmanager
-def _loop_timer(pipe: Any, device: torch.device) -> Iterator[Callable[[], float | None]]:
-    """Measures the time in the progress bar that pipelines put around their sampling loop."""
-    spans: list[Callable[[], float]] = []
+def _loop_timer(pipe: Any, device: torch.device) -> Iterator[Callable[[], tuple[Loop, ...]]]:
+    """Measures the time in the progress bar that pipelines put around their sampling loop, and between its updates."""
+    timed: list[_Marks] = []
     original = pipe.progress_bar
 
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
-        return _timed(bar, device, spans) if hasattr(bar, "__enter__") else bar
+        return _timed(bar, device, timed) if hasattr(bar, "__enter__") else bar
 
     pipe.progress_bar = progress_bar
     try:
-        yield lambda: sum(span() for span in spans) if spans else None
+        yield lambda: tuple(marks.loop() for marks in timed)  # called after a synchronization
     finally:
         del pipe.progress_bar
 
 
+class _Marks:
+    """Moments of a sampling loop, on the host and, where it has a clock of its own, on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._has_events = device.type == "cuda"  # events need no synchronization within the call
+        self._host: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+
+    def add(self) -> None:
+        self._host.append(time.perf_counter())
+        if self._has_events:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+
+    def loop(self) -> Loop:
+        host = tuple(after - before for before, after in pairwise(self._host))
+        steps = tuple(1e-3 * before.elapsed_time(after) for before, after in pairwise(self._events)) or host
+        return Loop(sum(steps), steps[:-1], host[:-1])  # the last mark is the end of the loop
+
+
 @contextmanager
-def _timed(bar: Any, device: torch.device, spans: list[Callable[[], float]]) -> Iterator[Any]:
+def _timed(bar: Any, device: torch.device, timed: list[_Marks]) -> Iterator[Any]:
+    marks = _Marks(device)
     with bar as entered:
-        if device.type == "cuda":  # events cost no synchronisation within the call
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield entered
-            end.record()
-            spans.append(lambda: begin.elapsed_time(end) / 1e3)  # called after a synchronisation
-        else:
+        update = entered.update
+
+        def updated(*args: Any, **kwargs: Any) -> Any:
+            marks.add()
+            return update(*args, **kwargs)
+
+        entered.update = updated
+        marks.add()
+        yield entered
+        if device.type != "cuda":
             synchronize(device)
-            start = time.perf_counter()
-            yield entered
-            synchronize(device)
-            seconds = time.perf_counter() - start
-            spans.append(lambda: seconds)
+        marks.add()
+        timed.append(marks)
 
 
 def synchronize(device: torch.device) -> None:
@@ -254,21 +300,8 @@ def forward_flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     Raises:
         UnsupportedModelError: the model is not on the meta device and has no configuration.
     """
+    there = all(parameter.is_meta for parameter in model.parameters())
     with torch.no_grad(), counting() as counter:
-        on_meta(model)(**tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), dict(inputs)))
+        shapes = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), dict(inputs))
+        (model if there else on_meta(model))(**shapes)
     return int(counter.get_total_flops())
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """The model itself if it is on the meta device, else a copy with the same configuration there."""
-    if all(parameter.is_meta for parameter in model.parameters()):
-        return model
-    make = getattr(type(model), "from_config", None)
-    if make is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no configuration to build a copy on the meta device from: "
-            "build it under torch.device('meta') and pass that"
-        )
-    with torch.device("meta"):
-        twin: nn.Module = make(model.config)
-    return twin.eval()

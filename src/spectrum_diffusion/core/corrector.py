@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .history import memory_of
 from .path import Path
 from .replay import Replay, StepCall
 from .summary import Trace
@@ -32,8 +33,9 @@ class Corrector:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the outputs and samples that are kept, in bytes."""
-        return self.path.nbytes + (self._replay.nbytes if self._replay is not None else 0)
+        """Memory of the outputs, samples and scheduler states that are kept, in bytes."""
+        outputs = memory_of(tensor for feature in self.path.features for tensor in feature)
+        return sum((outputs | (self._replay.memory if self._replay is not None else {})).values())
 
     def evaluated(self, step: int, call: StepCall) -> Any:
         """Take an evaluated step from the corrected sample; what the scheduler returns."""
@@ -44,7 +46,11 @@ class Corrector:
             if step - last > 1:
                 sample = self._corrected(self._replay, last, call)
             self._replay.begin(sample)
+<<<<<<< HEAD
         return self._take(call, output, sample)
+=======
+        return self._take(call, call.output, sample, kept=self.path.features[-1][0])
+>>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
 
     def skipped(self, call: StepCall, output: torch.Tensor) -> Any:
         """Take a step with a forecast output, (B, …); what the scheduler returns."""
@@ -68,7 +74,9 @@ class Corrector:
             return call.sample
         return replay.again(lambda since, used: self.path.corrected(last + since, used))
 
-    def _take(self, call: StepCall, output: torch.Tensor, sample: torch.Tensor) -> Any:
+    def _take(
+        self, call: StepCall, output: torch.Tensor, sample: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> Any:
         if self._replay is None:
             return call.proceed_with(output, sample)
-        return self._replay.take(call, output, sample)
+        return self._replay.take(call, output, sample, kept)

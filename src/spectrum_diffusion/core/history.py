@@ -35,15 +35,24 @@ class History:
         """Memory held by the features, in bytes."""
         return sum(tensor.nbytes for feature in self.features for tensor in feature)
 
-    def append(self, step: int, feature: Feature) -> None:
+    def make_room(self) -> None:
+        """Free the oldest feature if the next one would push it out, so that an evaluation does not find it held."""
+        if self.window is not None and len(self) >= self.window:
+            del self.steps[0], self.features[0]
+
+    def append(self, step: int, feature: Feature, *, copied: bool = False) -> None:
         """Keep a copy of the feature of an evaluated step.
 
         A copy, because the model may write into the tensor later, and CUDA graphs reuse their output buffers.
+
+        Args:
+            step: the step.
+            feature: its feature.
+            copied: whether the feature is a copy already.
         """
+        self.make_room()
         self.steps.append(step)
-        self.features.append(tuple(tensor.detach().clone() for tensor in feature))
-        if self.window is not None and len(self.steps) > self.window:
-            del self.steps[0], self.features[0]
+        self.features.append(tuple(tensor.detach() if copied else tensor.detach().clone() for tensor in feature))
 
     def fits(self, feature: Feature) -> bool:
         """Whether the feature has the shapes of the kept ones."""
@@ -62,6 +71,15 @@ class History:
         """Free the features, at the end of a run."""
         self.steps.clear()
         self.features.clear()
+
+
+def memory_of(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """The storages behind tensors and their sizes in bytes, each once: tensors may share one, and a view keeps it all.
+
+    Storages have an identity on the meta device too, where data pointers are all zero.
+    """
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage._cdata: storage.nbytes() for storage in storages}
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -41,9 +41,9 @@ class Path(History):
         self._agreements: list[torch.Tensor] = []  # for each tensor of the feature, (B,)
         self._rates: list[torch.Tensor] = []  # likewise: κ of the damping
 
-    def append(self, step: int, feature: Feature) -> None:
+    def append(self, step: int, feature: Feature, *, copied: bool = False) -> None:
         """Keep a copy of the feature of an evaluated step, and learn how well the line foretold it."""
-        super().append(step, feature)
+        super().append(step, feature, copied=copied)
         if len(self) == NODES:
             self._agreements = [agreement(self.steps, tensors) for tensors in zip(*self.features, strict=True)]
             self._rates = [damping_rate(share, self.steps[-1] - self.steps[-2]) for share in self._agreements]

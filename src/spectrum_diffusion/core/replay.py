@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+<<<<<<< HEAD
 from contextlib import contextmanager
 from dataclasses import dataclass
+=======
+from dataclasses import dataclass, replace
+>>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
 from typing import Any
 
 import torch
 
 from .calls import version_of
+from .history import memory_of
 
 
 @dataclass
@@ -47,6 +52,11 @@ class StepCall:
         bound.arguments.update(model_output=output, sample=sample)
         return self.take(*bound.args, **bound.kwargs)
 
+    def emptied(self) -> StepCall:
+        """The call without its output and sample, to be taken again with others."""
+        arguments = {**self.bound.arguments, "model_output": None, "sample": None}
+        return replace(self, bound=inspect.BoundArguments(self.bound.signature, arguments))  # type: ignore[arg-type]
+
 
 class Replay:
     """The steps that a scheduler took since an evaluated one, to be taken again with other outputs.
@@ -64,9 +74,15 @@ class Replay:
         self._broken = False  # whether something changed the sample between two steps of the gap
 
     @property
-    def nbytes(self) -> int:
-        """Memory of the gap's outputs and samples, in bytes."""
-        return sum(output.nbytes + call.sample.nbytes for call, output in self._taken)
+    def memory(self) -> dict[int, int]:
+        """The storages that only this gap keeps and their bytes: outputs, the first sample, the scheduler's old state.
+
+        See :func:`memory_of`.
+        """
+        start = () if self._start is None else (self._start,)
+        kept = memory_of((*(output for _, output in self._taken), *start, *_tensors_in(self._state)))
+        current = memory_of(_tensors_in(vars(self._scheduler)))
+        return {storage: nbytes for storage, nbytes in kept.items() if storage not in current}
 
     def begin(self, sample: torch.Tensor) -> None:
         """Begin a gap before an evaluated step, at a sample (B, …)."""
@@ -74,12 +90,24 @@ class Replay:
         self._start, self._broken = sample, False
         self._taken.clear()
 
-    def take(self, call: StepCall, output: torch.Tensor, sample: torch.Tensor) -> Any:
-        """Take a step and remember it; what the scheduler returns."""
+    def take(self, call: StepCall, output: torch.Tensor, sample: torch.Tensor, kept: torch.Tensor | None = None) -> Any:
+        """Take a step and remember it; what the scheduler returns.
+
+        Args:
+            call: the step.
+            output: what the scheduler is given, (B, …).
+            sample: the noisy latents, (B, …).
+            kept: a copy of the output that is kept anyway, to be remembered in its place.
+        """
         self._broken |= bool(self._taken) and not self._follows(call)
         result = call.proceed_with(output, sample)
+<<<<<<< HEAD
         self._taken.append((call, output))
         handed = sample_of(result)
+=======
+        self._taken.append((call.emptied(), output if kept is None else kept))
+        handed = _sample_of(result)
+>>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
         self._handed = handed, version_of(handed)
         return result
 
@@ -135,6 +163,18 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value.copy() if type(value) in (list, dict) else value for name, value in state.items()}
 
 
+<<<<<<< HEAD
 def sample_of(result: Any) -> torch.Tensor:
     """The sample that a scheduler's step returned."""
+=======
+def _tensors_in(state: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors of a scheduler's state, and those in its lists, such as the outputs of a multistep scheduler."""
+    for value in state.values():
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, torch.Tensor):
+                yield item
+
+
+def _sample_of(result: Any) -> torch.Tensor:
+>>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
     return result[0] if isinstance(result, tuple) else result.prev_sample  # type: ignore[no-any-return]

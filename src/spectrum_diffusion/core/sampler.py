@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.utils._pytree import tree_leaves
+
 from ..errors import UnsupportedModelError
 from .calls import Arguments
 from .clock import Clock, noise_of
 from .corrector import Corrector
+from .history import memory_of
 from .replay import StepCall
 from .run import UNKNOWN, OnStep, relative_error
 from .summary import Call, Trace
@@ -109,6 +113,7 @@ class SamplerRun:
         """Let go of every tensor; the trace stays."""
         self.corrector.clear()
         self._outputs, self._computed = {}, {}
+        self.trace.holds(0)
 
     def _evaluated(self, denoiser: Any, call: Arguments, step: int) -> Any:
         """The output of the denoiser; through the site, which refuses what a later step must not skip."""
@@ -176,10 +181,16 @@ class SamplerRun:
             self._controller.compare(self._path.line(record.step), (call.output,))
         return self.corrector.evaluated(record.step, call)
 
+    @property
+    def _stand_ins(self) -> int:
+        """Memory of the outputs that stand in for those of skipped steps, in bytes."""
+        leaves = tree_leaves([self._outputs, self._computed])
+        return sum(memory_of(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)).values())
+
     def _note(self, record: Call) -> None:
         self.trace.calls.append(record)
         self.trace.total = self.clock.total
-        self.trace.holds(self.corrector.nbytes)
+        self.trace.holds(self.corrector.nbytes + self._stand_ins)
         if record.step >= self.clock.total - 1:
             self._ended = True
             self.close()  # before the decoder runs, which may need the memory

@@ -26,7 +26,8 @@ class Site:
     """Whether the site intercepts modules inside blocks, which a compiled block does not call."""
     skips_root: ClassVar[bool] = False
     """Whether a skipped step runs nothing of the denoiser. Such a site works without a row and on compiled models."""
-
+    copies: bool = False
+    """Whether features are copies, which nothing else writes into."""
     at_scheduler: ClassVar[bool] = False
     """Whether what the scheduler is given is forecast, once for all branches, in place of a denoiser's feature."""
 

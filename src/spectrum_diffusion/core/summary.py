@@ -62,6 +62,8 @@ class Trace:
     Attributes:
         stage: name of the first denoiser of the loop.
         total: number of steps that the clock tells.
+        history_bytes: the most memory that the loop held.
+        held_bytes: the memory that it holds now.
         notes: what a user should know beside the counts → how often it happened.
     """
 
@@ -73,6 +75,7 @@ class Trace:
     flops: bool = False
     calls: list[Call] = field(default_factory=list)
     history_bytes: int = 0
+    held_bytes: int = 0
     wall_seconds: float | None = None
     earlier_loops: int = 0
     stage: str = ""
@@ -90,6 +93,7 @@ class Trace:
 
     def holds(self, nbytes: int) -> None:
         """Record the memory that the loop holds at the moment."""
+        self.held_bytes = nbytes
         self.history_bytes = max(self.history_bytes, nbytes)
 
     @contextmanager

@@ -19,6 +19,7 @@ class Deep(BlockSite):
     name = "deep"
     keeps = "the output of the deep part of the U-Net"
     inside_blocks = True
+    copies = True
 
     def roles(self, model: nn.Module, *options: Any) -> Roles:
         last, before = deep_modules(model, *options)

@@ -16,6 +16,7 @@ class FirstBlock(StackSite):
 
     name = "first_block"
     keeps = "what the blocks after the first add to the image tokens"
+    copies = True
     residual = "after"
 
     def signal(self, call: Arguments) -> tuple[torch.Tensor, Any]:

@@ -17,6 +17,7 @@ class Modules(BlockSite):
     name = "module"
     keeps = "the output of every attention and feed-forward module"
     inside_blocks = True
+    copies = True
 
     def roles(self, model: nn.Module, *options: Any) -> Roles:
         features, beside = modules_of(model)

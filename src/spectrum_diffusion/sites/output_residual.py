@@ -25,6 +25,7 @@ class OutputResidual(Output):
 
     name = "output_residual"
     keeps = "what the denoiser adds to its sample"
+    copies = True
 
     def __init__(
         self, model: nn.Module, options: tuple[Any, ...], interceptor: Callable[[nn.Module], Interceptor]

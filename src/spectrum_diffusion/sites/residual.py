@@ -19,6 +19,7 @@ class Residual(StackSite):
 
     name = "residual"
     keeps = "what the stack of blocks adds to the image tokens"
+    copies = True
     residual = "before"
 
     def roles(self, model: nn.Module, *options: Any) -> Roles:

@@ -40,6 +40,7 @@ class FirstEvaluation(Site):
 
     def __init__(self, site: Site, model: nn.Module, name: str) -> None:
         self._site, self._denoiser = site, name
+        self.copies = site.copies
         self._skipped = site.skipped(model)
         self.done = not self._skipped
 

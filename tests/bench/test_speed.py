@@ -93,7 +93,9 @@ def test_a_row_is_what_was_measured() -> None:
 
 
 def test_flux_dev_computes_what_is_known() -> None:
-    result = dry_run("flux", Setting(ARCHITECTURES["flux"], dtype=torch.bfloat16), {"reuse": ("reuse", {"site": "output"})})
+    result = dry_run(
+        "flux", Setting(ARCHITECTURES["flux"], dtype=torch.bfloat16), {"reuse": ("reuse", {"site": "output"})}
+    )
     assert result.rows[0].flops == pytest.approx(50 * 74.385e12, rel=1e-4)
     assert result.rows[1].history_bytes == 4096 * 64 * 2  # one output of 4096 tokens of 64 channels
 

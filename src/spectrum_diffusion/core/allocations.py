@@ -1,4 +1,4 @@
-"""Memory that PyTorch allocates, counted exactly on any device; a CPU has no such counter, the meta device no memory."""
+"""Memory that PyTorch allocates, counted on any device: a CPU has no such counter, and the meta device no memory."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Architecture:
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _SHIFTED = dict(base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15, shift=3.0,
                 use_dynamic_shifting=True)
-_WAN = dict(
+_WAN: dict[str, Any] = dict(
     pipeline="WanPipeline", denoiser="WanTransformer3DModel",
     scheduler=("UniPCMultistepScheduler", dict(prediction_type="flow_prediction", use_flow_sigmas=True,
                                                flow_shift=3.0)),

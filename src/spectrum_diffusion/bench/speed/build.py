@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -129,22 +130,20 @@ def build(setting: Setting, *, weights: bool = True) -> Any:
     if weights:
         _fill(denoiser, setting)
     else:
-        denoiser.to(dtype=setting.dtype)
+        nn.Module.to(denoiser, setting.dtype)
     cls: Any = getattr(diffusers, architecture.pipeline)
-    absent = {part: None for part in cls._get_signature_keys(cls)[0]}
     parts = {architecture.component: denoiser, "scheduler": getattr(diffusers, name)(**config)}
-    pipe = cls(**{key: value for key, value in {**absent, **parts}.items() if key in _required(cls) or value is not None})
+    pipe = cls(**{**dict.fromkeys(_required(cls)), **parts})
     pipe.set_progress_bar_config(disable=True)
     if setting.compiled:
         denoiser.compile_repeated_blocks(fullgraph=True)
     return pipe
 
 
-def _required(cls: Any) -> Mapping[str, Any]:
-    import inspect
-
+def _required(cls: Any) -> list[str]:
+    """The components that a pipeline must be given, if only as None."""
     parameters = inspect.signature(cls.__init__).parameters
-    return {name: item for name, item in parameters.items() if item.default is item.empty and name != "self"}
+    return [name for name, item in parameters.items() if item.default is item.empty and name != "self"]
 
 
 @contextmanager
@@ -157,11 +156,11 @@ def _without_weights() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         original(module, name, parameter)
 
-    nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_parameter  # type: ignore
     try:
         yield
     finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+        nn.Module.register_parameter = original  # type: ignore
 
 
 def _fill(model: nn.Module, setting: Setting) -> None:

@@ -192,9 +192,7 @@ def _difference(peak: int | None, base: int | None) -> int | None:
     return None if peak is None or base is None else peak - base
 
 
-def _synchronizations(
-    pipe: Any, call: Callable[[], Any], method: MethodOptions | None, setting: Setting
-) -> int | None:
+def _synchronizations(pipe: Any, call: Callable[[], Any], method: MethodOptions | None, setting: Setting) -> int | None:
     """Device synchronizations in a generation that code of this library causes; None without a CUDA device."""
     if not setting.device.startswith("cuda"):
         return None

@@ -102,9 +102,7 @@ def _setting(
     return Setting(ARCHITECTURES[arch], scale, height, width, frames, steps, batch, place, kind, compiled)
 
 
-def _measure(
-    arch: str, setting: Setting, specs: tuple[MethodSpec, ...], repeats: int, dry_run: bool
-) -> dict[str, Any]:
+def _measure(arch: str, setting: Setting, specs: tuple[MethodSpec, ...], repeats: int, dry_run: bool) -> dict[str, Any]:
     from ...bench import speed
 
     methods = {spec.label: (spec.name, spec.all_options()) for spec in specs}

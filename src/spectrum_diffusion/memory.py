@@ -106,19 +106,23 @@ class Shadows:
     def __init__(self) -> None:
         self.allocations = Allocations()
         self.calls: Counter[Any] = Counter()
-        self._known: dict[Any, tuple[nn.Module, Any]] = {}
+        self._known: dict[Any, tuple[nn.Module, type, Any]] = {}
 
-    def begin(self, key: Any, model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    def begin(self, key: Any, model: nn.Module, plain: type, arguments: Mapping[str, Any]) -> None:
         """Take note of a call. Nothing but shapes is kept, since tensors would count as memory of the rehearsal."""
         if not self.calls:
             self.allocations.peak = self.allocations.live  # what the text encoders needed is gone
         self.calls[key] += 1
         if key not in self._known:
-            self._known[key] = (model, tree_map_only(torch.Tensor, _Shape.of, dict(arguments)))
+            self._known[key] = (model, plain, tree_map_only(torch.Tensor, _Shape.of, dict(arguments)))
 
     def inputs(self) -> Iterator[tuple[nn.Module, dict[str, Any], int]]:
-        """For calls of each kind: the model, its arguments on the meta device, and how often it was called so."""
-        for key, (model, shapes) in self._known.items():
+        """For calls of each kind: the model, its arguments on the meta device, and how often it was called so.
+
+        The models are plain from then on.
+        """
+        for key, (model, plain, shapes) in self._known.items():
+            model.__class__ = plain
             yield model, tree_map_only(_Shape, lambda like: like.zeros("meta"), shapes), self.calls[key]
 
     def run(self, forward: Callable[[], Any], cls: type) -> tuple[Any, int]:
@@ -161,7 +165,7 @@ class Shadows:
             device = _device_of((args, kwargs))
             args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
             key = (name, *((tensor.shape, tensor.dtype) for tensor in _tensors((args, kwargs))))
-            shadows.begin(key, self, kwargs)
+            shadows.begin(key, self, cls, kwargs)
             if opaque and key in results:
                 shadows.allocations.reach(results[key][1])
             else:

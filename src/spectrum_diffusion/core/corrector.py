@@ -46,11 +46,8 @@ class Corrector:
             if step - last > 1:
                 sample = self._corrected(self._replay, last, call)
             self._replay.begin(sample)
-<<<<<<< HEAD
-        return self._take(call, output, sample)
-=======
-        return self._take(call, call.output, sample, kept=self.path.features[-1][0])
->>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
+        kept = self.path.features[-1][0] if output is call.output else None  # a copy of it
+        return self._take(call, output, sample, kept)
 
     def skipped(self, call: StepCall, output: torch.Tensor) -> Any:
         """Take a step with a forecast output, (B, …); what the scheduler returns."""

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-<<<<<<< HEAD
 from contextlib import contextmanager
-from dataclasses import dataclass
-=======
 from dataclasses import dataclass, replace
->>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
 from typing import Any
 
 import torch
@@ -101,13 +97,8 @@ class Replay:
         """
         self._broken |= bool(self._taken) and not self._follows(call)
         result = call.proceed_with(output, sample)
-<<<<<<< HEAD
-        self._taken.append((call, output))
-        handed = sample_of(result)
-=======
         self._taken.append((call.emptied(), output if kept is None else kept))
-        handed = _sample_of(result)
->>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
+        handed = sample_of(result)
         self._handed = handed, version_of(handed)
         return result
 
@@ -163,10 +154,6 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value.copy() if type(value) in (list, dict) else value for name, value in state.items()}
 
 
-<<<<<<< HEAD
-def sample_of(result: Any) -> torch.Tensor:
-    """The sample that a scheduler's step returned."""
-=======
 def _tensors_in(state: dict[str, Any]) -> Iterator[torch.Tensor]:
     """The tensors of a scheduler's state, and those in its lists, such as the outputs of a multistep scheduler."""
     for value in state.values():
@@ -175,6 +162,6 @@ def _tensors_in(state: dict[str, Any]) -> Iterator[torch.Tensor]:
                 yield item
 
 
-def _sample_of(result: Any) -> torch.Tensor:
->>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
+def sample_of(result: Any) -> torch.Tensor:
+    """The sample that a scheduler's step returned."""
     return result[0] if isinstance(result, tuple) else result.prev_sample  # type: ignore[no-any-return]

@@ -201,7 +201,8 @@ class Run:
     def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
         if not (self._controller or self.method).needs_feature(record.step, self.clock.total):
             return call.proceed(*call.args, **call.kwargs)
-        branch.history.make_room()
+        if self._controller is None:  # which compares the feature with the forecast of all that is kept
+            branch.history.make_room()
         output, feature, branch.structure = site.evaluate(call)
         self._keep(branch, site, feature, record)
         return output
@@ -227,13 +228,9 @@ class Run:
         if not feature:
             branch.restart(f"{site.name} not reached")
         elif branch.history.fits(feature):
-<<<<<<< HEAD
             if self._controller is not None and len(branch.history):
                 self._controller.compare(self._forecast(branch, record), feature)
-            branch.history.append(record.step, feature)
-=======
             branch.history.append(record.step, feature, copied=site.copies)
->>>>>>> 2a096d1 (The memory of a generation is known before it runs; a gap keeps no samples, an evaluation no feature that it pushes out)
         else:
             branch.restart("shape changed").history.append(record.step, feature, copied=site.copies)
 

@@ -18,9 +18,11 @@ from ...handle import enable
 from ...memory import Shadows, rehearse
 from ...methods import make_method
 from ...plan import versions
-from ..cost import Cost, MethodOptions, forward_flops, measure
+from ..cost import Cost, forward_flops, measure
 from .build import Setting, build
 
+MethodOptions = tuple[str, Mapping[str, Any]]
+"""A method's name and its options."""
 UNTOUCHED = "untouched"
 WARNING = "called a synchronizing CUDA operation"
 PACKAGE = str(Path(__file__).parents[2])

@@ -231,17 +231,24 @@ class _Marks:
         return Loop(sum(steps), steps[:-1], host[:-1])  # the last mark is the end of the loop
 
 
+def _mark_updates(bar: Any, marks: _Marks) -> None:
+    """Mark each update of a progress bar, if it has updates."""
+    update = getattr(bar, "update", None)
+    if update is None:
+        return
+
+    def updated(*args: Any, **kwargs: Any) -> Any:
+        marks.add()
+        return update(*args, **kwargs)
+
+    bar.update = updated
+
+
 @contextmanager
 def _timed(bar: Any, device: torch.device, timed: list[_Marks]) -> Iterator[Any]:
     marks = _Marks(device)
     with bar as entered:
-        update = entered.update
-
-        def updated(*args: Any, **kwargs: Any) -> Any:
-            marks.add()
-            return update(*args, **kwargs)
-
-        entered.update = updated
+        _mark_updates(entered, marks)
         marks.add()
         yield entered
         if device.type != "cuda":

@@ -26,8 +26,8 @@ def main() -> None:
 def results(kind: str) -> list[dict[str, Any]]:
     """The stored results of a kind, in the order of the architectures."""
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    order = list(ARCHITECTURES)
-    return sorted((result for result in stored if result["kind"] == kind), key=lambda result: order.index(result["arch"]))
+    chosen = (result for result in stored if result["kind"] == kind)
+    return sorted(chosen, key=lambda result: list(ARCHITECTURES).index(result["arch"]))
 
 
 def scaled(stored: list[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """The tables of docs/performance.md, from the results in benchmarks/results/speed.
 
-    python -m benchmarks.performance
+python -m benchmarks.performance
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class PlannedPath(Path):
         self.window = None
         self._evaluated, self._weights = evaluated, weights
 
-    def append(self, step: int, feature: Feature) -> None:
-        History.append(self, step, feature)  # nothing is learnt from hindsight
+    def append(self, step: int, feature: Feature, *, copied: bool = False) -> None:
+        History.append(self, step, feature, copied=copied)  # nothing is learnt from hindsight
 
     def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
         self.append(step, (call.output,))

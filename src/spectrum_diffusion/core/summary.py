@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .flops import counting
+from .html import summary_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -260,6 +261,10 @@ class Summary:
             "notes": self.notes,
             "stages": [stage.to_dict() for stage in self.stages],
         }
+
+    def _repr_html_(self) -> str:
+        """The summary in a notebook."""
+        return summary_html(self)
 
     def __str__(self) -> str:
         if self.stages:

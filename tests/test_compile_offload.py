@@ -123,3 +123,12 @@ def test_group_offload_moves_no_block_on_a_skipped_step(
         evaluated = handle.summary().evaluated
     for step, blocks in by_step.items():
         assert bool(blocks) == (step in evaluated), f"step {step} moved {blocks}"
+
+
+def test_fewer_steps_run_on_a_denoiser_that_is_compiled_whole() -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with spectrum_diffusion.enable(pipe, "fewer-steps", speedup=2) as handle:
+        entry.call(pipe, steps=10)
+    assert handle.summary().steps == handle.summary().nfe == 5

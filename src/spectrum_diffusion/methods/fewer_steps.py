@@ -26,6 +26,7 @@ class FewerSteps(Method):
             the scheduler.
     """
 
+    site: str = "output"  # nothing is forecast, so any denoiser will do
     solver: str | None = None
 
     sets_steps: ClassVar[bool] = True

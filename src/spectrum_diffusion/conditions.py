@@ -64,7 +64,7 @@ class Conditions:
                 {name: float(value) for name, value in values["guidance"].items()},
                 tuple(map(int, values["latents"])),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InvalidOptionError(
                 f"the plan's conditions cannot be read ({type(error).__name__}: {error}): make the plan again"
             ) from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .core.signatures import call_parameters
 from .core.words import did_you_mean
 from .errors import InvalidOptionError, MissingPackageError, UnsupportedModelError
+from .untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,8 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
         kwargs: passed on to ``from_pretrained``.
 
     Raises:
-        InvalidOptionError: it is neither a folder nor a small model, and cannot be an id on the Hub.
+        InvalidOptionError: it is neither a folder nor a small model, and cannot be an id on the Hub; or its folder
+            brings Python code of its own and ``trust_remote_code=True`` is not passed.
         MissingPackageError: the Hub does not have the model, or cannot be reached while the cache lacks it.
     """
     from diffusers import DiffusionPipeline
@@ -64,12 +66,44 @@ def load_pipeline(name_or_dir: str | Path, **kwargs: Any) -> DiffusionPipeline:
     defaults = folder / CALL_DEFAULTS_FILE
     if not folder.exists():
         return _load_from_hub(str(name_or_dir), **kwargs)
+    if not kwargs.get("trust_remote_code"):
+        _refuse_code(folder)
     if not defaults.is_file():
         return DiffusionPipeline.from_pretrained(folder, **kwargs)
+    values = _read_object(defaults)
     with quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **kwargs)
-    pipeline.__class__ = _with_call_defaults(type(pipeline), defaults.read_text(encoding="utf-8"))  # type: ignore[arg-type]
+    pipeline.__class__ = _with_call_defaults(type(pipeline), json.dumps(values))  # type: ignore[arg-type]
     return pipeline
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder."""
+    try:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise InvalidOptionError(f"{path} cannot be read ({error}): download or save the model again") from None
+    if not isinstance(values, dict):
+        raise InvalidOptionError(f"{path} must hold a JSON object, got {values!r:.40}: save the model again")
+    return values
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a folder whose index names Python files of its own, which older versions of diffusers would run."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    values = _read_object(index)
+    named = values.get("_class_name")
+    files = [folder / f"{name}.py" for name in (named if isinstance(named, list) else []) if isinstance(name, str)]
+    for component, entry in values.items():
+        if isinstance(entry, list) and entry and isinstance(entry[0], str):
+            files.append(folder / component / f"{entry[0]}.py")
+    if code := [file for file in files if file.is_file()]:
+        raise InvalidOptionError(
+            f"the model {str(folder)!r} brings Python code of its own, {code[0].relative_to(folder)}, which loading it "
+            "would run: read that file, and pass trust_remote_code=True if you trust it"
+        )
 
 
 def check_source(source: str | Path, option: str = "") -> None:
@@ -184,9 +218,10 @@ def _with_call_defaults(base: type, defaults: str) -> type:
     """
     values = json.loads(defaults)
     signature = inspect.signature(base.__call__)
-    unknown = values.keys() - signature.parameters.keys()
-    if unknown:
-        raise ValueError(
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {name for name, parameter in signature.parameters.items() if parameter.kind in kinds} - {"self"}
+    if unknown := values.keys() - known:
+        raise InvalidOptionError(
             f"{CALL_DEFAULTS_FILE} names {', '.join(sorted(unknown))}, which {base.__name__} does not take: remove it"
         )
 

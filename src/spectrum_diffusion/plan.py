@@ -18,12 +18,11 @@ from typing import Any, TypeAlias
 
 from .conditions import Conditions
 from .errors import InvalidOptionError
+from .untrusted import LARGEST, parse_json, read_text
 
 FORMAT = 2
 KNOWN_FORMATS = (1, 2)
 """Format 2 added weights and the conditions that they were fitted under."""
-LARGEST = 8 << 20
-"""Bytes of the largest file that is read: 1,000 steps with 100 weights each fit in."""
 
 
 class _NotGiven(str):
@@ -135,6 +134,8 @@ def read_plan(given: PlanLike) -> Plan:
         raise InvalidOptionError(
             f"{named} is not a plan, which has the keys method, options and model: make one with `spectrum tune`"
         )
+    if not all(isinstance(name, str) for name in (*values, *values["options"])):
+        raise InvalidOptionError(f"{named} has a name that is not a string: write every key and option as text")
     if (version := values.get("format", FORMAT)) not in KNOWN_FORMATS:
         raise InvalidOptionError(
             f"{named} has format {version!r}, but this version reads the formats {KNOWN_FORMATS}: make the plan again"
@@ -145,17 +146,11 @@ def read_plan(given: PlanLike) -> Plan:
 
 def _read(path: str | os.PathLike[str]) -> Any:
     try:
-        if (size := Path(path).stat().st_size) > LARGEST:
-            raise ValueError(f"{size} bytes are more than a plan has")
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return parse_json(read_text(Path(path), LARGEST))
     except (OSError, TypeError, ValueError) as error:
         raise InvalidOptionError(
             f"plan={str(path)!r} cannot be read ({error}): pass a file that `spectrum tune` wrote, or a dict"
         ) from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from ..errors import InvalidOptionError, MissingPackageError
 from ..loading import named_models
+from ..untrusted import parse_json
 from .metrics.programs.environment import environment_of
 
 T = TypeVar("T")
@@ -77,7 +77,9 @@ def read_file(path: Path) -> list[Prompt]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         prompts = _from_records(_PARSERS.get(path.suffix.lower(), str.splitlines)(text), str(path))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except InvalidOptionError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InvalidOptionError(
             f"{path} can't be read as {path.suffix or 'text'} ({error}): save it as UTF-8 text with one prompt a line, "
             "or as .csv, .tsv, .json or .jsonl with a column named prompt"
@@ -134,21 +136,23 @@ def _prompt(record: Any, name: str) -> Prompt:
             "column of the texts prompt"
         )
     category = next((fields[column] for column in CATEGORY_COLUMNS if fields.get(column)), "")
-    return Prompt(text.strip(), category if isinstance(category, str) else ",".join(map(str, category)))
+    return Prompt(text.strip(), ",".join(map(str, category)) if isinstance(category, list | tuple) else str(category))
 
 
 def _json(text: str) -> list[Any]:
-    value = json.loads(text)
+    value = parse_json(text)
     if isinstance(value, dict) and isinstance(value.get("annotations"), list):
         return _coco_captions(value["annotations"])
     return value if isinstance(value, list) else [value]
 
 
-def _coco_captions(annotations: list[dict[str, Any]]) -> list[Any]:
+def _coco_captions(annotations: list[Any]) -> list[Any]:
     """The first caption of each image, in the order of the file."""
-    captions: dict[Any, str] = {}
+    captions: dict[str, Any] = {}
     for annotation in annotations:
-        captions.setdefault(annotation.get("image_id"), annotation.get("caption", ""))
+        if not isinstance(annotation, dict):
+            raise ValueError(f"its annotations must be objects, not {annotation!r:.40}")
+        captions.setdefault(str(annotation.get("image_id")), annotation.get("caption", ""))
     return list(captions.values())
 
 
@@ -158,7 +162,7 @@ def _table(delimiter: str) -> Callable[[str], list[Any]]:
 
 _PARSERS: dict[str, Callable[[str], list[Any]]] = {
     ".json": _json,
-    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
+    ".jsonl": lambda text: [parse_json(line) for line in text.splitlines() if line.strip()],
     ".csv": _table(","),
     ".tsv": _table("\t"),
 }

@@ -22,6 +22,10 @@ VIDEOS = (".mp4", *ANIMATIONS)
 PLACEHOLDERS = ("prompt", "seed", "index")
 LONGEST = 48
 """Characters of a prompt that a file name holds."""
+LONGEST_NAME = 240
+"""Bytes of a file's name: file systems allow 255, and an unfinished file has a longer name."""
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+"""Names of devices on Windows, whatever their extension."""
 QUALITY = 95
 
 
@@ -83,6 +87,9 @@ def paths_for(path: Path, prompts: Sequence[str], seed: int) -> list[Path]:
 
     ``{prompt}``, ``{seed}`` and ``{index}`` in the file's name are filled in. Names that would still be equal get -0,
     -1 and so on. A prompt keeps its letters and digits only, so that it names a file in the same folder.
+
+    Raises:
+        MistakeError: a name is too long for a file.
     """
     names = [
         path.name.replace("{index}", str(i)).replace("{seed}", str(seed)).replace("{prompt}", _file_name(prompt))
@@ -90,7 +97,13 @@ def paths_for(path: Path, prompts: Sequence[str], seed: int) -> list[Path]:
     ]
     if len({name.lower() for name in names}) < len(names):  # some file systems ignore the case
         names = [f"{Path(name).stem}-{i}{path.suffix}" for i, name in enumerate(names)]
-    return [path.with_name(name) for name in names]
+    for name in names:
+        if len(name.encode()) > LONGEST_NAME:
+            raise MistakeError(
+                f"--output {path} gives the name {name[:40]}…, of {len(name.encode())} bytes, but a name has at most "
+                f"{LONGEST_NAME}: give a shorter one"
+            )
+    return [path.with_name(f"_{name}" if name.split(".")[0].lower() in RESERVED else name) for name in names]
 
 
 def _file_name(prompt: str) -> str:

@@ -164,7 +164,7 @@ def taylorseer_weights(evaluated: Iterable[float], target: float, order: int = 1
         float64, shape (K,).
     """
     horizon = float(target - list(evaluated)[-1])
-    powers = [horizon**i for i in range(check_integer("order", order, least=0) + 1)]
+    powers = [horizon**i for i in range(_order(order, evaluated) + 1)]
     return _summed_differences(list(evaluated), powers, start)
 
 
@@ -179,9 +179,15 @@ def hermite_weights(
     """
     x = check_number("contraction", contraction, least=0.0, most=1.0) * float(target - list(evaluated)[-1])
     hermite = [1.0, 2.0 * x]
-    for i in range(1, check_integer("order", order, least=0)):
+    order = _order(order, evaluated)
+    for i in range(1, order):
         hermite.append(2.0 * x * hermite[i] - 2.0 * i * hermite[i - 1])
     return _summed_differences(list(evaluated), [contraction**i * h for i, h in enumerate(hermite[: order + 1])], start)
+
+
+def _order(order: int, evaluated: Iterable[float]) -> int:
+    """The highest difference that the evaluated steps have, up to ``order``; 1/i! of more than 170 fits no float64."""
+    return min(check_integer("order", order, least=0), len(list(evaluated)) - 1, 170)
 
 
 def _summed_differences(steps: list[float], factors: list[float], start: float) -> Weights:

@@ -18,6 +18,9 @@ from ..errors import InvalidOptionError
 MAX_TOTAL = 1000
 """Longest run for which :func:`for_speedup` searches; samplers of more steps are unknown."""
 
+LARGEST_INTEGER = 2**63 - 1
+"""Integers above this fit neither a tensor nor a float."""
+
 EVEN = 0.15
 """Share of even spacing in :func:`nodes`; the rest is that of Chebyshev nodes."""
 BY_NOISE = 0.4
@@ -332,14 +335,14 @@ def _check_rising(steps: Sequence[float]) -> None:
 
 def check_integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
     """``value`` as an int within ``least … most``, or :class:`InvalidOptionError`."""
-    span = f"≥ {least}" if most is None else f"within {least} … {most}"
+    span, top = (f"≥ {least}", LARGEST_INTEGER) if most is None else (f"within {least} … {most}", most)
     if _is_bool(value) or not hasattr(value, "__index__"):
         raise InvalidOptionError(f"{name}={value!r} is not an integer: give a whole number {span}")
     try:
         number = value.__index__()
     except TypeError as error:  # an array of several
         raise InvalidOptionError(f"{name}={value!r} is not an integer: give a whole number {span}") from error
-    if number < least or (most is not None and number > most):
+    if not least <= number <= top:
         raise InvalidOptionError(f"{name}={number} is out of range: give a whole number {span}")
     return int(number)
 

@@ -49,7 +49,7 @@ def register_method(name: str, method: type[AnyMethod]) -> type[AnyMethod]:
     return method
 
 
-def make_method(name: str, **options: Any) -> AnyMethod:
+def make_method(name: str, /, **options: Any) -> AnyMethod:
     """The method called ``name``, with its options checked.
 
     Raises:

@@ -64,9 +64,9 @@ class AnyMethod:
     def __post_init__(self) -> None:
         self.check_choice("site", self.sites)
 
-    def check_integer(self, name: str, *, least: int) -> None:
-        """Check that an option is an integer ≥ ``least``, and store it as an int."""
-        object.__setattr__(self, name, schedule.check_integer(name, getattr(self, name), least=least))
+    def check_integer(self, name: str, *, least: int, most: int | None = None) -> None:
+        """Check that an option is an integer within ``least … most``, and store it as an int."""
+        object.__setattr__(self, name, schedule.check_integer(name, getattr(self, name), least=least, most=most))
 
     def check_number(self, name: str, *, least: float, most: float | None = None) -> None:
         """Check that an option is a finite number within ``least … most``, and store it as a float."""

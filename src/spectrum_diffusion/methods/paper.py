@@ -13,6 +13,9 @@ from typing import ClassVar
 from ..core.forecast import Weights, blend_weights, chebyshev_weights
 from .base import Forecaster
 
+MAX_DEGREE = 1_000
+"""A basis of more polynomials than a run has steps fits nothing better, and takes memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paper(Forecaster):
@@ -30,7 +33,7 @@ class Paper(Forecaster):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_integer("degree", least=0)
+        self.check_integer("degree", least=0, most=MAX_DEGREE)
         self.check_number("ridge", least=0.0)
 
     def weights(self, evaluated: tuple[float, ...], target: float, total: int) -> Weights:

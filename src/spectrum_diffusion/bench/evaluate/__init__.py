@@ -76,7 +76,7 @@ def evaluation(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None
 
 def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
     """The manifest: what is evaluated, and every run of the command in this folder."""
-    earlier = files.read_json(folder / "manifest.json") or {}
+    earlier = (files.read_json(folder / "manifest.json") or {}).get("runs")
     request = plan.request
     manifest = {
         "model": request.model,
@@ -85,7 +85,10 @@ def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
         "rows": [{"label": row.label, "method": row.method, "options": dict(row.options)} for row in request.rows],
         "prompts": list({case.prompt.text: asdict(case.prompt) for case in plan.cases}.values()),
         "seeds": list(request.seeds),
-        "runs": [*earlier.get("runs", []), {"begun": _now(), "command": request.command, **machine()}],
+        "runs": [
+            *(earlier if isinstance(earlier, list) else []),
+            {"begun": _now(), "command": request.command, **machine()},
+        ],
     }
     files.write_json(folder / "manifest.json", manifest)
     return manifest

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...atomic import TEMPORARY, remove, written
+from ...untrusted import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +39,8 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None if the file is missing or is not a complete JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing, cut off, or not text
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing, cut off, or not JSON
         return None
     return value if isinstance(value, dict) else None
 

@@ -36,8 +36,10 @@ class Store:
         record = files.read_json(self._path(unit, ".json"))
         if record is None or record.get("key") != unit.key:
             return None
-        intact = all(self._is_intact(name, checksum) for name, checksum in record.get("files", {}).items())
-        return record if intact else None
+        kept = record.get("files")
+        if not isinstance(kept, dict):
+            return None
+        return record if all(self._is_intact(name, checksum) for name, checksum in kept.items()) else None
 
     def save(self, unit: Unit, sample: Sample, measured: dict[str, Any]) -> None:
         """Write a sample: its files, then its record."""
@@ -109,8 +111,9 @@ class Store:
 
     def _is_intact(self, name: str, checksum: str) -> bool:
         try:
-            return files.digest((self.folder / name).read_bytes()) == checksum
-        except OSError:
+            path = (self.folder / name).resolve()
+            return path.is_relative_to(self.folder.resolve()) and files.digest(path.read_bytes()) == checksum
+        except (OSError, ValueError):  # missing, or a name that no file can have
             return False
 
 

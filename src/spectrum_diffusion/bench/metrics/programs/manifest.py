@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ....errors import InvalidOptionError
+from ....untrusted import parse_json
 
 MANIFEST = "manifest.jsonl"
 
@@ -38,16 +40,23 @@ def read_manifest(folder: Path) -> list[Entry]:
     """
     path = folder / MANIFEST
     try:
-        entries = [Entry(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = [_entry(parse_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         raise InvalidOptionError(f"{folder} has no {MANIFEST}: write one with write_manifest") from None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InvalidOptionError(
             f"{path} must list a file and its prompt on each line, but it does not ({error}): write it with "
             "write_manifest"
         ) from error
     _check(folder, entries)
     return entries
+
+
+def _entry(values: Any) -> Entry:
+    entry = Entry(**values)
+    if not all(isinstance(value, str) for value in vars(entry).values()):
+        raise ValueError(f"{values!s:.80} has a value that is not text")
+    return entry
 
 
 def _check(folder: Path, entries: list[Entry]) -> None:
@@ -58,5 +67,5 @@ def _check(folder: Path, entries: list[Entry]) -> None:
         raise InvalidOptionError(
             f"a file of {folder} is listed twice: {sorted({n for n in names if names.count(n) > 1})}"
         )
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    if missing := [name for name in names if "\0" in name or not (folder / name).is_file()]:
         raise InvalidOptionError(f"{folder} has no file {', '.join(missing[:5])}: write the files first")

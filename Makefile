@@ -28,7 +28,7 @@ help:
 	@echo "make test-versions  the core tests with the lowest and the newest supported versions"
 	@echo "make test-diffusers DIFFUSERS=path  diffusers' own pipeline tests, with every pipeline enabled"
 	@echo "make lint           ruff, format and rules; make types: mypy"
-	@echo "make docs           the pages of the methods and the drawings"
+	@echo "make docs           the pages of the methods, the drawings and the tables of compatibility"
 	@echo "make docs-site      the documentation site, under out/site"
 	@echo "make lines          lines of code by part, in docs/design.md"
 	@echo "make bench          cost of a skipped step, and the tables by which the default was chosen"
@@ -84,6 +84,7 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/method_pages.py
 	$(BIN)/python docs/drawings.py
+	$(BIN)/python docs/compatibility.py
 
 # Nothing that it loads comes from another host; a warning is an error.
 docs-site: $(EXTRAS_STAMP)

@@ -21,7 +21,7 @@ TRIED = ("last_block", "module", "residual", "first_block", "tokens", "deep")
 RESULTS = {
     "KandinskyV22CombinedPipeline": "works; prior and decoder are stages",
     "LTX2Pipeline": "works; video and audio are one denoiser",
-    "SkyReelsV2DiffusionForcingPipeline": "works; where frames have different timesteps (`ar_step`), nothing is skipped, with a warning",
+    "SkyReelsV2DiffusionForcingPipeline": "works; with `ar_step` nothing is skipped, with a warning",
     "StableCascadeCombinedPipeline": "works; prior and decoder are stages",
     "StableDiffusionPanoramaPipeline": "works, although it restores its scheduler for each view",
     "StableUnCLIPPipeline": "works; prior and decoder are stages",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import warnings
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from spectrum_diffusion.tune.reference import record
 from spectrum_diffusion.tune.search import Limits, Search, symmetric, worst_tenth
 from spectrum_diffusion.tune.strategies import STRATEGIES, found_by
 from spectrum_diffusion.tune.strategies.course import Course, even, rows_of
+from spectrum_diffusion.tune.strategies.lemica import least_worst
 
 STEPS = 12
 PAIRS = [Pair(prompt, seed) for seed, prompt in enumerate(["fox", "red apple", "a b", "sea"])]
@@ -449,6 +451,18 @@ def test_dpcache_finds_what_trying_every_schedule_finds() -> None:
     assert found == best
 
 
+def test_lemica_takes_the_path_that_trying_every_path_finds() -> None:
+    moves = random.Random(0)
+    for count in (1, 3, 5, 9):
+        edges = {(i, j): float(moves.randrange(5)) for i in range(9) for j in range(i + 1, 10)}
+
+        def falling(steps: tuple[int, ...], edges: Any = edges) -> list[float]:
+            return sorted((edges[edge] for edge in pairwise((*steps, 9))), reverse=True)
+
+        expected = min(falling((0, *rest)) for rest in combinations(range(1, 9), count - 1))
+        assert falling(least_worst(edges, count, 9)) == expected
+
+
 def test_meancache_forecasts_average_velocities() -> None:
     # With outputs linear in time the average over a gap is exact, but for the first two gaps, which repeat.
     linear = build(lambda x, t, prompt: prompt + t * prompt.roll(1, 1), FlowMatchEulerDiscreteScheduler())
@@ -463,8 +477,8 @@ def test_meancache_forecasts_average_velocities() -> None:
 
 
 def test_an_unknown_strategy() -> None:
-    with pytest.raises(InvalidOptionError, match="strategy='lemica' is unknown: choose one of spectrum, budcache"):
-        tune(build(), PROMPTS, nfe=5, strategy="lemica")
+    with pytest.raises(InvalidOptionError, match="strategy='ditto' is unknown: choose one of spectrum, budcache"):
+        tune(build(), PROMPTS, nfe=5, strategy="ditto")
 
 
 # Where a plan fits.

@@ -60,7 +60,7 @@ def tune_method(
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(help="spectrum: a calibrated method of others instead: budcache, l2p, dpcache, meancache."),
+        typer.Option(help="spectrum: a calibrated method of others: budcache, l2p, lemica, dpcache, meancache."),
     ] = None,
     seed: Seed = 0,
     seeds: Seeds = None,

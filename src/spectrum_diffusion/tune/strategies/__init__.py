@@ -14,6 +14,7 @@ from .course import Course, Found
 STRATEGIES: Mapping[str, str] = {
     "budcache": "searched schedule, reuse",
     "l2p": "even schedule, weights learnt from untouched runs",
+    "lemica": "path whose worst gaps do the least harm, reuse",
     "dpcache": "schedule by dynamic programming over the error of a line",
     "meancache": "schedule by the error of average velocities, which it forecasts",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +60,19 @@ class Course:
 
     def errors(self, schedule: Schedule, rows: Rows) -> NDArray[np.float64]:
         """Relative squared errors of the final latents where the pairs are sampled with a plan, (B,)."""
-        errors = []
+        return np.concatenate([reference.errors(final) for reference, final in self._played(schedule, rows)])
+
+    def distance(self, schedule: Schedule, rows: Rows) -> float:
+        """Sum of the absolute errors of the final latents where the pairs are sampled with a plan."""
+        pairs = self._played(schedule, rows)
+        return sum(float((final.cpu().float() - reference.latents[-1]).abs().sum()) for reference, final in pairs)
+
+    def _played(self, schedule: Schedule, rows: Rows) -> Iterator[tuple[Reference, torch.Tensor]]:
         for reference in self.references:
             path = PlayingPath(schedule, rows, reference.steps)
             self.session.run(reference.pairs, path)
             assert path.final is not None
-            errors.append(reference.errors(path.final))
-        return np.concatenate(errors)
+            yield reference, path.final
 
 
 class PlayingPath(DrivenPath):

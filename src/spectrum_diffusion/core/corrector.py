@@ -41,17 +41,18 @@ class Corrector:
         """Take an evaluated step from the corrected sample; what the scheduler returns."""
         last = self.path.steps[-1] if len(self.path) else step
         output = self.path.evaluated(step, call)
-        sample = call.sample
-        if self._replay is not None:
-            if step - last > 1:
-                sample = self._corrected(self._replay, last, call)
-            self._replay.begin(sample)
+        if self._replay is None:
+            return call.proceed_with(output, call.sample)
+        sample = self._corrected(self._replay, last, call) if step - last > 1 else call.sample
+        self._replay.begin(sample)
         kept = self.path.features[-1][0] if output is call.output else None  # a copy of it
-        return self._take(call, output, sample, kept)
+        return self._replay.take(call, output, sample, kept)
 
     def skipped(self, call: StepCall, output: torch.Tensor) -> Any:
         """Take a step with a forecast output, (B, …); what the scheduler returns."""
-        return self._take(call, output, call.sample)
+        if self._replay is None:
+            return call.proceed_with(output, call.sample)
+        return self._replay.take(call, output, call.sample)
 
     def stop(self, reason: str) -> None:
         """Correct nothing from now on."""
@@ -70,10 +71,3 @@ class Corrector:
             self._trace.note(CHANGED)
             return call.sample
         return replay.again(lambda since, used: self.path.corrected(last + since, used))
-
-    def _take(
-        self, call: StepCall, output: torch.Tensor, sample: torch.Tensor, kept: torch.Tensor | None = None
-    ) -> Any:
-        if self._replay is None:
-            return call.proceed_with(output, sample)
-        return self._replay.take(call, output, sample, kept)

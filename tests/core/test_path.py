@@ -42,6 +42,14 @@ def test_a_line_that_led_nowhere_is_not_followed() -> None:
     assert abs(float(*path.line(12))) < 5e-3
 
 
+def test_the_rate_of_the_damping_is_that_of_its_share() -> None:
+    shares = torch.cat([torch.linspace(1e-3, 1, 2000), torch.tensor([1 - 1e-6])])
+    found = damping_rate(shares, 4).double() * 4
+    exact = torch.where(found > 1e-9, -torch.expm1(-found) / found, 1.0)
+    assert (exact - shares).abs().max() < 1e-5
+    assert damping_rate(torch.tensor([0.0, 1.0]), 4).tolist() == [math.inf, 0.0]
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.632, 0.9, 1.0])
 def test_a_damped_line_covers_its_share_of_the_last_gap(share: float) -> None:
     assert float(reach(damping_rate(torch.tensor([share]), 4), 4)) == pytest.approx(4 * share, rel=1e-3)
@@ -107,10 +115,9 @@ def decay(rate: float, gap: int, path: Path, *, strength: float | None = None, e
 class Undamped(Path):
     """Follows every line, however far it was off."""
 
-    def append(self, step: int, feature: tuple[torch.Tensor, ...]) -> None:
-        super().append(step, feature)
-        self._agreements = [torch.ones_like(share) for share in self._agreements]
-        self._rates = [torch.zeros_like(rate) for rate in self._rates]
+    @property
+    def agreements(self) -> list[torch.Tensor]:
+        return [torch.ones_like(share) for share in super().agreements]
 
 
 @pytest.mark.parametrize("gap", [2, 3, 5, 8])

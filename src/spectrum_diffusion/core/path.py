@@ -18,10 +18,8 @@ from .forecast import interpolation_weights
 from .history import Feature, History, weighted_sum
 from .replay import StepCall
 
-BISECTIONS = 40
-"""Halvings of the range in which the rate of the damping is sought: more than float32 resolves."""
-FASTEST = 1e3
-"""Largest rate κg of the damping; its α is 1e-3."""
+ROUNDS = 4
+"""Newton steps that find the rate of the damping as exactly as float32 resolves it."""
 NODES = 3
 """Evaluated outputs through which a correction interpolates."""
 
@@ -38,19 +36,32 @@ class Path(History):
     def __init__(self, gain: float = 2.0, guided: Path | None = None) -> None:
         super().__init__(window=NODES)
         self.gain, self._guided = gain, guided
-        self._agreements: list[torch.Tensor] = []  # for each tensor of the feature, (B,)
-        self._rates: list[torch.Tensor] = []  # likewise: κ of the damping
+        self._agreements: list[torch.Tensor] | None = None  # for each tensor of the feature, (B,)
+        self._rates: list[torch.Tensor] | None = None  # likewise: κ of the damping
 
     def append(self, step: int, feature: Feature, *, copied: bool = False) -> None:
-        """Keep a copy of the feature of an evaluated step, and learn how well the line foretold it."""
+        """Keep a copy of the feature of an evaluated step, from which hindsight is had when it is asked for."""
         super().append(step, feature, copied=copied)
-        if len(self) == NODES:
-            self._agreements = [agreement(self.steps, tensors) for tensors in zip(*self.features, strict=True)]
-            self._rates = [damping_rate(share, self.steps[-1] - self.steps[-2]) for share in self._agreements]
+        self._agreements = self._rates = None
 
     def clear(self) -> None:
         super().clear()
-        self._agreements, self._rates = [], []
+        self._agreements = self._rates = None
+
+    @property
+    def agreements(self) -> list[torch.Tensor]:
+        """How well the line foretold each tensor of the last feature, (B,); empty before the third."""
+        if self._agreements is None:
+            known = zip(*self.features, strict=True) if len(self) == NODES else ()
+            self._agreements = [agreement(self.steps, tensors) for tensors in known]
+        return self._agreements
+
+    @property
+    def rates(self) -> list[torch.Tensor]:
+        """The rate κ at which the next line is damped, for each tensor of a feature, (B,); empty before the third."""
+        if self._rates is None:
+            self._rates = [damping_rate(share, self.steps[-1] - self.steps[-2]) for share in self.agreements]
+        return self._rates
 
     def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
         """Keep the output of an evaluated step; the output with which the scheduler takes it, (B, …)."""
@@ -67,7 +78,7 @@ class Path(History):
 
         Until three features make hindsight possible, the last one is repeated.
         """
-        if not self._rates:
+        if len(self) < NODES:
             yield from self.features[-1]
             return
         before, latest = self.features[-2:]
@@ -77,16 +88,14 @@ class Path(History):
             yield moved.mul_(over_batch(reach(rate, horizon) / gap, new)).add_(new).to(new.dtype)
 
     def _damping(self, feature: Feature) -> list[torch.Tensor]:
-        """The rate κ for each tensor of a feature, (B,)."""
+        """The rate κ for each tensor of a feature, (B,): that of the guided outputs, if they are known."""
         guided = self._guided
-        if guided is None or not guided._rates or guided.steps != self.steps:
-            return self._rates
-        (rate,) = guided._rates  # (b,): one call may hold several branches, one after the other
-        fits = [tensor.dim() and tensor.shape[0] % len(rate) == 0 for tensor in feature]
-        return [
-            rate.repeat(tensor.shape[0] // len(rate)).to(own.device) if fit else own
-            for tensor, own, fit in zip(feature, self._rates, fits, strict=True)
-        ]
+        if guided is None or guided.steps != self.steps:
+            return self.rates
+        (rate,) = guided.rates  # (b,): one call may hold several branches, one after the other
+        if any(not tensor.dim() or tensor.shape[0] % len(rate) for tensor in feature):
+            return self.rates
+        return [rate.repeat(tensor.shape[0] // len(rate)).to(tensor.device) for tensor in feature]
 
     def corrected(self, step: int, used: torch.Tensor) -> torch.Tensor:
         """The only tensor of the feature at a step of the last gap, moved from what was ``used`` to the interpolation.
@@ -101,9 +110,9 @@ class Path(History):
 
     def strength(self, like: torch.Tensor) -> torch.Tensor:
         """Share of the correction that is applied, (B,)."""
-        if not self._agreements:
+        if not self.agreements:
             return like.new_full((like.shape[0],), min(1.0, self.gain), dtype=torch.float32)
-        return (self.gain * self._agreements[0]).clamp(max=1.0)
+        return (self.gain * self.agreements[0]).clamp(max=1.0)
 
 
 def agreement(steps: Sequence[int], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -122,7 +131,7 @@ def agreement(steps: Sequence[int], outputs: Sequence[torch.Tensor]) -> torch.Te
 def damping_rate(agreement: torch.Tensor, gap: int) -> torch.Tensor:
     """The rate κ at which a damped line over a gap of g steps covers the share ``α = (1 − e^(−κg))/(κg)`` of it.
 
-    Found by bisection, since it has no closed form and nothing may be read back from the device.
+    Found by Newton's method from above, where it converges for every α, since nothing may be read back from the device.
 
     Args:
         agreement: α, (B,).
@@ -131,12 +140,12 @@ def damping_rate(agreement: torch.Tensor, gap: int) -> torch.Tensor:
     Returns:
         (B,), per step: 0 for α = 1, infinite for α = 0.
     """
-    low, high = torch.zeros_like(agreement), torch.full_like(agreement, FASTEST)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        too_slow = _share(middle) > agreement
-        low, high = torch.where(too_slow, middle, low), torch.where(too_slow, high, middle)
-    return torch.where(agreement > 0, (low + high) / 2 / gap, torch.inf)
+    share = agreement.clamp(min=1e-3)
+    product = torch.minimum(1 / share, 2 * (1 - share) / share)  # κg, at least; (B,)
+    for _ in range(ROUNDS):
+        slope = (torch.exp(-product) - share).clamp(max=-1e-7)
+        product = (product + (torch.expm1(-product) + share * product) / slope).clamp(min=0)
+    return torch.where(agreement > 0, product / gap, torch.inf)
 
 
 def reach(rate: torch.Tensor, horizon: int) -> torch.Tensor:

@@ -145,8 +145,9 @@ def table(loads: Sequence[Load], what: str) -> str:
     """The table and what it was measured on."""
     titles = ("clients", "requests", "images", "lost", "429", "images/s", "p50 s", "p90 s", "p99 s")
     head = f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, tiny-flux, {STEPS} steps, 14 evaluated, {what}"
-    return "\n".join([head, *(load.row() for load in loads), "", f"{machine}, each row {SECONDS:.0f} s."])
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs shared with other work"
+    work = f"tiny-flux, {STEPS} steps, 14 evaluated, {what}, each row {SECONDS:.0f} s"
+    return "\n".join([head, *(load.row() for load in loads), "", f"{machine}, {work}."])
 
 
 def main() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
-from batches import command, files, finish, prompt_file, start, until
+from batches import PATIENCE, command, files, finish, prompt_file, start, until
 from extras import needs
 
 needs("ray.data", "pyarrow")
+
+from spectrum_diffusion.loading import ASSETS, DEFAULT_MODEL
 
 COUNT = 12
 RAY = ("--ray", "local", "--actors", "2")
@@ -84,3 +87,13 @@ def test_an_address_without_a_cluster_is_a_message(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "--ray auto cannot be reached" in stderr
+
+
+def test_a_model_that_no_actor_can_load_is_a_message(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(ASSETS / DEFAULT_MODEL, broken)
+    next((broken / "transformer").glob("*.safetensors")).unlink()
+    process = start(command(prompt_file(tmp_path, 2), tmp_path / "out", *RAY, "--model", str(broken)))
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert f"Error: the cluster gave up (--model '{broken}' can't be loaded" in stderr

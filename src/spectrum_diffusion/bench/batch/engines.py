@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def _connect(address: str) -> Any:
         raise MissingPackageError(
             "--ray needs the package ray with its data library: pip install 'spectrum-diffusion[ray]'"
         ) from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised too, and told once
     try:
         own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}} if address == LOCAL else {}
         ray.init(address=address, logging_level="error", log_to_driver=False, **own)
@@ -111,15 +112,16 @@ def _outcomes(ray: Any, plan: Plan, actors: int, gpus: float, cpus: float) -> It
             yield Outcome(**row)
     except ray.exceptions.RayError as error:
         raise RuntimeError(
-            f"the cluster gave up ({last_line(error)}): the files that exist are kept, run the same command again"
+            f"the cluster gave up ({reason_of(error)}): the files that exist are kept, run the same command again"
         ) from error
     finally:
         ray.shutdown()
 
 
-def last_line(error: BaseException) -> str:
-    """The last line of a message: Ray puts the traceback of another process before it."""
-    return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """The message of an exception in another process, which Ray puts last, as ``module.Name: text``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
 
 
 class _Actor:

@@ -6,9 +6,12 @@ DEMO_PROMPTS ?= "red apple" "panda" "blue car"
 DEMO_SEED ?= 1
 BOUNDS ?= lowest newest
 SERVE_PORT ?= 8000
+WEB_PORT ?= 7860
 # The extras have an environment of their own, so that `make test` shows that the core needs none of them.
 EXTRAS_VENV ?= .venv-extras
-EXTRAS_TESTS := tests/test_site.py tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py
+# Gradio needs a Pillow before 13.
+EXTRAS_PILLOW := pillow==12.3.0
+EXTRAS_TESTS := tests/demo tests/test_site.py tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,10 +21,11 @@ EXTRAS_STAMP := $(EXTRAS_VENV)/.installed
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-extras test-slow test-versions test-diffusers lint types docs docs-site lines bench train wheel clean
+.PHONY: help venv demo demo-web serve test test-extras test-slow test-versions test-diffusers lint types docs docs-site lines bench train wheel clean
 
 help:
 	@echo "make demo           images from 14 of 50 evaluations beside the 50-step ones"
+	@echo "make demo-web       a page to try the library in a browser, on this machine"
 	@echo "make serve          an OpenAI-compatible server of the model that ships, on this machine"
 	@echo "make test           the tests; make test-slow: the exhaustive ones too"
 	@echo "make test-extras    the tests of the extras, in an environment with all of them"
@@ -49,8 +53,12 @@ demo: $(STAMP)
 
 $(EXTRAS_STAMP): pyproject.toml constraints.txt
 	test -x $(EXTRAS_BIN)/python || $(PYTHON) -m venv $(EXTRAS_VENV)
-	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-extras]'
+	sed 's/^pillow==.*/$(EXTRAS_PILLOW)/' constraints.txt > $(EXTRAS_VENV)/constraints.txt
+	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(EXTRAS_VENV)/constraints.txt -e '.[test-extras]'
 	touch $@
+
+demo-web: $(EXTRAS_STAMP)
+	$(EXTRAS_BIN)/spectrum demo --port $(WEB_PORT)
 
 serve: $(EXTRAS_STAMP)
 	$(EXTRAS_BIN)/spectrum serve --port $(SERVE_PORT)

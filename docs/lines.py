@@ -31,8 +31,8 @@ MOVED = {
         *("cli/comparison", "cli/grid"),
     ),
 }
-FOLDERS = ("core", "sites", "methods", "interop", "serve", "bench", "cli")
-ORDER = ("core", "sites", "methods", "interop", "enable, tune, load", "serve", "bench", "cli")
+FOLDERS = ("core", "sites", "methods", "interop", "serve", "bench", "demo", "cli")
+ORDER = ("core", "sites", "methods", "interop", "enable, tune, load", "serve", "bench", "demo", "cli")
 
 
 def part_of(path: str, *, old: bool) -> str:

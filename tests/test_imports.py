@@ -24,6 +24,7 @@ LAYERS = (
     ),
     ("serve",),
     ("bench",),
+    ("demo",),
     ("cli", "__main__"),
 )
 """From the bottom to the top: a module imports its own layer and those before it."""

@@ -114,12 +114,13 @@ def figure(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS), help="small models, separated by commas")
     parser.add_argument("--pairs", type=int, default=32, help="prompts of each model; videos get a quarter")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tables = []
-    for model in MODELS:
+    for model in arguments.models.split(","):
         cells = measured(model, arguments.pairs // 4 if model in VIDEOS else arguments.pairs)
         tables.append(table(model, cells))
         print(tables[-1], flush=True)
@@ -128,7 +129,7 @@ def main() -> None:
             tables.append(f"![PSNR over evaluations on {model}](../images/results/counts-{model}.svg)")
     text = "\n\n".join(tables)
     text += (
-        f"\n\n`python -m benchmarks.counts --pairs {arguments.pairs}`; torch {torch.__version__}, CPU, one thread. A "
+        f"\n\n`python -m benchmarks.counts --models {arguments.models} --pairs {arguments.pairs}`; torch {torch.__version__}, CPU, one thread. A "
         f"cell: mean PSNR in dB / mean of the worst tenth (evaluations). Against spectrum, paired by prompt (95 % "
         "bootstrap): + better, − worse, ≈ no difference seen."
     )

@@ -128,10 +128,10 @@ def main() -> None:
             files.write_text(FIGURES / f"counts-{model}.svg", plots.standalone(figure(model, cells)))
             tables.append(f"![PSNR over evaluations on {model}](../images/results/counts-{model}.svg)")
     text = "\n\n".join(tables)
+    command = f"python -m benchmarks.counts --models {arguments.models} --pairs {arguments.pairs}"
     text += (
-        f"\n\n`python -m benchmarks.counts --models {arguments.models} --pairs {arguments.pairs}`; torch {torch.__version__}, CPU, one thread. A "
-        f"cell: mean PSNR in dB / mean of the worst tenth (evaluations). Against spectrum, paired by prompt (95 % "
-        "bootstrap): + better, − worse, ≈ no difference seen."
+        f"\n\n`{command}`; torch {torch.__version__}, CPU, one thread. A cell: PSNR in dB, mean / worst tenth "
+        "(evaluations). Against spectrum, paired by prompt (95 % bootstrap): + better, − worse, ≈ no difference seen."
     )
     if arguments.write:
         replace_block(arguments.write / "counts.md", text, "counts")

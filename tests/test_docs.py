@@ -116,6 +116,13 @@ def test_links_of_pages_lead_somewhere(page: str) -> None:
         assert not fragment or fragment in anchors(linked), f"{target}#{fragment}"
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """The hooks of the site add those of methods/ and results/ by themselves."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    for page in (ROOT / "docs").glob("*.md"):
+        assert re.search(rf": {page.name}$", navigation, re.MULTILINE), f"{page.name}: add it to mkdocs.yml"
+
+
 def test_the_readmes_table_is_of_the_results() -> None:
     page = (ROOT / "docs" / "results" / "index.md").read_text(encoding="utf-8").splitlines()
     (block,) = re.findall(

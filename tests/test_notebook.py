@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from extras import needs
 
 from spectrum_diffusion.core.summary import Summary
 
@@ -34,3 +35,16 @@ def test_the_notebook_runs_and_shows_a_summary_and_images() -> None:
 def test_the_notebook_is_stored_without_outputs() -> None:
     assert not any(cell.get("outputs") for cell in NOTEBOOK["cells"])
     assert not any(cell.get("execution_count") for cell in NOTEBOOK["cells"])
+
+
+def test_a_kernel_shows_the_summary_as_html() -> None:
+    needs("nbclient", "nbformat", "ipykernel")
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.from_dict(NOTEBOOK)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    (html,) = [data["text/html"] for data in shown if "text/html" in data]
+    assert html.count(": evaluated</title>") == 14

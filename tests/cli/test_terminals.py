@@ -16,7 +16,7 @@ from spectrum_diffusion.cli import app
 from spectrum_diffusion.cli.encoding import SPELLED, spell
 
 PAGES = ["cp1252", "cp437", "ascii"]
-COMMANDS = ["generate", "compare", "evaluate", "reproduce", "tune", "methods", "models", "doctor"]
+COMMANDS = ["generate", "compare", "evaluate", "reproduce", "tune", "methods", "models", "doctor", "demo"]
 CASES = [["--help"], *([command, "--help"] for command in COMMANDS), ["methods"], ["models"], ["doctor"]]
 
 

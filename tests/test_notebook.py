@@ -12,7 +12,8 @@ from extras import needs
 
 from spectrum_diffusion.core.summary import Summary
 
-NOTEBOOK = json.loads((Path(__file__).parents[1] / "examples" / "first_five_minutes.ipynb").read_text(encoding="utf-8"))
+FILE = Path(__file__).parents[1] / "examples" / "first_five_minutes.ipynb"
+NOTEBOOK = json.loads(FILE.read_text(encoding="utf-8"))
 
 
 def run(cell: str, names: dict[str, Any]) -> object:
@@ -42,7 +43,7 @@ def test_a_kernel_shows_the_summary_as_html() -> None:
     import nbclient
     import nbformat
 
-    notebook = nbformat.from_dict(NOTEBOOK)
+    notebook = nbformat.read(FILE, as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]

@@ -167,6 +167,7 @@ class Handle:
             for denoiser in self.denoisers:
                 stack.enter_context(denoiser.serving(session))
             yield session
+            self._warn_if_broken(run.trace)
 
     @property
     def at_scheduler(self) -> bool:
@@ -297,6 +298,14 @@ class Handle:
         if message not in self._warned:
             self._warned.add(message)
             warn(message)
+
+    def _warn_if_broken(self, trace: Trace) -> None:
+        if steps := trace.broken():
+            self._warn_once(
+                f"{trace.stage or 'the denoiser'} gave NaN or infinite values at step {', '.join(map(str, steps))}, "
+                "which no forecast uses: the values evaluated before stand in for them. Sample without this library to "
+                "see whether the model does so by itself, for example because float16 is too narrow for it"
+            )
 
 
 def enable(

@@ -102,6 +102,7 @@ class Generation:
             self._warn_if_no_loop()
             return
         for trace in self._handle._traces.values():
+            self._handle._warn_if_broken(trace)
             self._warn_if_untouched(trace)
 
     def _begin(self, clock: SchedulerClock, stage: str) -> None:

@@ -41,6 +41,7 @@ class Corrector:
         """Take an evaluated step from the corrected sample; what the scheduler returns."""
         last = self.path.steps[-1] if len(self.path) else step
         output = self.path.evaluated(step, call)
+        self._trace.keeps(step, self.path.finite)
         if self._replay is None:
             return call.proceed_with(output, call.sample)
         sample = self._corrected(self._replay, last, call) if step - last > 1 else call.sample

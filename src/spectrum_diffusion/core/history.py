@@ -26,6 +26,8 @@ class History:
         self.window = window
         self.steps: list[int] = []
         self.features: list[Feature] = []
+        self.finite: list[torch.Tensor] = []
+        """For each tensor of the latest feature which samples were finite, (B,); not read from the device yet."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -43,16 +45,20 @@ class History:
     def append(self, step: int, feature: Feature, *, copied: bool = False) -> None:
         """Keep a copy of the feature of an evaluated step.
 
-        A copy, because the model may write into the tensor later, and CUDA graphs reuse their output buffers.
+        A copy, because the model may write into the tensor later, and CUDA graphs reuse their output buffers. A sample
+        with values that are not finite would spoil every later forecast: its feature before is kept again instead.
 
         Args:
             step: the step.
             feature: its feature.
             copied: whether the feature is a copy already.
         """
+        before = self.features[-1] if self.features and self.fits(feature) else (None,) * len(feature)
         self.make_room()
+        kept = tuple(tensor.detach() if copied else tensor.detach().clone() for tensor in feature)
+        self.finite = [keep_finite(tensor, old) for tensor, old in zip(kept, before, strict=True)]
         self.steps.append(step)
-        self.features.append(tuple(tensor.detach() if copied else tensor.detach().clone() for tensor in feature))
+        self.features.append(kept)
 
     def fits(self, feature: Feature) -> bool:
         """Whether the feature has the shapes of the kept ones."""
@@ -80,6 +86,26 @@ def memory_of(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """
     storages = (tensor.untyped_storage() for tensor in tensors)
     return {storage._cdata: storage.nbytes() for storage in storages}
+
+
+def keep_finite(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """Replace each sample of a tensor that is not finite by that of ``before``, in place; without it, zeros.
+
+    Nothing is read from the device, and no mask of the tensor's size is made: a sum shows whether all is finite.
+
+    Returns:
+        Which samples were finite, (B,); integers and single numbers are not looked at.
+    """
+    if not tensor.is_floating_point() or not tensor.dim():
+        return torch.ones(1, dtype=torch.bool, device=tensor.device)
+    precise = torch.promote_types(tensor.dtype, torch.float32)
+    sums = tensor.sum([*range(1, tensor.dim())], dtype=precise) if tensor.dim() > 1 else tensor
+    finite = torch.isfinite(sums)  # (B,)
+    if before is None or before.dtype != tensor.dtype or before.device != tensor.device:
+        tensor.nan_to_num_(0.0, 0.0, 0.0)
+    else:
+        torch.where(finite.view(-1, *[1] * (tensor.dim() - 1)), tensor, before, out=tensor)
+    return finite
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -233,6 +233,8 @@ class Run:
             branch.history.append(record.step, feature, copied=site.copies)
         else:
             branch.restart("shape changed").history.append(record.step, feature, copied=site.copies)
+        if feature:
+            self.trace.keeps(record.step, branch.history.finite)
 
     def _skip(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
         intact = call.copied() if self.audit else call

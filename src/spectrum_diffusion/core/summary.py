@@ -66,6 +66,7 @@ class Trace:
         history_bytes: the most memory that the loop held.
         held_bytes: the memory that it holds now.
         notes: what a user should know beside the counts → how often it happened.
+        unread: steps, and whether what is kept of them is finite, on the device.
     """
 
     method: str
@@ -82,6 +83,22 @@ class Trace:
     stage: str = ""
     total: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    unread: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+
+    def keeps(self, step: int, finite: Iterable[torch.Tensor]) -> None:
+        """Record whether what is kept of a step is finite. The tensors are read by :meth:`broken`."""
+        self.unread += [(step, samples) for samples in finite if not samples.is_meta]
+
+    def broken(self) -> list[int]:
+        """The steps at which something kept was not finite. It reads from the device: ask after a loop."""
+        unread, self.unread = self.unread, []
+        if not unread or not self.calls or self.calls[-1].step < self.total - 1:  # aborted: the error says more
+            return []
+        flags = torch.stack([samples.all().to(unread[0][1].device) for _, samples in unread]).tolist()
+        steps = sorted({step for (step, _), finite in zip(unread, flags, strict=True) if not finite})
+        if steps:
+            self.note(f"values that are not finite (NaN or infinite) at step {_ranges(steps)}")
+        return steps
 
     def note(self, text: str) -> None:
         """Tell the reader of the summary something beside the counts."""

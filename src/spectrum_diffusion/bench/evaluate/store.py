@@ -36,7 +36,7 @@ class Store:
         record = files.read_json(self._path(unit, ".json"))
         if record is None or record.get("key") != unit.key:
             return None
-        kept = record.get("files")
+        kept = record.get("files", {})  # a count of operations has none
         if not isinstance(kept, dict):
             return None
         return record if all(self._is_intact(name, checksum) for name, checksum in kept.items()) else None

@@ -136,6 +136,40 @@ def test_compiled_by_inductor(site: str, enable_first: bool) -> None:
     assert not counters["graph_break"]
 
 
+# Where and how it runs
+
+
+def offload(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+@at_every_site
+def test_model_offload(site: str) -> None:
+    result = check_every_order("flux", offload, site)
+    assert not isinstance(result, str), result
+    assert torch.equal(result, outcome(PIPELINES["flux"].build(), site, "flux"))
+
+
+@at_every_site
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["inference", "autocast"]
+)
+def test_inference_mode_and_autocast(site: str, context: Callable[[], Any]) -> None:
+    """Inside of it and outside in turns; tensors of inference mode are not to be written to outside."""
+    entry, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    with context():
+        plain = entry.call(pipe, steps=STEPS)
+    enable(pipe, site)
+    outside = entry.call(pipe, steps=STEPS)
+    with context():
+        inside = entry.call(pipe, steps=STEPS)
+        assert torch.equal(entry.call(pipe, steps=STEPS), inside)
+        assert not torch.equal(inside, plain)
+    assert torch.isfinite(inside).all()
+    assert inside.dtype != outside.dtype or torch.equal(inside, outside)  # autocast gives bfloat16
+    assert torch.equal(entry.call(pipe, steps=STEPS), outside)
+
+
 # Further models beside the denoiser
 
 

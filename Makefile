@@ -11,7 +11,7 @@ WEB_PORT ?= 7860
 EXTRAS_VENV ?= .venv-extras
 # Gradio needs a Pillow before 13.
 EXTRAS_PILLOW := pillow==12.3.0
-EXTRAS_TESTS := tests/demo tests/test_notebook.py tests/test_site.py tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py
+EXTRAS_TESTS := tests/demo tests/test_notebook.py tests/test_site.py tests/serve tests/cluster tests/cli/test_serve.py tests/bench/test_batch.py tests/bench/test_prompts.py tests/test_combinations.py
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -44,7 +44,8 @@ def test_sums_hold(name: str, method: str, site: str) -> None:
         assert summary.nfe == summary.steps
     else:
         assert summary.steps == entry.total(16)
-        assert set(handle.method.schedule(summary.steps)) <= set(summary.evaluated)
+        if method != "spectrum":  # whose schedule follows the noise of the run
+            assert set(handle.method.schedule(summary.steps)) <= set(summary.evaluated)
         assert summary.nfe < summary.steps
 
 

@@ -451,7 +451,7 @@ def test_each_method_has_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_page_of_a_method_says_what_its_options_may_be() -> None:
     options = {option["name"]: option for option in catalog.method_page("spectrum-blend")["options"]}
-    assert options["degree"]["range"] == "integer ≥ 0"
+    assert options["degree"]["range"] == "integer, 0 … 1000"
     assert options["blend"]["range"] == "number, 0 … 1"
     assert options["time"]["range"] == "index, sigma, log-snr"
     assert options["ridge"]["meaning"].startswith("λ")

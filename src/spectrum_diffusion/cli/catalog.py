@@ -75,8 +75,8 @@ def option_ranges(cls: type) -> dict[str, str]:
     ranges: dict[str, str] = {}
 
     class Probe(cls):  # type: ignore[misc]
-        def check_integer(self, name: str, *, least: int) -> None:
-            ranges[name] = f"integer ≥ {least}"
+        def check_integer(self, name: str, *, least: int, most: int | None = None) -> None:
+            ranges[name] = f"integer ≥ {least}" if most is None else f"integer, {least} … {most}"
 
         def check_number(self, name: str, *, least: float, most: float | None = None) -> None:
             ranges[name] = f"number ≥ {least:g}" if most is None else f"number, {least:g} … {most:g}"

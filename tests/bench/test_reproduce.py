@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -99,6 +100,11 @@ def test_every_cell_of_a_sweep_has_one_setting() -> None:
             assert len(cells) == len(table.settings) == len(down) * len(across), name
 
 
+def without_duration(page: str) -> str:
+    """A page without how long its folder took: looking again takes time too."""
+    return re.sub(r"this folder took [^.]*\.", "", page)
+
+
 def test_tables_on_the_small_models(tmp_path: Path) -> None:
     arguments = ["reproduce", "table5", "fig3", "table8", "--pairs", "1", "-o", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, arguments)
@@ -121,7 +127,7 @@ def test_tables_on_the_small_models(tmp_path: Path) -> None:
 
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0
-    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
+    assert without_duration((tmp_path / "results.md").read_text(encoding="utf-8")) == without_duration(text)
     manifest = json.loads((tmp_path / "flux" / "manifest.json").read_text(encoding="utf-8"))
     assert [run["computed"] > 0 for run in manifest["runs"]] == [True, False]
 

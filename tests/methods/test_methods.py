@@ -224,7 +224,7 @@ WRONG_STEPS = [
     ),
 ]
 WRONG_OF_ONE = [
-    ("paper", {"degree": -1}, "degree=-1 is out of range: give a whole number ≥ 0"),
+    ("paper", {"degree": -1}, "degree=-1 is out of range: give a whole number within 0 … 1000"),
     ("paper", {"degree": 4.0}, "degree=4.0 is not an integer"),
     ("paper", {"degree": True}, "degree=True is not an integer"),
     ("paper", {"ridge": -0.1}, "ridge=-0.1 is out of range: give a finite number within 0 … ∞"),

@@ -47,7 +47,7 @@ def cost_of(errors: NDArray[np.float64]) -> float:
 
 
 def worst_tenth(values: NDArray[np.float64]) -> float:
-    """Mean of the ⌈n/10⌉ highest values."""
+    """Mean of the highest tenth of the values, at least one."""
     return float(np.sort(values)[-math.ceil(len(values) / 10) :].mean())
 
 

@@ -35,7 +35,12 @@ from .worker import Task, Worker
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 DISCONNECT_SECONDS = 0.5
 """How often a request that waits looks whether its client is still there."""
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["event", "data"],
+}
+STREAM = {"text/event-stream": {"schema": EVENT}}
 REASONS = {
     400: "The request is wrong, or this pipeline cannot do it.",
     401: "The key is missing or wrong.",

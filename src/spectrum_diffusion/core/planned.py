@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .forecast import taylor_weights
-from .history import Feature, History, weighted_sum
+from .history import weighted_sum
 from .path import Path
 from .replay import StepCall
 
@@ -29,9 +29,6 @@ class PlannedPath(Path):
         super().__init__(gain=0.0)
         self.window = None
         self._evaluated, self._weights = evaluated, weights
-
-    def append(self, step: int, feature: Feature, *, copied: bool = False) -> None:
-        History.append(self, step, feature, copied=copied)  # nothing is learnt from hindsight
 
     def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
         self.append(step, (call.output,))

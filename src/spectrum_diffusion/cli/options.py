@@ -6,11 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .completion import complete_from, complete_methods, complete_model
+from .completion import complete_from, complete_method, complete_methods, complete_model
 from .guard import MistakeError
 from .request import (
     DEFAULT_MODEL,
@@ -46,6 +47,11 @@ Methods = Annotated[
         autocompletion=complete_methods,
     ),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Name of the method, see `spectrum methods`. Default: spectrum.", autocompletion=complete_method),
+]
+PlanFile = Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")]
 Speedup = Annotated[float | None, typer.Option(help="Steps divided by evaluated steps. (default: the method's)")]
 Site = Annotated[str | None, typer.Option(help="Where features are kept: last_block, output or module.")]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. (default: the pipeline's)")]

@@ -11,11 +11,12 @@ from rich.markup import escape
 from ...bench import mp4
 from .. import batch, outputs, pipelines
 from ..app import app
-from ..completion import complete_method
 from ..guard import MistakeError, interruptible, sampling_failures
 from ..options import (
     AsJson,
+    Method,
     Options,
+    PlanFile,
     PromptFile,
     Prompts,
     Sampling,
@@ -50,13 +51,8 @@ def generate(
     ] = ...,  # type: ignore[assignment]
     *,
     sampling: Sampling,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the method, see `spectrum methods`. Default: spectrum.", autocompletion=complete_method
-        ),
-    ] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
+    method: Method = None,
+    plan: PlanFile = None,
     speedup: Speedup = None,
     site: Site = None,
     seed: Seed = 0,

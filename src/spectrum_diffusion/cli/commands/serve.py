@@ -11,8 +11,7 @@ from ...serve import check_packages
 from ...serve.limits import Limits
 from .. import pipelines
 from ..app import app
-from ..completion import complete_method
-from ..options import Device, Dtype, Loras, Model, Offload, Options, Site, Speedup, shared_options
+from ..options import Device, Dtype, Loras, Method, Model, Offload, Options, PlanFile, Site, Speedup, shared_options
 from ..request import DEFAULT_MODEL, MethodSpec, SamplingRequest, join_options, parse_options
 
 USUAL = Limits()
@@ -21,13 +20,8 @@ USUAL = Limits()
 @app.command()
 def serve(
     model: Model = DEFAULT_MODEL,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the method, see `spectrum methods`. Default: spectrum.", autocompletion=complete_method
-        ),
-    ] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")] = None,
+    method: Method = None,
+    plan: PlanFile = None,
     speedup: Speedup = None,
     site: Site = None,
     option: Options = None,

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 
@@ -60,18 +59,13 @@ def measured(model: str, pairs: int) -> dict[str, tuple[float, Cell]]:
         metrics=("psnr",),
     )
     results = evaluate(pipe, request, FOLDER / model)
-    found: dict[str, tuple[list[float], Cell]] = {}
+    found: dict[str, tuple[list[int], Cell]] = {}
     for unit in results.units:
         if unit["row"] != "reference":
             costs, values = found.setdefault(unit["row"], ([], {}))
-            costs.append(cost_of(unit))
+            costs.append(unit["nfe"])
             values[unit["prompt"], unit["seed"]] = unit["metrics"]["psnr"]
     return {name: (mean(costs), values) for name, (costs, values) in found.items()}
-
-
-def cost_of(unit: Mapping[str, Any]) -> float:
-    """Evaluations of the denoiser's first branch."""
-    return float(unit["nfe"])
 
 
 def worst_tenth(values: list[float]) -> float:

@@ -26,6 +26,7 @@ from spectrum_diffusion.tune import tune
 from spectrum_diffusion.tune.strategies import STRATEGIES
 
 from .choice import COUNTS, MODELS, STEPS, VIDEOS
+from .counts import worst_tenth
 from .marks import replace_block
 
 FOLDER = Path(__file__).parents[1] / "build" / "plans"
@@ -80,12 +81,7 @@ def measured(model: str, pairs: int, strategies: Sequence[str], effort: dict[str
     for unit in evaluate(pipe, request, folder / "evaluate").units:
         if unit["row"] != "reference":
             values.setdefault(unit["row"], []).append(unit["metrics"]["psnr"])
-    return {name: f"{mean(found):.1f} / {worst(found):.1f}" for name, found in values.items()}
-
-
-def worst(values: Sequence[float]) -> float:
-    """Mean of the ⌈n/10⌉ lowest."""
-    return mean(sorted(values)[: math.ceil(len(values) / 10)])
+    return {name: f"{mean(found):.1f} / {worst_tenth(found):.1f}" for name, found in values.items()}
 
 
 def report(cells: dict[str, Cells]) -> str:

@@ -25,6 +25,7 @@ from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.tune import tune
 
+from .counts import worst_tenth
 from .marks import replace_block
 
 FOLDER = Path(__file__).parents[1] / "build" / "tolerance"
@@ -146,10 +147,9 @@ def report(results: dict[str, Measured]) -> str:
 def _cell(images: list[tuple[int, float]] | None) -> str:
     if not images:
         return "–"
-    psnr = sorted(value for _, value in images)
-    worst = psnr[: math.ceil(len(psnr) / 10)]
+    psnr = [value for _, value in images]
     counts = [count for count, _ in images]
-    return f"{mean(psnr):.1f} / {mean(worst):.1f} ({mean(counts):.1f}: {min(counts)}–{max(counts)})"
+    return f"{mean(psnr):.1f} / {worst_tenth(psnr):.1f} ({mean(counts):.1f}: {min(counts)}–{max(counts)})"
 
 
 def main() -> None:

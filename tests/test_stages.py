@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers as d
@@ -86,14 +87,15 @@ def kandinsky() -> Any:
     return pipe
 
 
-def call_kandinsky(pipe: Any, steps: list[int], generator: torch.Generator) -> torch.Tensor:
+def call_combined(size: int, pipe: Any, steps: list[int], generator: torch.Generator) -> torch.Tensor:
+    """A prior and a decoder in one call, each with its own number of steps."""
     prior_steps, decoder_steps = steps
     return pipe(
         "horse",
         prior_num_inference_steps=prior_steps,
         num_inference_steps=decoder_steps,
-        height=64,
-        width=64,
+        height=size,
+        width=size,
         generator=generator,
         output_type="latent",
     ).images
@@ -194,26 +196,13 @@ def wuerstchen() -> Any:
     return pipe
 
 
-def call_wuerstchen(pipe: Any, steps: list[int], generator: torch.Generator) -> torch.Tensor:
-    prior_steps, decoder_steps = steps
-    return pipe(
-        "horse",
-        prior_num_inference_steps=prior_steps,
-        num_inference_steps=decoder_steps,
-        height=128,
-        width=128,
-        generator=generator,
-        output_type="latent",
-    ).images
-
-
 Staged = tuple[Callable[[], Any], Callable[[Any, list[int], torch.Generator], torch.Tensor], list[str]]
 
 STAGED: dict[str, Staged] = {
-    "kandinsky": (kandinsky, call_kandinsky, ["prior_prior", "unet"]),
+    "kandinsky": (kandinsky, partial(call_combined, 64), ["prior_prior", "unet"]),
     "unclip": (unclip, call_unclip, ["prior", "decoder", "super_res_first"]),
     "stable-unclip": (stable_unclip, call_stable_unclip, ["prior", "unet"]),
-    "wuerstchen": (wuerstchen, call_wuerstchen, ["prior_prior", "decoder"]),
+    "wuerstchen": (wuerstchen, partial(call_combined, 128), ["prior_prior", "decoder"]),
 }
 """How each pipeline is built and called, and the first denoiser of each stage."""
 

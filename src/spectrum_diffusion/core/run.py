@@ -32,7 +32,45 @@ OnStep = Callable[[int, str, Action, str], None]
 UNKNOWN = "step unknown"
 
 
-class Run:
+class Loop:
+    """One sampling loop under a method.
+
+    Args:
+        method: the method as it was asked for; :attr:`method` is fitted to the loop.
+        clock: tells the step of a call.
+        trace: records the calls.
+        on_step: called after each call or step with (step, branch, action, reason).
+        audit: evaluate skipped steps too, for the errors of the forecasts, but sample with the forecasts.
+    """
+
+    def __init__(self, method: AnyMethod, clock: Clock, trace: Trace, on_step: OnStep | None, audit: bool) -> None:
+        self.method, self.clock, self.trace = method, clock, trace
+        self.on_step, self.audit = on_step, audit
+        self.context: str | None = None  # name of the guidance branch, if the pipeline tells it
+        self._asked, self._paced = method, False
+        self._controller: Controller | None = None  # chooses the evaluated steps, if no schedule does
+        self._ended = False  # whether the scheduler took the loop's last step
+
+    def _pace(self, step: int, call: Arguments) -> None:
+        """Fit the method to the run: to its noise levels, which some schedulers do not know yet at step 0."""
+        if not self._paced:
+            self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
+        if self._controller is None:
+            self._controller = self.method.controller(self.clock.total)
+
+    @property
+    def _steps(self) -> Controller | AnyMethod:
+        """What says which steps are evaluated, and which features are needed."""
+        return self._controller or self.method
+
+    def _restart(self) -> None:
+        """Begin another loop over the same timesteps."""
+        self.trace.calls.clear()
+        self.trace.earlier_loops += 1
+        self._ended, self._controller = False, None
+
+
+class Run(Loop):
     """One sampling loop under a method: evaluates or skips each call of a denoiser, and keeps its features.
 
     Args:
@@ -54,16 +92,11 @@ class Run:
         on_step: OnStep | None = None,
         audit: bool = False,
     ) -> None:
-        self.method, self.clock, self.trace = method, clock, trace
-        self._asked, self._paced = method, False
-        self.on_step, self.audit = on_step, audit
-        self.context: str | None = None  # name of the guidance branch, if the pipeline tells it
+        super().__init__(method, clock, trace, on_step, audit)
         self._branches: dict[Hashable, Branches] = {}
         self._step, self._known, self._calls_in_step = -1, -1, 0
-        self._controller: Controller | None = None  # chooses the evaluated steps, if no schedule does
         self._all_ran = False  # whether every call of the step under way ran the whole denoiser
         self._named: set[str | None] = set()  # names of the branches that were called at this step
-        self._ended = False  # whether the scheduler took the loop's last step
         self._times: Sequence[float] | None = None
         self._whole: dict[tuple[Site, frozenset[Any]], int] = {}
         self.corrector = corrector
@@ -167,12 +200,9 @@ class Run:
 
     def _begin_again(self) -> None:
         self.close()
-        self.trace.calls.clear()
-        self.trace.earlier_loops += 1
+        self._restart()
         self._step = self._known = -1
-        self._ended = False
         self._since_step.clear()
-        self._controller = None
 
     def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
         decider = self.method.decider(self.clock.total)
@@ -192,14 +222,14 @@ class Run:
         """The action and its reason, before the call. An adaptive method may still evaluate."""
         if obstacle:
             return "fallback", obstacle
-        if (self._controller or self.method).evaluates(step, self.clock.total):
+        if self._steps.evaluates(step, self.clock.total):
             return "evaluated", ""
         if (have := len(branch.history)) < (need := self.method.min_points):
             return "fallback", branch.restarted or f"history too short ({have} of {need})"
         return self.method.skip, ""
 
     def _evaluate(self, branch: Branch, site: Site, call: Arguments, record: Call) -> Any:
-        if not (self._controller or self.method).needs_feature(record.step, self.clock.total):
+        if not self._steps.needs_feature(record.step, self.clock.total):
             return call.proceed(*call.args, **call.kwargs)
         if self._controller is None:  # which compares the feature with the forecast of all that is kept
             branch.history.make_room()
@@ -280,13 +310,6 @@ class Run:
         """With ``audit``, evaluate the skipped step too and record the relative error of the forecast."""
         if self.audit:
             record.error = relative_error(tuple(feature), site.evaluate(call)[1])
-
-    def _pace(self, step: int, call: Arguments) -> None:
-        """Fit the method to the run: to its noise levels, which some schedulers do not know yet at step 0."""
-        if not self._paced:
-            self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
-        if self._controller is None:
-            self._controller = self.method.controller(self.clock.total)
 
     def _axis(self, step: int) -> Sequence[float]:
         """The time of each step, in steps; see :func:`time_axis`."""

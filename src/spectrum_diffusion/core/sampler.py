@@ -14,23 +14,22 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedModelError
 from .calls import Arguments
-from .clock import Clock, noise_of
+from .clock import Clock
 from .corrector import Corrector
 from .history import memory_of
 from .replay import StepCall
-from .run import UNKNOWN, OnStep, relative_error
+from .run import UNKNOWN, Loop, OnStep, relative_error
 from .summary import Call, Trace
 
 if TYPE_CHECKING:
     from ..methods.base import AnyMethod
-    from .controller import Controller
 
 GUIDED = "guided"
 """The one row of the summary: what the scheduler is given is the guided output."""
 OTHER_CALLS = "the denoisers are called otherwise than at the evaluated step before"
 
 
-class SamplerRun:
+class SamplerRun(Loop):
     """One sampling loop at the sampler site.
 
     Args:
@@ -52,10 +51,7 @@ class SamplerRun:
         on_step: OnStep | None = None,
         audit: bool = False,
     ) -> None:
-        self.method, self.clock, self.trace = method, clock, trace
-        self._asked, self._paced = method, False
-        self.on_step, self.audit = on_step, audit
-        self.context: str | None = None
+        super().__init__(method, clock, trace, on_step, audit)
         self.corrector, self._path = corrector, corrector.path
         self._record: Call | None = None  # of the step under way
         self._stepped = True  # whether the scheduler has taken it
@@ -63,8 +59,6 @@ class SamplerRun:
         self._outputs: dict[Any, Any] = {}  # of the last evaluated step, by denoiser, place in the step and shapes
         self._computed: dict[Any, Any] = {}  # likewise, of the step under way
         self._differs = False  # whether the step under way is made of other calls than the last evaluated one
-        self._ended = False  # whether the scheduler took the loop's last step
-        self._controller: Controller | None = None  # chooses the evaluated steps, if no schedule does
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Evaluate one call of the denoiser, or answer it with a stand-in."""
@@ -144,18 +138,14 @@ class SamplerRun:
         if step == before.step and before.reason != UNKNOWN and self.clock.total > 1:
             raise _refused("the scheduler takes several steps at one timestep")
         self.close()
-        self.trace.calls.clear()
-        self.trace.earlier_loops += 1
-        self._record, self._ended, self._controller = None, False, None
+        self._restart()
+        self._record = None
 
     def _begin(self, step: int | None, call: Arguments) -> Call:
         if step is None:
             return Call(self._record.step + 1 if self._record else 0, GUIDED, "fallback", UNKNOWN)
-        if not self._paced:  # some schedulers do not know their noise levels yet at step 0
-            self.method, self._paced = self._asked.paced(noise_of(self.clock, call)), step > 0
-        if self._controller is None:
-            self._controller = self.method.controller(self.clock.total)
-        if (self._controller or self.method).evaluates(step, self.clock.total):
+        self._pace(step, call)
+        if self._steps.evaluates(step, self.clock.total):
             return Call(step, GUIDED, "evaluated")
         if not len(self._path):
             return Call(step, GUIDED, "fallback", OTHER_CALLS if self._outputs else "history too short (0 of 1)")

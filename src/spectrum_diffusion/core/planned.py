@@ -6,23 +6,28 @@ from collections.abc import Sequence
 
 import torch
 
+from ..errors import InvalidOptionError
 from .forecast import taylor_weights
-from .history import weighted_sum
+from .history import Feature, weighted_sum
 from .path import Path
 from .replay import StepCall
 
 Rows = Sequence[Sequence[float]]
-"""For each step t the weights of the outputs evaluated up to t."""
+"""For each step t the weights of the outputs evaluated up to t; with branches apart, those of all branches of an
+evaluated step, then those of the next."""
+GUIDED = 0.03
+"""Largest relative deviation of a guided output from the plan's combination of the branches; bfloat16 rounds."""
 
 
 class PlannedPath(Path):
-    """Gives the scheduler ``Σ w_tk v_k`` at every step t, where v_k are the outputs evaluated so far.
+    """Gives the scheduler ``Σ w_tkb v_kb`` at every step t, where v_kb is branch b of the k-th evaluated output.
 
-    The weights of an evaluated step count too: they correct there what the skipped steps before it got wrong.
+    The weights of an evaluated step count too: they correct there what the skipped steps before it got wrong. A plan
+    that does not tell branches apart weighs the guided outputs.
 
     Args:
-        evaluated: the steps that the plan evaluates, increasing.
-        weights: a row for each step, with a weight for each step of ``evaluated`` up to it.
+        evaluated: the steps that the plan evaluates, increasing, from 0 on.
+        weights: a row for each step. The first one says how guidance combines the branches.
     """
 
     def __init__(self, evaluated: Sequence[int], weights: Rows) -> None:
@@ -31,11 +36,33 @@ class PlannedPath(Path):
         self._evaluated, self._weights = evaluated, weights
 
     def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
-        self.append(step, (call.output,))
+        self.append(step, self._apart(call))
         return self._planned(step) if self._fits(step) else call.output
 
     def skipped(self, step: int, call: StepCall) -> torch.Tensor:
         return self._planned(step)
+
+    @property
+    def _shares(self) -> Sequence[float]:
+        """What guidance multiplies each branch by, (branches,)."""
+        return self._weights[0] if len(self._weights[0]) > 1 else (1.0,)
+
+    def _apart(self, call: StepCall) -> Feature:
+        """The outputs that the plan weighs.
+
+        Raises:
+            InvalidOptionError: the branches are not those of the plan.
+        """
+        if len(self._shares) == 1:
+            return (call.output,)
+        branches = call.branches
+        if len(branches) != len(self._shares):
+            raise _misfit(f"{len(self._shares)} guidance branches, but this run has {len(branches) or 'none'}")
+        if not len(self):
+            combined = weighted_sum(self._shares, branches)
+            if float((combined - call.output).norm()) > GUIDED * float(call.output.norm()):
+                raise _misfit(f"guidance that combines the branches as {_shown(self._shares)}, and this one does not")
+        return branches
 
     def _fits(self, step: int) -> bool:
         """Whether exactly the outputs are kept for which the plan has weights."""
@@ -43,5 +70,21 @@ class PlannedPath(Path):
 
     def _planned(self, step: int) -> torch.Tensor:
         # Where guidance changed, outputs before that are gone, and others are there.
-        weights = self._weights[step] if self._fits(step) else taylor_weights(self.steps, step, 1)
-        return weighted_sum(weights, [feature[0] for feature in self.features])
+        weights = self._weights[step] if self._fits(step) else along_line(self.steps, step, self._shares)
+        return weighted_sum(weights, [tensor for feature in self.features for tensor in feature])
+
+
+def along_line(evaluated: Sequence[int], step: int, shares: Sequence[float]) -> list[float]:
+    """The weights of all branches' outputs with which the guided output follows the line through its last two."""
+    return [float(weight) * share for weight in taylor_weights(evaluated, step, 1) for share in shares]
+
+
+def _shown(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.3g}" for share in shares)
+
+
+def _misfit(what: str) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"the plan was made with {what}: its weights do not fit. Sample as the plan was made, or make another with "
+        "`spectrum tune`"
+    )

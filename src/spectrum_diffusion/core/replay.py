@@ -22,11 +22,13 @@ class StepCall:
         scheduler: whose step it is.
         take: the scheduler's own ``step``.
         bound: the arguments by name.
+        computed: what each call of the denoisers returned at this step, where that is known.
     """
 
     scheduler: Any
     take: Callable[..., Any]
     bound: inspect.BoundArguments
+    computed: tuple[torch.Tensor, ...] = ()
 
     @property
     def output(self) -> torch.Tensor:
@@ -37,6 +39,17 @@ class StepCall:
     def sample(self) -> torch.Tensor:
         """The noisy latents, (B, …)."""
         return self.bound.arguments["sample"]  # type: ignore[no-any-return]
+
+    @property
+    def branches(self) -> tuple[torch.Tensor, ...]:
+        """The outputs of the guidance branches, each of the shape of the guided one; empty if they have other shapes.
+
+        One call may return several branches, one after the other along the batch.
+        """
+        size, *rest = self.output.shape
+        if any(list(tensor.shape[1:]) != rest or tensor.shape[0] % size for tensor in self.computed):
+            return ()
+        return tuple(branch for tensor in self.computed for branch in tensor.split(size))
 
     def proceed(self) -> Any:
         """Take the step as it was asked for; what the scheduler returns."""
@@ -51,7 +64,8 @@ class StepCall:
     def emptied(self) -> StepCall:
         """The call without its output and sample, to be taken again with others."""
         arguments = {**self.bound.arguments, "model_output": None, "sample": None}
-        return replace(self, bound=inspect.BoundArguments(self.bound.signature, arguments))  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.bound.signature, arguments)  # type: ignore[arg-type]
+        return replace(self, bound=bound, computed=())
 
 
 class Replay:

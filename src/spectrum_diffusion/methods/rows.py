@@ -14,6 +14,9 @@ Rows = tuple[tuple[float, ...], ...]
 def check_rows(weights: Any, evaluated: Iterable[int]) -> Rows:
     """The weights as tuples: for each step of a run a row, with a weight for each evaluated step up to it.
 
+    Of a plan that tells guidance branches apart, a row has a weight for each branch of each evaluated step. The first
+    row shows how many branches there are.
+
     Raises:
         InvalidOptionError: rows of other lengths, or values that are not finite numbers.
     """
@@ -25,10 +28,11 @@ def check_rows(weights: Any, evaluated: Iterable[int]) -> Rows:
         )
     steps = explicit(len(rows), evaluated)
     for step, row in enumerate(rows):
-        count = sum(kept <= step for kept in steps)
-        if len(row) != count:
+        count, branches = sum(kept <= step for kept in steps), len(rows[0])
+        if len(row) != count * branches:
+            each = "one for each" if branches == 1 else f"{branches} for each, as in the first row"
             raise InvalidOptionError(
                 f"step_weights[{step}] has {len(row)} numbers, but {count} steps are evaluated up to step {step}: give "
-                "one for each, or make the plan again"
+                f"{each}, or make the plan again"
             )
     return tuple(tuple(check_number("weight", weight) for weight in row) for row in rows)

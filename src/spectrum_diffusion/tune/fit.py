@@ -2,7 +2,7 @@
 
 At each step t the sample x_t is where the weights so far have led it, and the reference is at X_(t+1) afterwards. The
 output that would bring the sample there is y = (X_(t+1) − a)/c, since the scheduler answers a + c·v to an output v. It
-is regressed on the outputs evaluated so far, A: K numbers for all samples together,
+is regressed on the outputs evaluated so far, A: K numbers for all samples together, or K for each guidance branch,
 
     w = w₀ + (G + λ tr(G)/K · I)⁻¹ g,   G = Σ_b ⟨A, A⟩/s_b²,   g = Σ_b ⟨A, y − w₀A⟩/s_b²,
 
@@ -20,19 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.forecast import Weights, taylor_weights
-from ..core.history import weighted_sum
+from ..core.forecast import Weights
+from ..core.history import Feature, weighted_sum
+from ..core.planned import along_line
 from ..core.replay import StepCall
 from .driven import DrivenPath, Session, asked
+from .guidance import WHOLE
 from .reference import Reference
 
 SWEEPS = 3
 """Passes over the batches where the pairs do not fit into one. Each step's weights depend on the weights before it."""
-
-
-def line_weights(evaluated: Sequence[int], step: int) -> Weights:
-    """What is done without a plan: follow the line, and take an evaluated output as it is."""
-    return taylor_weights(evaluated, step, 1)
 
 
 @dataclass
@@ -40,14 +37,18 @@ class Node:
     """What follows from the steps evaluated so far, whatever is evaluated afterwards.
 
     Attributes:
-        output: the output of the last of them, (B, …).
-        gram: inner products of their outputs, (K, K).
+        outputs: those of the last of them: the guided one, or one for each branch, (B, …).
+        gram: inner products of all their outputs, (K, K).
         rows: weights at the steps from the last of them on.
     """
 
-    output: torch.Tensor
+    outputs: Feature
     gram: NDArray[np.float64]
     rows: dict[int, Weights] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs)
 
 
 class Memo:
@@ -69,11 +70,11 @@ class Memo:
 
     def put(self, prefix: tuple[int, ...], node: Node) -> None:
         self._nodes[prefix] = node
-        held = sum(node.output.nbytes for node in self._nodes.values())
+        held = sum(node.nbytes for node in self._nodes.values())
         for oldest in list(self._nodes):
             if held <= self._limit:
                 return
-            held -= self._nodes.pop(oldest).output.nbytes
+            held -= self._nodes.pop(oldest).nbytes
 
 
 class Normal:
@@ -101,13 +102,21 @@ class FittingPath(DrivenPath):
         normal: the normal equations, to which other batches may have contributed.
         batch: which batch it is.
         memo: what is known of schedules with the same beginning. Only of use where all pairs are one batch.
+        shares: what guidance multiplies each branch by, if branches are told apart, (branches,).
     """
 
     def __init__(
-        self, schedule: Sequence[int], reference: Reference, normal: Normal, batch: int = 0, memo: Memo | None = None
+        self,
+        schedule: Sequence[int],
+        reference: Reference,
+        normal: Normal,
+        batch: int = 0,
+        memo: Memo | None = None,
+        shares: Sequence[float] = WHOLE,
     ) -> None:
         super().__init__()
         self.schedule = set(schedule)
+        self._shares = shares
         self._reference, self._normal, self._batch = reference, normal, batch
         self._memo = memo if memo is not None else Memo()
         self._prefix: tuple[int, ...] = ()
@@ -123,8 +132,9 @@ class FittingPath(DrivenPath):
         self._prefix = (*self._prefix, step)
         node = self._memo.get(self._prefix)
         if node is None:
-            output = call.output.detach().float().clone()
-            node = Node(output, self._gram(output))
+            outputs = (call.output,) if len(self._shares) == 1 else call.branches
+            kept = tuple(output.detach().float().clone() for output in outputs)
+            node = Node(kept, self._gram(kept))
             self._memo.put(self._prefix, node)
         self._nodes.append(node)
         return self._given(step, call)
@@ -152,10 +162,10 @@ class FittingPath(DrivenPath):
 
     @property
     def _outputs(self) -> list[torch.Tensor]:
-        return [node.output for node in self._nodes]
+        return [output for node in self._nodes for output in node.outputs]
 
     def _fitted(self, step: int, call: StepCall) -> Weights:
-        prior = line_weights(self._prefix, step)
+        prior = np.array(along_line(self._prefix, step, self._shares))
         factor = self._reference.factors[step]
         if (len(self._prefix) == 1 and step in self.schedule) or abs(factor) < 1e-9:
             return prior
@@ -164,13 +174,15 @@ class FittingPath(DrivenPath):
         right = np.array([self._inner(output, missing) for output in self._outputs])
         return prior + self._normal.solved(step, self._batch, self._nodes[-1].gram, right)
 
-    def _gram(self, output: torch.Tensor) -> NDArray[np.float64]:
+    def _gram(self, latest: Feature) -> NDArray[np.float64]:
         """Inner products of all outputs so far with each other, from those before, (K, K)."""
-        count = len(self._nodes)
-        gram = np.empty((count + 1, count + 1))
-        if count:
-            gram[:count, :count] = self._nodes[-1].gram
-        gram[count] = gram[:, count] = [self._inner(output, other) for other in [*self._outputs, output]]
+        outputs = [*self._outputs, *latest]
+        gram = np.empty((len(outputs), len(outputs)))
+        before = len(outputs) - len(latest)
+        if before:
+            gram[:before, :before] = self._nodes[-1].gram
+        for place, output in enumerate(latest, before):
+            gram[place] = gram[:, place] = [self._inner(output, other) for other in outputs]
         return gram
 
     def _inner(self, first: torch.Tensor, second: torch.Tensor) -> float:
@@ -189,19 +201,25 @@ class Fitted:
 
 
 def fit(
-    session: Session, schedule: Sequence[int], references: Sequence[Reference], ridge: float, memo: Memo | None = None
+    session: Session,
+    schedule: Sequence[int],
+    references: Sequence[Reference],
+    ridge: float,
+    memo: Memo | None = None,
+    shares: Sequence[float] = WHOLE,
 ) -> Fitted:
     """The weights of a schedule, fitted to the references.
 
-    One pass does where the pairs are one batch. Of several batches each pass renews the part of every batch in the
-    normal equations, at the samples to which the weights of that time lead it.
+    With the shares of several guidance branches, each branch has weights of its own. One pass does where the pairs are
+    one batch. Of several batches each pass renews the part of every batch in the normal equations, at the samples to
+    which the weights of that time lead it.
     """
     normal = Normal(ridge)
     paths: list[FittingPath] = []
     for _ in range(1 if len(references) == 1 else SWEEPS):
         paths.clear()
         for batch, reference in enumerate(references):
-            path = FittingPath(schedule, reference, normal, batch, memo if len(references) == 1 else None)
+            path = FittingPath(schedule, reference, normal, batch, memo if len(references) == 1 else None, shares)
             session.run(reference.pairs, path)
             paths.append(path)
     errors = np.concatenate([path.errors() for path in paths])

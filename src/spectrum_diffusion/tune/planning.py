@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from ..sites.denoisers import identity
 from .calibrate import OnRun, Samples
 from .driven import Driven, Session
 from .fit import Memo, fit
+from .guidance import WHOLE
 from .pairs import Pair, Prompt, chunks, keywords, split
 from .reference import Reference, record
 from .search import Limits, Schedule, Search, cost_of, symmetric, worst_tenth
@@ -225,12 +227,13 @@ class Workshop:
         count = len(default.options["evaluated"])
         start, even = tuple(default.options["evaluated"]), symmetric(self.steps, count)
         with self._session() as session:
-            found, search = self._searched(session, [start, even], count)
+            best, search = self._searched(session, [start, even], count)
+            schedules = {"searched": best, "default": start, "symmetric": even}
             options = {
-                name: _options(schedule, self._fitted(session, schedule, ridge))
-                for name, schedule, ridge in _finalists({"searched": found, "default": start, "symmetric": even})
+                finalist.name: _options(finalist.schedule, self._fitted(session, finalist))
+                for finalist in _finalists(schedules, self.references[0].shares)
             }
-        options["searched schedule, default rule"] = {"evaluated": list(found)}
+        options["searched schedule, default rule"] = {"evaluated": list(best)}
         tried = [default, *(self._candidate(name, values) for name, values in options.items())]
         return self._written(best_of(tried), tried, search)
 
@@ -252,26 +255,28 @@ class Workshop:
     def _on_tried(self, count: int) -> Callable[[int, float], None]:
         return lambda tried, left: self.on_run(f"search for {count} evaluations, {_time(left)} left")
 
-    def _fitted(self, session: Session, schedule: Schedule, ridge: float) -> Rows:
+    def _fitted(self, session: Session, finalist: Finalist) -> Rows:
         """The weights of a schedule, fitted to all pairs."""
+        schedule, ridge, shares = finalist.schedule, finalist.ridge, finalist.shares
         pairs = [_shown(reference.pairs) for reference in self.references]
-        key = {"model": self.model, "pairs": pairs, "schedule": schedule, "ridge": ridge}
+        key = {"model": self.model, "pairs": pairs, "schedule": schedule, "ridge": ridge, "shares": shares}
 
         def rows() -> dict[str, Any]:
-            found = fit(session, schedule, self.references, ridge).rows
+            weights = fit(session, schedule, self.references, ridge, shares=shares).rows
             self.on_run("fit")
-            return {"rows": [list(row) for row in found]}
+            return {"rows": [list(row) for row in weights]}
 
         return check_rows(self.store.tensors("fit", key, rows)["rows"], schedule)
 
     def _searched(self, session: Session, starts: Sequence[Schedule], count: int) -> tuple[Schedule, dict[str, Any]]:
         references = _first(self.references, SEARCHED_PAIRS)
-        memo = Memo()
-        key = {"model": self.model, "pairs": [_shown(one.pairs) for one in references], "ridge": SEARCHED_RIDGE}
+        memo, shares = Memo(), references[0].shares
+        pairs = [_shown(reference.pairs) for reference in references]
+        key = {"model": self.model, "pairs": pairs, "ridge": SEARCHED_RIDGE, "shares": shares}
         costs = self.store.costs(f"search-{count}", key)
 
         def fitted_cost(schedule: Schedule) -> float:
-            return cost_of(fit(session, schedule, references, SEARCHED_RIDGE, memo).errors)
+            return cost_of(fit(session, schedule, references, SEARCHED_RIDGE, memo, shares).errors)
 
         def cost(schedule: Schedule) -> float:
             return costs.of(schedule, fitted_cost)
@@ -347,13 +352,32 @@ class Workshop:
         return Plan(method=METHOD, options=best.options, model=self.model, record=record)
 
 
-def _finalists(schedules: Mapping[str, Schedule]) -> Iterator[tuple[str, Schedule, float]]:
-    """What is fitted to all pairs and validated: each schedule once, and the first with each ridge."""
+@dataclass(frozen=True)
+class Finalist:
+    """What is fitted to all pairs, and validated.
+
+    Attributes:
+        name: for the plan's record.
+        schedule: the evaluated steps.
+        ridge: λ.
+        shares: what guidance multiplies each branch by, if branches get weights of their own.
+    """
+
+    name: str
+    schedule: Schedule
+    ridge: float
+    shares: Sequence[float]
+
+
+def _finalists(schedules: Mapping[str, Schedule], shares: Sequence[float]) -> Iterator[Finalist]:
+    """Each schedule once, and the first with each ridge; with the branches apart and together."""
     seen: set[Schedule] = set()
+    ways = {", branches apart": shares, "": WHOLE} if len(shares) > 1 else {"": WHOLE}
     for name, schedule in schedules.items():
-        for ridge in RIDGES if not seen else (SEARCHED_RIDGE, RIDGES[-1]):
-            if schedule not in seen:
-                yield f"{name} schedule, ridge {ridge:g}", schedule, ridge
+        ridges = RIDGES if not seen else (SEARCHED_RIDGE, RIDGES[-1])
+        if schedule not in seen:
+            for ridge, (way, its_shares) in itertools.product(ridges, ways.items()):
+                yield Finalist(f"{name} schedule, ridge {ridge:g}{way}", schedule, ridge, its_shares)
         seen.add(schedule)
 
 

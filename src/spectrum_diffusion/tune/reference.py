@@ -12,6 +12,7 @@ import torch
 from ..core.replay import StepCall
 from ..errors import UnsupportedModelError
 from .driven import DrivenPath, Session, asked
+from .guidance import WHOLE, Guidance
 from .pairs import Pair
 
 AFFINE = 1e-3
@@ -27,6 +28,7 @@ class Reference:
         latents: the sample before each step and after the last, float32 on the CPU, T + 1 of (B, …).
         factors: how far each step moves the sample for a unit of the output, (T,).
         scale: mean norm of each sample's outputs, float32, (B,).
+        shares: what guidance multiplies each branch by, (branches,); 1 where branches can't be told apart.
         outputs: the output of each step, where they are kept, T of (B, …).
     """
 
@@ -34,12 +36,14 @@ class Reference:
     latents: Sequence[torch.Tensor]
     factors: Sequence[float]
     scale: torch.Tensor
+    shares: Sequence[float] = WHOLE
     outputs: Sequence[torch.Tensor] = ()
 
     @classmethod
     def read(cls, pairs: Sequence[Pair], values: Mapping[str, Any]) -> Reference:
         """What :meth:`to_dict` gave."""
-        return cls(pairs, list(values["latents"]), list(values["factors"]), values["scale"], list(values["outputs"]))
+        latents, factors, shares, outputs = (list(values[name]) for name in ("latents", "factors", "shares", "outputs"))
+        return cls(pairs, latents, factors, values["scale"], shares, outputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and numbers, to be kept."""
@@ -47,6 +51,7 @@ class Reference:
             "latents": torch.stack(list(self.latents)),
             "factors": list(self.factors),
             "scale": self.scale,
+            "shares": list(self.shares),
             "outputs": list(self.outputs),
         }
 
@@ -57,7 +62,7 @@ class Reference:
     def first(self, count: int) -> Reference:
         """The runs of the first ``count`` pairs."""
         latents, outputs = ([tensor[:count] for tensor in tensors] for tensors in (self.latents, self.outputs))
-        return Reference(self.pairs[:count], latents, self.factors, self.scale[:count], outputs)
+        return Reference(self.pairs[:count], latents, self.factors, self.scale[:count], self.shares, outputs)
 
     def errors(self, final: torch.Tensor) -> np.ndarray:
         """Squared error of final latents relative to the reference's, (B,)."""
@@ -76,6 +81,7 @@ class Recorder(DrivenPath):
         self.latents: list[torch.Tensor] = []
         self.factors: list[float] = []
         self._norms: list[torch.Tensor] = []
+        self._guidance = Guidance()
 
     def evaluates(self, step: int) -> bool:
         return True
@@ -90,11 +96,13 @@ class Recorder(DrivenPath):
         self.latents[-1:] = [call.sample.detach().float().cpu().clone(), after.cpu()]
         if self._keeps:
             self.outputs.append(call.output.float().cpu().clone())
+        self._guidance.observe(call.branches, call.output)
         self._norms.append(call.output.float().flatten(1).norm(dim=1).cpu())
         return call.output
 
     def result(self, pairs: Sequence[Pair]) -> Reference:
-        return Reference(pairs, self.latents, self.factors, torch.stack(self._norms).mean(0), self.outputs)
+        scale = torch.stack(self._norms).mean(0)
+        return Reference(pairs, self.latents, self.factors, scale, self._guidance.shares, self.outputs)
 
     def _check(self, call: StepCall) -> None:
         if call.sample.shape[0] != self._samples:

@@ -83,17 +83,20 @@ class Conditions:
             found.append("other noise levels (sigmas or timesteps)")
         return found
 
-    def differences(self, now: Conditions) -> list[str]:
-        """How the conditions of now may make a plan of these worse."""
+    def other_guidance(self, now: Conditions) -> list[str]:
+        """Settings of guidance that differ now. Weights of single branches do not fit then; others may be worse."""
         names = self.guidance.keys() & now.guidance.keys()
-        found = [
+        return [
             f"{name}={self.guidance[name]:g}, but this call has {now.guidance[name]:g}"
             for name in sorted(names)
             if self.guidance[name] != now.guidance[name]
         ]
-        if self.latents != now.latents:
-            found.append(f"latents of shape {self.latents}, but these have {now.latents}")
-        return found
+
+    def other_size(self, now: Conditions) -> list[str]:
+        """Another size of the latents, for which a plan may be worse."""
+        if self.latents == now.latents:
+            return []
+        return [f"latents of shape {self.latents}, but these have {now.latents}"]
 
 
 def _levels(clock: SchedulerClock) -> tuple[float, ...]:

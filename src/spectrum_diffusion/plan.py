@@ -94,15 +94,23 @@ class Plan:
         if "conditions" not in self.record:
             return []
         made = Conditions.read(self.record["conditions"])
-        if reasons := made.contradictions(now):
+        reasons, doubts = made.contradictions(now), made.other_size(now)
+        (reasons if self._weighs_branches else doubts).extend(made.other_guidance(now))
+        if reasons:
             raise InvalidOptionError(
                 f"the plan was made with {'; '.join(reasons)}: its weights do not fit. Sample as the plan was made, or "
                 "make another with `spectrum tune`"
             )
         return [
             f"the plan was made with {reason}: it may lose what it gains. `spectrum tune` makes a plan for this call"
-            for reason in made.differences(now)
+            for reason in doubts
         ]
+
+    @property
+    def _weighs_branches(self) -> bool:
+        """Whether the weights are those of guidance branches, so that they hold the strength of the guidance."""
+        rows = self.options.get("step_weights")
+        return bool(rows) and len(rows[0]) > 1
 
     def mismatch(self, total: int) -> str:
         """A warning if the plan was not made for ``total`` steps, or ""."""

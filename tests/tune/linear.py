@@ -26,7 +26,7 @@ class Denoiser(nn.Module):
 
 
 class LinearPipeline(DiffusionPipeline):
-    """Takes one prompt or a list; the latents are what it returns."""
+    """Takes one prompt or a list; the latents are what it returns. Guidance above 1 has a branch without prompt."""
 
     def __init__(self, denoiser: Denoiser, scheduler: Any) -> None:
         super().__init__()
@@ -48,9 +48,18 @@ class LinearPipeline(DiffusionPipeline):
         embeds = torch.stack([embedded(text) for text in prompts])
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.scheduler.timesteps:
-            output = self.denoiser(hidden_states=x, timestep=t.float().expand(len(x)), prompt=embeds)
+            output = self.predicted(x, t, embeds)
             x = self.scheduler.step(output, t, x, return_dict=False)[0]
         return (x,)
+
+    def predicted(self, x: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        """The guided output; one call of the denoiser for both branches."""
+        if self._guidance_scale <= 1:
+            return self.denoiser(hidden_states=x, timestep=t.float().expand(len(x)), prompt=embeds)
+        both = torch.cat([torch.zeros_like(embeds), embeds])
+        output = self.denoiser(hidden_states=torch.cat([x, x]), timestep=t.float().expand(2 * len(x)), prompt=both)
+        without, with_prompt = output.chunk(2)
+        return without + self._guidance_scale * (with_prompt - without)
 
 
 def embedded(text: str) -> torch.Tensor:
@@ -66,6 +75,12 @@ def curved(x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tens
 def rough(x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
     """Depends on sample, time and prompt, and not linearly."""
     return torch.tanh(x.roll(1, 1) + 3 * t * prompt) + 0.3 * x + torch.sin(9 * t)
+
+
+def diverging(x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """Grows with t where there is a prompt, and with t² where there is none, whatever the sample is."""
+    empty = (prompt == 0).all(1, keepdim=True)  # (B, 1)
+    return torch.where(empty, t**2 * torch.ones_like(prompt).cumsum(1), t * prompt)
 
 
 def build(field: Field = rough, scheduler: Any = None) -> LinearPipeline:

@@ -22,7 +22,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from pipelines import PIPELINES
-from tune.linear import SIZE, build, curved, embedded, rough
+from tune.linear import SIZE, LinearPipeline, build, curved, diverging, embedded, rough
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
@@ -33,6 +33,7 @@ from spectrum_diffusion.plan import LARGEST, Plan, read_plan
 from spectrum_diffusion.tune import tune
 from spectrum_diffusion.tune.driven import Driven, Session
 from spectrum_diffusion.tune.fit import Memo, fit
+from spectrum_diffusion.tune.guidance import WHOLE
 from spectrum_diffusion.tune.pairs import Pair, split
 from spectrum_diffusion.tune.planning import Candidate, best_of
 from spectrum_diffusion.tune.reference import record
@@ -54,11 +55,20 @@ SCHEDULERS = {
 }
 
 
-def fitted(pipe: Any, schedule: Any = SCHEDULE, ridge: float = 1e-2, batch: int = len(PAIRS), **options: Any) -> Any:
+def fitted(
+    pipe: Any,
+    schedule: Any = SCHEDULE,
+    ridge: float = 1e-2,
+    batch: int = len(PAIRS),
+    call: Any = None,
+    apart: bool = False,
+    memo: Memo | None = None,
+) -> Any:
     with enable_method(pipe, Driven()) as handle, torch.no_grad():
-        session = Session(pipe, handle, {})
+        session = Session(pipe, handle, call or {})
         references = [record(session, PAIRS[i : i + batch]) for i in range(0, len(PAIRS), batch)]
-        return fit(session, schedule, references, ridge, **options), references
+        shares = references[0].shares if apart else WHOLE
+        return fit(session, schedule, references, ridge, memo, shares), references
 
 
 def slowly(scheduler: Any, ridge: float) -> tuple[list[np.ndarray], torch.Tensor]:
@@ -159,6 +169,74 @@ def test_what_is_remembered_changes_nothing_and_saves_evaluations(limit: int) ->
     before = pipe.denoiser.calls
     fitted(pipe, schedules[1], memo=memo)
     assert pipe.denoiser.calls - before - STEPS == (1 if limit else 5)
+
+
+# Guidance branches with weights of their own.
+
+GUIDED = {"guidance_scale": 3.0}
+
+
+def test_branches_apart_are_exact_where_each_follows_its_own_law() -> None:
+    # Each branch's outputs are multiples of its first one, but by other factors.
+    apart, (reference,) = fitted(build(diverging), (0,), ridge=1e-9, call=GUIDED, apart=True)
+    together, _ = fitted(build(diverging), (0,), ridge=1e-9, call=GUIDED)
+    assert reference.shares == pytest.approx((-2, 3), abs=1e-4)
+    assert [len(row) for row in apart.rows] == [2] * STEPS
+    assert apart.errors.max() < 1e-8 < 1e-5 < together.errors.min()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_batches_agree_with_one_batch_of_branches_apart(batch: int) -> None:
+    together, _ = fitted(build(diverging), call=GUIDED, apart=True)
+    apart, _ = fitted(build(diverging), batch=batch, call=GUIDED, apart=True)
+    np.testing.assert_allclose(apart.errors, together.errors, rtol=0.2, atol=1e-5)
+
+
+def test_a_generation_with_branches_apart_ends_where_the_fit_did() -> None:
+    pipe = build(rough)
+    result, _ = fitted(pipe, call=GUIDED, apart=True)
+    options = {"site": "sampler", "evaluated": SCHEDULE, "step_weights": result.rows}
+    for error, pair in zip(result.errors, PAIRS, strict=True):
+        (untouched,) = build(rough)(pair.prompt, generator=torch.Generator().manual_seed(pair.seed), **GUIDED)
+        before = pipe.denoiser.calls
+        with spectrum_diffusion.enable(pipe, **options) as handle:
+            (final,) = pipe(pair.prompt, generator=torch.Generator().manual_seed(pair.seed), **GUIDED)
+            assert handle.summary().evaluated == list(SCHEDULE)
+        assert pipe.denoiser.calls - before == len(SCHEDULE)
+        measured = float((final - untouched).square().sum() / untouched.square().sum())
+        assert measured == pytest.approx(error, rel=0.02, abs=1e-9)
+
+
+class RescaledPipeline(LinearPipeline):
+    """Brings the guided output to the norm of that with the prompt, so that guidance is not linear."""
+
+    def predicted(self, x: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        guided = super().predicted(x, t, embeds)
+        return guided / guided.norm(dim=1, keepdim=True)
+
+
+def test_branches_stay_together_where_guidance_is_not_linear() -> None:
+    linear = build(rough)
+    pipe = RescaledPipeline(linear.denoiser, linear.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    _, (reference,) = fitted(pipe, call=GUIDED)
+    assert reference.shares == WHOLE
+
+
+def test_tune_weighs_branches_apart_where_that_is_better_and_the_plan_keeps_their_guidance() -> None:
+    pipe = build(diverging)
+    (plan,) = tune(pipe, PROMPTS, nfe=5, pairs=4, left_out=2, runs=3, call=GUIDED)
+    assert plan.record["chosen"].endswith("branches apart")
+    generate(pipe, plan, **GUIDED)
+    with pytest.raises(InvalidOptionError, match=r"guidance_scale=3, but this call has 3\.5: its weights do not fit"):
+        generate(pipe, plan, guidance_scale=3.5)
+    options = {name: plan.options[name] for name in ("site", "evaluated", "step_weights")}
+    for scale, message in (
+        (5.0, r"guidance that combines the branches as -2, 3, and this one does not"),
+        (1.0, "2 guidance branches, but this run has 1"),
+    ):
+        with spectrum_diffusion.enable(pipe, **options), pytest.raises(InvalidOptionError, match=message):
+            pipe("fox", generator=torch.Generator().manual_seed(0), guidance_scale=scale)
 
 
 def test_samplers_that_no_plan_can_foresee_are_refused() -> None:
@@ -548,6 +626,7 @@ WRONG_WEIGHTS: list[tuple[Any, str]] = [
     ([1.0, 2.0], "a row for each"),
     ([[1.0]] * 1001, "a row for each"),
     ([[1.0], [1.0], [1.0]], r"step_weights\[2\] has 1 numbers, but 2 steps are evaluated up to step 2"),
+    ([[1.0, 2.0], [1.0, 2.0], [1.0] * 3], "but 2 steps are evaluated up to step 2: give 2 for each, as in the first"),
     ([[1.0], [1.0], [float("nan"), 1.0]], "weight=nan is out of range"),
     ([[1.0], [1.0], ["x", 1.0]], "weight='x' is not a number"),
     ([[1.0]], "evaluated"),

@@ -50,8 +50,9 @@ class Spectrum(Scheduled):
         max_nfe: the most evaluations that ``tolerance`` may use; default: every step.
         site: "output" forecasts the denoiser's output, for each guidance branch by itself; "sampler" forecasts what the
             scheduler is given, once for all branches; "last_block" and "module" forecast features within the denoiser.
-        step_weights: for each step the weights of the outputs evaluated up to it, which `spectrum tune` fits. They need
-            ``evaluated`` and the site "sampler", and replace line and correction.
+        step_weights: for each step the weights of the outputs evaluated up to it, or of the guidance branches of each
+            of them, which `spectrum tune` fits. They need ``evaluated`` and the site "sampler", and replace line and
+            correction.
     """
 
     site: str = "output"

@@ -109,8 +109,8 @@ class Plan:
     @property
     def _weighs_branches(self) -> bool:
         """Whether the weights are those of guidance branches, so that they hold the strength of the guidance."""
-        rows = self.options.get("step_weights")
-        return bool(rows) and len(rows[0]) > 1
+        rows = self.options.get("step_weights") or [[]]
+        return len(rows[0]) > 1
 
     def mismatch(self, total: int) -> str:
         """A warning if the plan was not made for ``total`` steps, or ""."""

@@ -81,7 +81,9 @@ class Replay:
         self._start: torch.Tensor | None = None
         self._taken: list[tuple[StepCall, torch.Tensor]] = []  # each with the output that it was given
         self._handed: tuple[torch.Tensor, int] | None = None
-        self._broken = False  # whether something changed the sample between two steps of the gap
+        # Whether each step of the gap was given the sample that the step before handed out. Some values are on the
+        # device, and are read once for the gap.
+        self._followed: list[bool | torch.Tensor] = []
 
     @property
     def memory(self) -> dict[int, int]:
@@ -97,8 +99,9 @@ class Replay:
     def begin(self, sample: torch.Tensor) -> None:
         """Begin a gap before an evaluated step, at a sample (B, …)."""
         self._state = _copied(vars(self._scheduler))
-        self._start, self._broken = sample, False
+        self._start = sample
         self._taken.clear()
+        self._followed.clear()
 
     def take(self, call: StepCall, output: torch.Tensor, sample: torch.Tensor, kept: torch.Tensor | None = None) -> Any:
         """Take a step and remember it; what the scheduler returns.
@@ -109,7 +112,8 @@ class Replay:
             sample: the noisy latents, (B, …).
             kept: a copy of the output that is kept anyway, to be remembered in its place.
         """
-        self._broken |= bool(self._taken) and not self._follows(call)
+        if self._taken:
+            self._followed.append(self._follows(call))
         result = call.proceed_with(output, sample)
         self._taken.append((call.emptied(), output if kept is None else kept))
         handed = sample_of(result)
@@ -118,7 +122,7 @@ class Replay:
 
     def reaches(self, call: StepCall) -> bool:
         """Whether each step of the gap, and this one, was given the sample that the step before handed out."""
-        return not self._broken and self._follows(call)
+        return all((*self._followed, self._follows(call)))
 
     def again(self, corrected: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Take the steps of the gap again.
@@ -139,15 +143,19 @@ class Replay:
             sample = sample_of(call.proceed_with(corrected(since, output) if since else output, sample))
         return sample
 
-    def _follows(self, call: StepCall) -> bool:
-        return (
-            self._handed is not None and self._handed[0] is call.sample and self._handed[1] == version_of(call.sample)
-        )
+    def _follows(self, call: StepCall) -> bool | torch.Tensor:
+        if self._handed is None:
+            return False
+        handed, version = self._handed
+        if version_of(handed) != version:
+            return False
+        return handed is call.sample or _is_copy(call.sample, handed)
 
     def clear(self) -> None:
         """Let go of every tensor."""
         self._state = {}
         self._taken.clear()
+        self._followed.clear()
         self._start = self._handed = None
 
 
@@ -174,6 +182,17 @@ def _tensors_in(state: dict[str, Any]) -> Iterator[torch.Tensor]:
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, torch.Tensor):
                 yield item
+
+
+def _is_copy(sample: torch.Tensor, handed: torch.Tensor) -> bool | torch.Tensor:
+    """Whether a sample is what a step handed out, perhaps rounded to half precision meanwhile; () on the device.
+
+    Pipelines cut the frames that are sampled out of all of them (image to video), or keep latents in bfloat16.
+    """
+    if sample.shape != handed.shape or sample.device != handed.device:
+        return False
+    kinds = (handed.dtype, torch.bfloat16, torch.float16)
+    return torch.stack([(handed.to(kind).to(sample.dtype) == sample).all() for kind in kinds]).any()
 
 
 def sample_of(result: Any) -> torch.Tensor:

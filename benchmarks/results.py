@@ -4,7 +4,8 @@ python -m benchmarks.results FOLDER
 
 `index.md` gets the overview, `claims.md` the paper's claims, and a page for each model its tables and figures. The
 README shows some rows of the overview. After a run of some tables, the sections of the others stay as they are, and so
-do the claims, which are about all tables.
+do the claims, which are about all tables. After a run on some models (`--only`), the overview gets their columns, and
+nothing else changes but their own pages.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ SHOWN = (
     "fewer steps, UniPC",
 )
 """Rows of the overview that the README has room for."""
+TABLE = r"^\| about .*(?:\n\|.*)*"
+"""A table of the overview."""
 
 
 def main() -> None:
@@ -43,10 +46,15 @@ def main() -> None:
         shutil.copyfile(folder / name, FIGURES / name)
     for name in re.findall(r"\]\(([\w-]+\.png)\)", text):
         Image.open(folder / name).convert("RGB").quantize(256).save(FIGURES / name, optimize=True)
-    for name, block in pages(text).items():
+    blocks = pages(text)
+    overview = block_of(PAGES / "index.md", "run")
+    if not models_of(overview) <= models_of(blocks["index"]):
+        blocks["index"] = with_columns(overview, blocks["index"])
+        blocks.pop("claims", None)
+    for name, block in blocks.items():
         path = PAGES / f"{name}.md"
         replace_block(path, block if name in ("index", "claims") else merged(block_of(path, "run"), block), "run")
-    replace_block(ROOT / "README.md", excerpt(text), "results")
+    replace_block(ROOT / "README.md", excerpt(blocks["index"]), "results")
 
 
 def pages(text: str) -> dict[str, str]:
@@ -72,6 +80,41 @@ def merged(old: str, new: str) -> str:
         if section.strip()
     }
     return "\n\n".join(sections.values())
+
+
+def models_of(overview: str) -> set[str]:
+    """The models of an overview's tables."""
+    return {name for table in tables(overview) for name in table[0][1:]}
+
+
+def cells_of(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def with_columns(old: str, new: str) -> str:
+    """The old overview, whose tables get the columns of the new one's tables."""
+    added = {table[0][0]: table for table in tables(new)}
+    return re.sub(TABLE, lambda match: _joined(_rows(match[0]), added), old, flags=re.MULTILINE)
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of each table about a number of evaluations, row by row."""
+    return [_rows(table) for table in re.findall(TABLE, text, re.MULTILINE)]
+
+
+def _rows(table: str) -> list[list[str]]:
+    return [cells_of(row) for row in table.splitlines()]
+
+
+def _joined(old: list[list[str]], added: dict[str, list[list[str]]]) -> str:
+    new = added.get(old[0][0], [])
+    values = {row[0]: dict(zip(new[0][1:], row[1:], strict=True)) for row in new}
+    names = list(dict.fromkeys([*old[0][1:], *(new[0][1:] if new else [])]))
+    lines = []
+    for row in old:
+        known = dict(zip(old[0][1:], row[1:], strict=True)) | values.get(row[0], {})
+        lines.append(f"| {row[0]} | {' | '.join(known.get(name, '–') for name in names)} |")
+    return "\n".join(lines)
 
 
 def excerpt(text: str) -> str:

@@ -42,11 +42,27 @@ def parse_weights(pairs: Iterable[str]) -> dict[str, str]:
     weights = {}
     for pair in pairs:
         key, _, source = pair.partition("=")
-        if key not in MODELS or not source:
-            raise MistakeError(f"--weights {pair!r}: write KEY=DIR, with {', '.join(MODELS)} for KEY")
+        published = [name for name, model in MODELS.items() if model.real]
+        if key not in published or not source:
+            raise MistakeError(f"--weights {pair!r}: write KEY=DIR, with {', '.join(published)} for KEY")
         check_model(source, f"--weights {key}:")
         weights[key] = source
     return weights
+
+
+def parse_models(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys of models.
+
+    Raises:
+        MistakeError: a key is unknown.
+    """
+    from ..bench.reproduce import MODELS
+
+    keys = tuple(dict.fromkeys(keys))
+    for key in keys:
+        if key not in MODELS:
+            raise MistakeError(f"--only {key!r} is unknown: choose among {', '.join(MODELS)}")
+    return keys
 
 
 def make_job(tables: list[str], folder: Path, loading: Mapping[str, Any], **fields: Any) -> Job:
@@ -85,6 +101,7 @@ def _command(tables: list[str], options: Mapping[str, Any]) -> str:
 
     words = ["all"] if tables == list(TABLES) else list(tables)
     words += ["--model", "real"] if options["real"] else []
+    words += ["--only", ",".join(options["only"])] if options["only"] else []
     for key, source in options["weights"].items():
         words += ["--weights", f"{key}={source}"]
     words += ["--pairs", str(options["images"])]

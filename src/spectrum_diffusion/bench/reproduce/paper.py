@@ -22,7 +22,7 @@ class Model:
 
     Attributes:
         name: the paper's name for it.
-        real: id on the Hub.
+        real: id on the Hub; empty for a small model without a counterpart in the paper.
         tiny: name of the small model.
         call: options of the full-size pipeline's call; the small models keep their own defaults.
         video: whether it generates videos.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...atomic import StoreError
-from ...errors import ConflictError, SpectrumError
+from ...errors import ConflictError, InvalidOptionError, SpectrumError
 from ..evaluate import Request, evaluate, files
 from ..evaluate.lock import locked
 from ..evaluate.measures import CLIP_SCORE, check_metrics, judges
@@ -49,6 +49,7 @@ class Job:
         load: loads the pipeline of a model, given its name, folder or id.
         images: number of images in a row.
         real: run on the paper's models, not on the small ones.
+        only: keys of the models to run on; by default all that the tables name.
         weights: model key → what is loaded instead of the paper's id.
         prompts: a list or file for all tables; None for each table's own.
         metrics: names; None for the paper's metrics that are available.
@@ -56,7 +57,7 @@ class Job:
         command: the command line that runs the same job, for the page.
 
     Raises:
-        InvalidOptionError: the prompts or the metrics are unknown or unavailable.
+        InvalidOptionError: the prompts or the metrics are unknown or unavailable, or no table runs on the models.
     """
 
     tables: list[str]
@@ -64,6 +65,7 @@ class Job:
     load: Callable[[str], Any]
     images: int
     real: bool = False
+    only: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     prompts: str | None = None
     metrics: tuple[str, ...] | None = None
@@ -75,6 +77,18 @@ class Job:
             load_prompts(self.prompts)
         explicit_clip = (CLIP_SCORE,) if self.clip and self.metrics is None else ()
         check_metrics((*(self.metrics or ()), *explicit_clip), self.clip)
+        if not self.places:
+            named = {key for name in self.tables for key in TABLES[name].on(self.real)}
+            raise InvalidOptionError(
+                f"{', '.join(self.tables)} do not run on {', '.join(self.only)}: choose among "
+                f"{', '.join(key for key in MODELS if key in named)}"
+            )
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Each table with each model that it runs on."""
+        places = [(name, key) for name in self.tables for key in TABLES[name].on(self.real)]
+        return [(name, key) for name, key in places if not self.only or key in self.only]
 
     def source(self, key: str) -> str:
         """What to load for a model."""
@@ -125,7 +139,7 @@ class _Run:
         self._timer = WorkTimer(job.folder / TIMER)
 
     def all(self) -> list[TableResult]:
-        places = [(name, key) for name in self.job.tables for key in TABLES[name].on(self.job.real)]
+        places = self.job.places
         results: dict[tuple[str, str], TableResult] = {}
         figures: dict[tuple[str, str], str] = {}
         for key in MODELS:

@@ -23,6 +23,10 @@ def reproduce_paper(
     model: Annotated[
         str, typer.Option(help="tiny: the small trained models of this checkout; real: the paper's, from the Hub.")
     ] = "tiny",
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="KEY,…", help="Run on these models alone: flux, sd3, wan, hunyuan, sdxl, rough."),
+    ] = None,
     pairs: Annotated[
         int, typer.Option(min=1, help="Images per row, each of another prompt; videos get a quarter.")
     ] = 32,
@@ -55,6 +59,7 @@ def reproduce_paper(
         output,
         {"device": device, "dtype": dtype, "offload": offload},
         real=model == "real",
+        only=reproduction.parse_models(names_of(only) or ()),
         images=pairs,
         metrics=names_of(metrics),
         weights=reproduction.parse_weights(weights or ()),

@@ -132,6 +132,15 @@ def test_tables_on_the_small_models(tmp_path: Path) -> None:
     assert [run["computed"] > 0 for run in manifest["runs"]] == [True, False]
 
 
+def test_only_some_models(tmp_path: Path) -> None:
+    arguments = ["reproduce", "table5", "table8", "--only", "rough", "--pairs", "1", "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "`spectrum reproduce table5 table8 --only rough --pairs 1`: on tiny-rough, " in text
+    assert [folder.name for folder in tmp_path.iterdir() if folder.is_dir()] == ["rough"]
+
+
 def test_the_papers_models_are_loaded_from_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the branch of the full-size models, with the folder of a small one in the place of FLUX.1."""
     monkeypatch.setitem(MODELS, "flux", replace(MODELS["flux"], call={"height": 32, "num_inference_steps": 50}))
@@ -157,6 +166,9 @@ def test_the_papers_models_are_loaded_from_where_they_lie(tmp_path: Path, monkey
     [
         (["--weights", "flux=x"], "add --model real"),
         (["--model", "real", "--weights", "flux"], "write KEY=DIR"),
+        (["--only", "flux,pixart"], "'pixart' is unknown: choose among flux, sd3, wan, hunyuan, sdxl, rough"),
+        (["--only", "rough"], "table5 do not run on rough: choose among flux"),
+        (["--model", "real", "--weights", "rough=x"], "write KEY=DIR, with flux, sd3, wan, hunyuan, sdxl for KEY"),
         (["--model", "real", "--weights", "pixart=x"], "flux, sd3, wan, hunyuan, sdxl"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
         (["--metrics", "psnrr"], "did you mean 'psnr'"),

@@ -13,7 +13,7 @@ import spectrum_diffusion
 PACKAGE = Path(__file__).parents[1] / "src" / "spectrum_diffusion"
 
 LAYERS = (
-    ("errors", "_version", "_interrupts", "atomic", "untrusted"),
+    ("errors", "_version", "_interrupts", "atomic", "cluster", "untrusted"),
     ("core",),
     ("sites",),
     ("methods",),

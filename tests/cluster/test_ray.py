@@ -5,36 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 from batches import PATIENCE, command, files, finish, prompt_file, start, until
 from extras import needs
+from rays import RAY, actors, children, has_ended
 
 needs("ray.data", "pyarrow")
 
 from spectrum_diffusion.loading import ASSETS, DEFAULT_MODEL
 
 COUNT = 12
-RAY = ("--ray", "local", "--actors", "2")
-
-
-def children(pid: int) -> dict[int, str]:
-    """The processes below a process, and their command lines."""
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    found: dict[int, str] = {}
-    parents = {pid}
-    table = [
-        (int(row.split(None, 2)[0]), int(row.split(None, 2)[1]), row.split(None, 2)[2]) for row in rows.splitlines()
-    ]
-    while fresh := {child: line for child, parent, line in table if parent in parents and child not in found}:
-        found |= fresh
-        parents |= fresh.keys()
-    return found
-
-
-def actors(pid: int) -> list[int]:
-    return [child for child, line in children(pid).items() if line.startswith("ray::MapWorker")]
 
 
 def test_two_actors_make_the_files_of_one_process(tmp_path: Path) -> None:
@@ -66,7 +47,7 @@ def test_a_killed_driver_leaves_whole_files_and_the_next_makes_the_rest(tmp_path
     below = children(process.pid)
     process.kill()
     process.communicate()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() and "raylet" in line for pid, line in below.items()), process)
+    until(lambda: has_ended(below), process)
     kept = files(out)
     assert 3 <= len(kept) < COUNT
     report = finish(start(command(prompts, out, *RAY)))

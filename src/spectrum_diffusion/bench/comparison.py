@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS
-from .evaluate import REFERENCE, Request, Results, evaluation
+from .evaluate import REFERENCE, Here, Request, Results, evaluation
 from .evaluate.store import Store
 from .evaluate.work import OnUnit
 from .grid import Column, make_grid
@@ -26,7 +26,7 @@ SIMILARITY = ("psnr", "ssim")
 def compare(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Comparison:
     """Evaluate without counting operations, and with the metrics of similarity that are available."""
     available = tuple(name for name in SIMILARITY if not METRICS[name].available())
-    with evaluation(pipe, replace(request, metrics=available, flops=False), folder, on_unit) as results:
+    with evaluation(Here(pipe), replace(request, metrics=available, flops=False), folder, on_unit) as results:
         return Comparison(results)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..cluster import Cluster
 from ..plan import versions
 from . import outputs, pipelines
 from .evaluation import progress_meter
@@ -30,15 +31,12 @@ class Batch:
 
     Attributes:
         format: suffix of the files, without the dot; None is png, or mp4 for videos.
-        ray: address of a cluster; None is this process alone.
+        cluster: where it runs; None is this process alone.
         price: of an hour of one worker.
     """
 
     format: str | None = None
-    ray: str | None = None
-    actors: int | None = None
-    actor_gpus: float | None = None
-    actor_cpus: float | None = None
+    cluster: Cluster | None = None
     price: float | None = None
 
 
@@ -75,12 +73,11 @@ def run(request: SamplingRequest, spec: MethodSpec, folder: Path, batch: Batch, 
 
 
 def _outcomes(plan: Any, batch: Batch, report: Report) -> Any:
-    from ..bench.batch.engines import Cluster, here, on_ray
+    from ..bench.batch.engines import here, on_ray
 
-    if batch.ray is None:
+    if batch.cluster is None:
         return here(plan)
-    cluster = Cluster(batch.ray, batch.actors, batch.actor_gpus, batch.actor_cpus)
-    report.workers, outcomes = on_ray(plan, cluster)
+    report.workers, outcomes = on_ray(plan, batch.cluster)
     return outcomes
 
 
@@ -91,10 +88,10 @@ def _share(batch: Batch) -> tuple[int, int]:
         MistakeError: they are for Ray too.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and batch.ray is not None:
+    if world > 1 and batch.cluster is not None:
         raise MistakeError(
-            f"--ray {batch.ray} starts processes of its own, but this is process {rank} of {world} of a launcher: run "
-            "the command without the launcher, or without --ray"
+            f"--ray {batch.cluster.address} starts processes of its own, but this is process {rank} of {world} of a "
+            "launcher: run the command without the launcher, or without --ray"
         )
     return rank, world
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 import time
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..cluster import Cluster
 from ..core.words import counted_name
 from . import pipelines
 from .guard import MistakeError, errors_console, sampling_failures
@@ -22,6 +24,7 @@ from .printing import print_table
 from .request import MethodSpec, SamplingRequest
 
 if TYPE_CHECKING:
+    from ..bench import evaluate as library
     from ..bench.evaluate import Results
     from ..bench.prompts import Prompt
 
@@ -52,27 +55,41 @@ def find_prompts(given: list[str], source: str | None, limit: int | None, model:
     return prompts[:limit]
 
 
-def evaluate_with(
-    engine: Callable[..., T],
-    request: SamplingRequest,
-    specs: tuple[MethodSpec, ...],
-    prompts: list[Prompt],
-    folder: Path,
-    **settings: Any,
-) -> T:
+def evaluate_with(engine: Callable[..., T], request: SamplingRequest, asked: library.Request, folder: Path) -> T:
     """Load the pipeline, then evaluate with progress on stderr.
 
     Args:
         engine: :func:`bench.evaluate.evaluate` or :func:`bench.comparison.compare`.
-        settings: fields of the library's request.
+        asked: what :func:`library_request` made of the request.
 
     Raises:
-        SpectrumError: the model can't be loaded, the request is wrong, or the folder can't be written.
+        SpectrumError: the model can't be loaded, or the folder can't be written.
         FailureError: the untouched pipeline fails.
+    """
+    pipe = pipelines.load(request)
+    with progress_meter() as meter, sampling_failures(pipe):
+        return engine(pipe, asked, folder, meter)
+
+
+def evaluate_on(cluster: Cluster, request: SamplingRequest, asked: library.Request, folder: Path) -> Results:
+    """Evaluate on the actors of a cluster, which load the pipeline themselves."""
+    from ..bench.evaluate import evaluate_on_ray
+
+    with progress_meter() as meter:
+        return evaluate_on_ray(functools.partial(pipelines.load, request), cluster, asked, folder, meter)
+
+
+def library_request(
+    request: SamplingRequest, specs: tuple[MethodSpec, ...], prompts: list[Prompt], **settings: Any
+) -> library.Request:
+    """What the library is asked for; ``settings`` are further fields of its request.
+
+    Raises:
+        SpectrumError: the request is wrong.
     """
     from ..bench import evaluate as library
 
-    asked = library.Request(
+    return library.Request(
         model=request.model,
         rows=tuple(spec.row() for spec in specs),
         prompts=tuple(prompts),
@@ -81,9 +98,6 @@ def evaluate_with(
         command=shlex.join(["spectrum", *sys.argv[1:]]),
         **settings,
     )
-    pipe = pipelines.load(request)
-    with progress_meter() as meter, sampling_failures(pipe):
-        return engine(pipe, asked, folder, meter)
 
 
 def table_of(results: Results) -> Table:

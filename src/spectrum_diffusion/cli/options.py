@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..cluster import Cluster
 from .completion import complete_from, complete_method, complete_methods, complete_model
 from .guard import MistakeError
 from .request import (
@@ -96,6 +97,13 @@ CallOptions = Annotated[
     list[str] | None,
     typer.Option("--call", metavar="KEY=VALUE", help="Any other argument of the pipeline's call; may be repeated."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS|auto|local", help="Work on the actors of a Ray cluster. (default: here)"),
+]
+Actors = Annotated[int | None, typer.Option(min=1, help="Pipelines on the cluster. (default: one a GPU)")]
+ActorGpus = Annotated[float | None, typer.Option(min=0, help="GPUs of a pipeline, such as 1 or 0.5.")]
+ActorCpus = Annotated[float | None, typer.Option(min=0, help="CPUs of a pipeline, such as 4 or 0.5.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
 
 
@@ -178,6 +186,21 @@ def specs_of(methods: str, speedup: float | None, site: str | None, option: list
 
 def shared_options(speedup: float | None, site: str | None) -> dict[str, Any]:
     return {name: value for name, value in (("speedup", speedup), ("site", site)) if value is not None}
+
+
+def cluster_of(ray: str | None, actors: int | None, gpus: float | None, cpus: float | None) -> Cluster | None:
+    """The cluster that was asked for, if any.
+
+    Raises:
+        MistakeError: options of actors without a cluster.
+    """
+    given = {"--actors": actors, "--actor-gpus": gpus, "--actor-cpus": cpus}
+    if ray is not None:
+        return Cluster(ray, actors, gpus, cpus)
+    for option, value in given.items():
+        if value is not None:
+            raise MistakeError(f"{option} {value:g} is for the actors of a cluster: add --ray, or leave it out")
+    return None
 
 
 def names_of(text: str | None) -> tuple[str, ...] | None:

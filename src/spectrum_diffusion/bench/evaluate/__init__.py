@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..cost import device_of
+from ...cluster import Cluster, Pool
 from . import files
+from .crew import Actors, Crew, Here
 from .identity import machine
 from .lock import locked
 from .measures import choose_metrics
@@ -24,8 +25,8 @@ from .request import REFERENCE, Case, Request, Row
 from .results import Results, collect
 from .scores import run_programs
 from .store import Store
-from .units import WorkPlan, make_work_plan
-from .work import OnUnit, Work
+from .units import WorkPlan
+from .work import OnUnit
 
 
 def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | None = None) -> Results:
@@ -48,33 +49,56 @@ def evaluate(pipe: Any, request: Request, folder: str | Path, on_unit: OnUnit | 
         MissingPackageError: Jinja2 is not installed.
         SpectrumError: a metric is unknown. Exceptions of the untouched pipeline are not caught.
     """
+    return _evaluated(Here(pipe), request, Path(folder), on_unit)
+
+
+def evaluate_on_ray(
+    load: Callable[[], Any], cluster: Cluster, request: Request, folder: str | Path, on_unit: OnUnit | None = None
+) -> Results:
+    """As :func:`evaluate`, with the prompts and seeds spread over the actors of a Ray cluster.
+
+    Args:
+        load: loads the pipeline in an actor; it must pickle.
+        cluster: its machines must be alike, and see the folder under the same path.
+
+    Raises:
+        InvalidOptionError: the cluster cannot be reached, or is too small.
+        RuntimeError: the untouched pipeline fails, or actors can't be made. Finished work is kept.
+    """
+    pool = Pool(cluster)
+    try:
+        return _evaluated(Actors(pool, load), request, Path(folder), on_unit)
+    finally:
+        pool.leave()
+
+
+def _evaluated(crew: Crew, request: Request, folder: Path, on_unit: OnUnit | None) -> Results:
     from .report import write_report  # before any work: it needs Jinja2
 
-    with evaluation(pipe, request, Path(folder), on_unit) as results:
+    with evaluation(crew, request, folder, on_unit) as results:
         _write(results)
         write_report(results, Store(results.folder))
     return results
 
 
 @contextmanager
-def evaluation(pipe: Any, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Iterator[Results]:
+def evaluation(crew: Crew, request: Request, folder: Path, on_unit: OnUnit | None = None) -> Iterator[Results]:
     """Generate and measure what a folder lacks, and yield all results while the folder is locked."""
     metrics, say = choose_metrics(request), on_unit or (lambda done, total, what: None)
     with locked(folder):
         files.remove_temporaries(folder)
-        store, plan = Store(folder), make_work_plan(pipe, request)
-        manifest = _begin(folder, plan)
-        work = Work(pipe, plan, store, metrics.images, say)
-        work.run()
-        run_programs(plan, store, metrics.programs, "cuda" if device_of(pipe).type == "cuda" else "cpu", say)
+        store, plan = Store(folder), crew.plan(request)
+        manifest = _begin(folder, plan, crew.facts)
+        computed = crew.work(plan, store, metrics.images, say)
+        run_programs(plan, store, metrics.programs, crew.device, say)
         results = collect(folder, plan, store, metrics)
-        results.computed, results.manifest = work.computed, manifest
+        results.computed, results.manifest = computed, manifest
         yield results
-        manifest["runs"][-1] |= {"ended": _now(), "computed": work.computed}
+        manifest["runs"][-1] |= {"ended": _now(), "computed": computed}
         files.write_json(folder / "manifest.json", manifest)
 
 
-def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
+def _begin(folder: Path, plan: WorkPlan, facts: dict[str, Any]) -> dict[str, Any]:
     """The manifest: what is evaluated, and every run of the command in this folder."""
     earlier = (files.read_json(folder / "manifest.json") or {}).get("runs")
     request = plan.request
@@ -87,7 +111,7 @@ def _begin(folder: Path, plan: WorkPlan) -> dict[str, Any]:
         "seeds": list(request.seeds),
         "runs": [
             *(earlier if isinstance(earlier, list) else []),
-            {"begun": _now(), "command": request.command, **machine()},
+            {"begun": _now(), "command": request.command, **machine(), **facts},
         ],
     }
     files.write_json(folder / "manifest.json", manifest)
@@ -108,4 +132,4 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-__all__ = ["REFERENCE", "Case", "Request", "Results", "Row", "evaluate", "evaluation"]
+__all__ = ["REFERENCE", "Case", "Here", "Request", "Results", "Row", "evaluate", "evaluate_on_ray", "evaluation"]

@@ -73,21 +73,25 @@ def check_metrics(names: Iterable[str], clip: str | None = None) -> None:
             raise InvalidOptionError(f"metric {name!r} is not available: {problem}")
 
 
+def unmeasured(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> list[str]:
+    """The metrics that a unit lacks."""
+    kept = store.metrics(unit)
+    return [name for name, key in keys_of(metrics, unit, reference).items() if kept.get(name, {}).get("key") != key]
+
+
 def measure_unit(store: Store, unit: Unit, reference: Unit, metrics: Mapping[str, PictureJudge]) -> dict[str, str]:
     """Compute and keep the missing metrics of a finished unit.
 
     Returns:
         Metric name → why its model could not be loaded. This is not kept.
     """
-    kept = store.metrics(unit)
-    keys = keys_of(metrics, unit, reference)
-    missing = [name for name, key in keys.items() if kept.get(name, {}).get("key") != key]
+    missing = unmeasured(store, unit, reference, metrics)
     record, reference_record = store.record(unit), store.record(reference)
     if not missing or record is None or reference_record is None:
         return {}
     frames, reference_frames = (store.read_frames(store.frames_file(kept)) for kept in (record, reference_record))
     against = {"reference": reference_frames, "prompt": unit.case.prompt.text}
-    problems = {}
+    kept, keys, problems = store.metrics(unit), keys_of(metrics, unit, reference), {}
     for name in missing:
         try:
             kept[name] = {"key": keys[name], **_judged(metrics[name], frames, against[metrics[name].against])}

@@ -76,6 +76,12 @@ class WorkPlan:
         """All work by name: rows may share units."""
         return {unit.name: unit for unit in (*self.every, *self.flops.values())}
 
+    def of_case(self, index: int) -> dict[str, Unit]:
+        """All work on a case by name."""
+        reference = self.references[index]
+        counted = (unit for unit in self.flops.values() if unit.case == reference.case)
+        return {unit.name: unit for unit in (*(units[index] for units in self.by_label.values()), *counted)}
+
     @property
     def by_label(self) -> dict[str, list[Unit]]:
         """The units of every supported row, the reference first."""
@@ -84,14 +90,7 @@ class WorkPlan:
 
 def make_work_plan(pipe: Any, request: Request) -> WorkPlan:
     """The work of a request. It enables each method once to find out whether the pipeline supports it."""
-    settings = {
-        "format": FORMAT,
-        "pipeline": fingerprint(pipe),
-        "call": call_arguments(pipe, request.call),
-        "environment": environment(pipe),
-        "path": request.path,
-    }
-    cases = request.cases
+    settings, cases = settings_of(pipe, request), request.cases
     plan = WorkPlan(request, settings, [_unit(settings, None, case) for case in cases])
     if request.flops:
         plan.flops[REFERENCE] = _counted(settings, None, cases[0])
@@ -107,6 +106,17 @@ def make_work_plan(pipe: Any, request: Request) -> WorkPlan:
         if request.flops:
             plan.flops[row.label] = _counted(own, row, cases[0])
     return plan
+
+
+def settings_of(pipe: Any, request: Request) -> dict[str, Any]:
+    """The part of every key that all units share."""
+    return {
+        "format": FORMAT,
+        "pipeline": fingerprint(pipe),
+        "call": call_arguments(pipe, request.call),
+        "environment": environment(pipe),
+        "path": request.path,
+    }
 
 
 def _counted(settings: dict[str, Any], row: Row | None, case: Case) -> Unit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -37,29 +37,43 @@ class Work:
     A row that fails is left out from then on, and its reason is noted; the next evaluation tries it again. A failure of
     the reference ends the evaluation. Rows that share units share their failures.
 
+    Args:
+        finished: names of units that are known to be finished; the others are looked up.
+
     Attributes:
         run_id: marks what was timed together: times of different runs are not comparable.
         computed: calls of the pipeline, without the warm-up.
     """
 
     def __init__(
-        self, pipe: Any, plan: WorkPlan, store: Store, metrics: Mapping[str, PictureJudge], on_unit: OnUnit
+        self,
+        pipe: Any,
+        plan: WorkPlan,
+        store: Store,
+        metrics: Mapping[str, PictureJudge],
+        on_unit: OnUnit,
+        finished: Iterable[str] = (),
     ) -> None:
         self.pipe, self.plan, self.store, self.metrics = pipe, plan, store, metrics
         self._on_unit = on_unit
         self.run_id, self.computed = secrets.token_hex(8), 0
         self._failed: dict[str, str] = {}
-        self._finished = {name for name, unit in plan.distinct.items() if store.record(unit)}
+        self._finished, self._is_warm = set(finished), False
         self._done, self._total = len(self._finished), len(plan.distinct)
 
-    def run(self) -> None:
-        """Do all the work. Only a failure of the untouched pipeline, or of the disk, ends it."""
-        if self._done < self._total:
+    def run_case(self, index: int) -> None:
+        """Do the work on a case. Only a failure of the untouched pipeline, or of the disk, ends it."""
+        if not self._is_warm and not all(map(self._is_finished, self.plan.of_case(index).values())):
             self._warm_up()
-        for index, reference in enumerate(self.plan.references):
-            self._generate(reference)
-            for units in self.plan.by_label.values():
-                self._try(units[index], reference)
+        reference = self.plan.references[index]
+        self._generate(reference)
+        for units in self.plan.by_label.values():
+            self._try(units[index], reference)
+
+    def _is_finished(self, unit: Unit) -> bool:
+        if unit.name not in self._finished and self.store.record(unit):
+            self._finished.add(unit.name)
+        return unit.name in self._finished
 
     def _try(self, unit: Unit, reference: Unit) -> None:
         if unit.name in self._failed:  # in a row with another label
@@ -96,7 +110,7 @@ class Work:
             self._save_count(counted, None, problem)
 
     def _ensure(self, unit: Unit, reference: Unit | None = None) -> None:
-        if unit.name in self._finished:
+        if self._is_finished(unit):
             return
         self._on_unit(self._done, self._total, f"{unit.label}: {unit.case.prompt.text}")
         request = self.plan.request
@@ -110,7 +124,7 @@ class Work:
 
     def _count(self, unit: Unit) -> str:
         """Count the operations of a row's first case. Returns why that failed, which is not a failure of the row."""
-        if unit.name in self._finished:
+        if self._is_finished(unit):
             return ""
         self._on_unit(self._done, self._total, f"{unit.label}: counting operations")
         try:
@@ -134,6 +148,7 @@ class Work:
 
     def _warm_up(self) -> None:
         """Generate once before timing: the first call of a process is slower than all others."""
+        self._is_warm = True
         call = self.plan.settings["call"]
         steps, strength = call.get("num_inference_steps"), call.get("strength", 1)
         least = math.ceil(WARM_UP_STEPS / strength)  # image-to-image takes only this share of the steps

@@ -68,7 +68,8 @@ def _compare(request: SamplingRequest, specs: tuple[MethodSpec, ...], folder: Pa
     from ...bench.comparison import METRICS, compare
     from ...bench.prompts import Prompt
 
-    result = evaluation.evaluate_with(compare, request, specs, [Prompt(text) for text in request.prompts], folder)
+    asked = evaluation.library_request(request, specs, [Prompt(text) for text in request.prompts])
+    result = evaluation.evaluate_with(compare, request, asked, folder)
     grid, video = folder / "grid.png", folder / "grid.mp4"
     values = {**asdict(request), "steps": result.steps, "methods": result.lines()}
     outputs.save_json(folder / "results.json", {**values, "versions": versions()})

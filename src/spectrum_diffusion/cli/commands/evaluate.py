@@ -11,16 +11,21 @@ from .. import evaluation, outputs
 from ..app import app
 from ..guard import interruptible
 from ..options import (
+    ActorCpus,
+    ActorGpus,
+    Actors,
     AsJson,
     Methods,
     Options,
     PromptFile,
     Prompts,
+    Ray,
     Sampling,
     Seed,
     Seeds,
     Site,
     Speedup,
+    cluster_of,
     names_of,
     specs_of,
     takes_sampling,
@@ -55,18 +60,27 @@ def evaluate(
     seed: Seed = 0,
     seeds: Seeds = None,
     option: Options = None,
+    ray: Ray = None,
+    actors: Actors = None,
+    actor_gpus: ActorGpus = None,
+    actor_cpus: ActorCpus = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods over many prompts: metrics with intervals, cost, a report. Given again, it goes on."""
     listed = evaluation.find_prompts(prompts or [], source, limit, sampling.model)
     request = sampling.request(tuple(prompt.text for prompt in listed), parse_seeds(seeds, seed))
     specs = specs_of(methods, speedup, site, option)
+    cluster = cluster_of(ray, actors, actor_gpus, actor_cpus)
     outputs.check_folder(output)
-    asked = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}
-    from ...bench.evaluate import evaluate as engine
-
+    settings = {"metrics": names_of(metrics), "clip": clip, "baseline": baseline, "path": path}
     with interruptible(f"Finished results are kept in {output}; the same command goes on from there."):
-        results = evaluation.evaluate_with(engine, request, specs, listed, output, **asked)
+        asked = evaluation.library_request(request, specs, listed, **settings)
+        if cluster is not None:
+            results = evaluation.evaluate_on(cluster, request, asked, output)
+        else:
+            from ...bench.evaluate import evaluate as engine
+
+            results = evaluation.evaluate_with(engine, request, asked, output)
     if as_json:
         echo_json(evaluation.to_dict(results))
     else:

@@ -13,17 +13,22 @@ from .. import batch, outputs, pipelines
 from ..app import app
 from ..guard import MistakeError, interruptible, sampling_failures
 from ..options import (
+    ActorCpus,
+    ActorGpus,
+    Actors,
     AsJson,
     Method,
     Options,
     PlanFile,
     PromptFile,
     Prompts,
+    Ray,
     Sampling,
     Seed,
     Seeds,
     Site,
     Speedup,
+    cluster_of,
     shared_options,
     takes_sampling,
 )
@@ -63,12 +68,10 @@ def generate(
     file_format: Annotated[
         str | None, typer.Option("--format", help="Kind of the files in a folder: png, jpg, webp, mp4 … (default: png)")
     ] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS|auto|local", help="Fill a folder on a Ray cluster.")
-    ] = None,
-    actors: Annotated[int | None, typer.Option(min=1, help="Pipelines on the cluster. (default: one a GPU)")] = None,
-    actor_gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of a pipeline, such as 1 or 0.5.")] = None,
-    actor_cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of a pipeline, such as 4 or 0.5.")] = None,
+    ray: Ray = None,
+    actors: Actors = None,
+    actor_gpus: ActorGpus = None,
+    actor_cpus: ActorCpus = None,
     price: Annotated[
         float | None, typer.Option(min=0, help="Price of an hour of one pipeline, for the cost per image.")
     ] = None,
@@ -79,7 +82,7 @@ def generate(
     options = join_options(shared_options(speedup, site), parse_options(option or ()))
     spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
     spec.check(request.steps)
-    how = batch.Batch(file_format, ray, actors, actor_gpus, actor_cpus, price)
+    how = batch.Batch(file_format, cluster_of(ray, actors, actor_gpus, actor_cpus), price)
     if batch.is_batch(output, prompt_file):
         batch.run(request, spec, output, how, fps, as_json)
         return

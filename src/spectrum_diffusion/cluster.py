@@ -1,0 +1,168 @@
+"""Processes on a Ray cluster, each with a pipeline of its own. Ray is imported when a cluster is joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidOptionError, MissingPackageError
+
+LOCAL = "local"
+"""The address that stands for a cluster of this machine, which ends with the command."""
+USUAL_CPUS = 0.5
+"""CPUs of an actor without a GPU. A whole one each can leave none to the tasks that feed the actors, which hangs."""
+BLOCKS = 8
+"""Blocks of rows for each actor: what an actor that dies was at work on is at most one of them."""
+
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+"""What an actor does with a row: a dict of plain values gives another one."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Actors on a Ray cluster.
+
+    Attributes:
+        address: "local", "auto", or the address of a cluster.
+        actors: how many; None is one for each GPU, or for each two CPUs where there is no GPU.
+        gpus, cpus: of an actor; None is one GPU where there is one, else a share of a CPU.
+    """
+
+    address: str
+    actors: int | None = None
+    gpus: float | None = None
+    cpus: float | None = None
+
+
+class Pool:
+    """The actors for which a cluster has room. This process has joined it until :meth:`leave`.
+
+    Attributes:
+        ray: the module.
+        size: number of actors.
+        gpus, cpus: of each.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+        InvalidOptionError: the cluster cannot be reached, or is too small.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.ray = ray = _joined(cluster.address)
+        resources = ray.cluster_resources()
+        self.gpus = cluster.gpus if cluster.gpus is not None else float(resources.get("GPU", 0) >= 1)
+        self.cpus = cluster.cpus if cluster.cpus is not None else USUAL_CPUS
+        room = resources["GPU"] / self.gpus if self.gpus and "GPU" in resources else resources.get("CPU", 1) / 2
+        self.size = cluster.actors or max(1, int(room))
+        for name, each in (("GPU", self.gpus), ("CPU", self.cpus)):
+            if self.size * each > resources.get(name, 0):
+                self.leave()
+                raise InvalidOptionError(
+                    f"{self.size} actors with {each:g} {name} each need more than the cluster's "
+                    f"{resources.get(name, 0):g}: ask for fewer actors, or a smaller share each"
+                )
+
+    def leave(self) -> None:
+        """Leave the cluster, which ends the actors."""
+        self.ray.shutdown()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns in a process that has an actor's resources.
+
+        Raises:
+            RuntimeError: it failed there.
+        """
+        task = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus)(_called)
+        with self._explained():
+            return self.ray.get(task.remote(function, arguments, os.getcwd()))
+
+    def map(self, make: Callable[..., Work], arguments: Sequence[Any], rows: list[dict[str, Any]]) -> Iterator[Any]:
+        """What the actors make of rows, in any order.
+
+        Ray does a row at least once: after the death of an actor it repeats the rows whose results were not told.
+
+        Args:
+            make: makes an actor's work of the arguments, in its process.
+
+        Raises:
+            RuntimeError: an actor could not be made, or did not catch an exception.
+        """
+        data = self.ray.data
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # The number of blocks is set at the source: behind a repartition the actors can wait for ever.
+        blocks = data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS * self.size))
+        results = blocks.map(
+            _Actor,
+            fn_constructor_args=(make, arguments, os.getcwd()),
+            compute=data.ActorPoolStrategy(size=self.size),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+        )
+        with self._explained():
+            yield from results.iter_rows()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except self.ray.exceptions.RayError as error:
+            raise RuntimeError(
+                f"the cluster gave up ({reason_of(error)}): what is finished is kept, run the same command again"
+            ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an exception in another process, which Ray puts last, as ``module.Name: text``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
+
+
+def _joined(address: str) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingPackageError(
+            "--ray needs the package ray with its data library: pip install 'spectrum-diffusion[ray]'"
+        ) from None
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised too, and told once
+    try:
+        own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}} if address == LOCAL else {}
+        ray.init(address=address, logging_level="error", log_to_driver=False, **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InvalidOptionError(
+            f"--ray {address} cannot be reached ({error}): give the address of a running cluster, or local"
+        ) from error
+    return ray
+
+
+def stand_in(folder: str) -> None:
+    """Make relative paths mean in this process what they mean in the one that started it, where there is its folder."""
+    if Path(folder).is_dir():
+        with suppress(OSError):
+            os.chdir(folder)
+
+
+def _called(function: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> Any:
+    stand_in(folder)
+    return function(*arguments)
+
+
+class _Actor:
+    """Work in a process of Ray."""
+
+    def __init__(self, make: Callable[..., Work], arguments: Sequence[Any], folder: str) -> None:
+        stand_in(folder)
+        self._work = make(*arguments)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._work(row)

@@ -20,6 +20,8 @@ USUAL_CPUS = 0.5
 BLOCKS = 8
 """Blocks of rows for each actor: what an actor that dies was at work on is at most one of them."""
 
+AGAIN = "what is finished is kept, run the same command again"
+
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 """What an actor does with a row: a dict of plain values gives another one."""
 
@@ -79,7 +81,7 @@ class Pool:
             RuntimeError: it failed there.
         """
         task = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus)(_called)
-        with self._explained():
+        with self.explained(AGAIN):
             return self.ray.get(task.remote(function, arguments, os.getcwd()))
 
     def map(self, make: Callable[..., Work], arguments: Sequence[Any], rows: list[dict[str, Any]]) -> Iterator[Any]:
@@ -106,17 +108,16 @@ class Pool:
             num_cpus=self.cpus,
             num_gpus=self.gpus,
         )
-        with self._explained():
+        with self.explained(AGAIN):
             yield from results.iter_rows()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self, advice: str) -> Iterator[None]:
+        """Raise a :class:`RuntimeError` with the reason and an advice in place of Ray's errors."""
         try:
             yield
         except self.ray.exceptions.RayError as error:
-            raise RuntimeError(
-                f"the cluster gave up ({reason_of(error)}): what is finished is kept, run the same command again"
-            ) from error
+            raise RuntimeError(f"the cluster gave up ({reason_of(error)}): {advice}") from error
 
 
 def reason_of(error: BaseException) -> str:
@@ -127,6 +128,7 @@ def reason_of(error: BaseException) -> str:
 
 def _joined(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its library warns of how its own data library calls it
     try:
         import ray
         import ray.data

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SRC = str(Path(__file__).parents[2] / "src")
-STARTED = 120.0
+STARTED = 300.0
 
 
 class Server:
@@ -32,7 +32,7 @@ class Server:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=240)
 
 
 def free_port() -> int:

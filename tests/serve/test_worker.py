@@ -15,7 +15,8 @@ from extras import needs
 needs("prometheus_client")
 
 from spectrum_diffusion import InvalidOptionError, UnsupportedModelError, load_default_pipeline
-from spectrum_diffusion.serve.engine import UNTOUCHED, Engine, Item, Settings
+from spectrum_diffusion.serve.abilities import UNTOUCHED, Settings
+from spectrum_diffusion.serve.engine import Engine, Item
 from spectrum_diffusion.serve.failures import DeadlineError, GenerationError, QueueFullError, ShuttingDownError
 from spectrum_diffusion.serve.limits import Limits
 from spectrum_diffusion.serve.worker import Task, Worker
@@ -47,7 +48,7 @@ def start(pipe: Any) -> Iterator[Callable[..., Worker]]:
     workers = []
 
     def started(method: str = "spectrum", **limits: Any) -> Worker:
-        workers.append(Worker(Engine(pipe, method, {}), Limits(**limits)))
+        workers.append(Worker([Engine(pipe, method, {})], Limits(**limits)))
         return workers[-1]
 
     yield started
@@ -267,7 +268,7 @@ def test_settings_that_cannot_be_are_refused_before_they_are_queued(
     pipe: Any, settings: Settings, message: str
 ) -> None:
     with pytest.raises(InvalidOptionError, match=message):
-        Engine(pipe, "spectrum", {}).check(settings)
+        Engine(pipe, "spectrum", {}).abilities.check(settings)
 
 
 def test_negative_prompts_reach_the_pipeline(pipe: Any, start: Any) -> None:
@@ -282,16 +283,16 @@ def test_negative_prompts_reach_the_pipeline(pipe: Any, start: Any) -> None:
 
 
 def test_an_adaptive_method_has_no_speedup_to_set(pipe: Any) -> None:
-    engine = Engine(pipe, "teacache", {})
+    abilities = Engine(pipe, "teacache", {}).abilities
     with pytest.raises(InvalidOptionError, match="speedup=2 cannot be set, since teacache decides at run time"):
-        engine.check(Settings(speedup=2.0))
+        abilities.check(Settings(speedup=2.0))
 
 
 def test_a_speedup_replaces_the_evaluated_steps_of_the_server(pipe: Any) -> None:
-    engine = Engine(pipe, "taylor", {"evaluated": [0, 1, 2, 5, 8], "order": 2})
-    assert engine.method(2.0).options()["speedup"] == 2.0
-    assert engine.method(2.0).options()["order"] == 2
-    assert list(engine.method(None).options()["evaluated"]) == [0, 1, 2, 5, 8]
+    abilities = Engine(pipe, "taylor", {"evaluated": [0, 1, 2, 5, 8], "order": 2}).abilities
+    assert abilities.method(2.0).options()["speedup"] == 2.0
+    assert abilities.method(2.0).options()["order"] == 2
+    assert list(abilities.method(None).options()["evaluated"]) == [0, 1, 2, 5, 8]
 
 
 def test_a_pipeline_of_videos_is_refused() -> None:

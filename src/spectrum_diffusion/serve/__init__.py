@@ -1,7 +1,8 @@
-"""An HTTP server for one pipeline, with the images endpoint of OpenAI's API.
+"""An HTTP server for a pipeline or replicas of it, with the images endpoint of OpenAI's API.
 
-Requests enter a bounded queue. A single thread takes them out, groups those that may share a call, and runs the
-pipeline. FastAPI, uvicorn and prometheus-client come with the extra ``serve``.
+Requests enter a bounded queue. A thread for each replica takes them out, groups those that may share a call, and runs
+the pipeline, here or in an actor of a Ray cluster. FastAPI, uvicorn and prometheus-client come with the extra
+``serve``.
 """
 
 from __future__ import annotations

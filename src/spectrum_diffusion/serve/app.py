@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from .._version import __version__
 from .engine import Generated
-from .failures import AbandonedError, DeadlineError, RequestError, ShuttingDownError, error_body
+from .failures import AbandonedError, DeadlineError, NotReadyError, RequestError, ShuttingDownError, error_body
 from .gate import Gate
 from .limits import Limits
 from .schema import (
@@ -50,7 +50,7 @@ REASONS = {
     413: "The body is too large.",
     429: "The queue is full; the header Retry-After says when to try again.",
     500: "The generation failed.",
-    503: "The server is shutting down.",
+    503: "The server is shutting down, or no replica is ready.",
     504: "The request took longer than the server allows.",
 }
 
@@ -92,7 +92,7 @@ def _add_images(app: FastAPI, worker: Worker, limits: Limits, names: Sequence[st
         """Generate images from a prompt."""
         if request.model is not None and request.model not in names:
             raise _no_model(request.model, names)
-        tasks = request.tasks(request.settings(worker.engine, limits), time.monotonic() + limits.seconds)
+        tasks = request.tasks(request.settings(worker.abilities, limits), time.monotonic() + limits.seconds)
         events = _watch(tasks) if request.stream else None
         worker.submit(tasks)
         if events is not None:
@@ -128,9 +128,11 @@ def _add_facts(app: FastAPI, worker: Worker, names: Sequence[str]) -> None:
     @app.get("/health", responses=_errors(403, 503))
     async def health() -> Health:
         """Whether requests are taken."""
-        if worker.is_closing or not worker.is_alive:
-            raise ShuttingDownError("the server takes no requests: it is shutting down, or its worker ended")
-        return Health(waiting=worker.waiting)
+        if worker.is_closing:
+            raise ShuttingDownError("the server is shutting down: send requests to another one")
+        if not worker.ready:
+            raise NotReadyError("no replica is ready: they died, and others are being started")
+        return Health(waiting=worker.waiting, replicas=worker.ready)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_errors(401, 403)})
     async def metrics() -> Response:

@@ -44,6 +44,12 @@ class ShuttingDownError(RequestError):
     status, code = 503, "shutting_down"
 
 
+class NotReadyError(RequestError):
+    """Nothing can generate now."""
+
+    status, code = 503, "not_ready"
+
+
 class DeadlineError(RequestError):
     """The request took longer than allowed."""
 

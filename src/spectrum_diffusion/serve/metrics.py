@@ -14,14 +14,16 @@ class Metrics:
 
     Args:
         waiting: returns the number of images in the queue.
+        ready: returns the number of pipelines that work, or could.
     """
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
+    def __init__(self, waiting: Callable[[], int], ready: Callable[[], int]) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("spectrum_requests", "Answered image requests.", ["status"], registry=registry)
         self.images = Counter("spectrum_images", "Generated images.", registry=registry)
         self.failures = Counter("spectrum_failures", "Images that were not generated.", ["reason"], registry=registry)
         self.steps = Counter("spectrum_steps", "Sampling steps of generated images.", ["action"], registry=registry)
+        self.lost = Counter("spectrum_replicas_lost", "Replicas that died.", registry=registry)
         self.batch = Histogram(
             "spectrum_batch_images", "Images in a call of the pipeline.", buckets=(1, 2, 4, 8, 16), registry=registry
         )
@@ -30,6 +32,7 @@ class Metrics:
             "spectrum_generation_seconds", "Time of a call of the pipeline.", buckets=SECONDS, registry=registry
         )
         Gauge("spectrum_queue_images", "Images in the queue.", registry=registry).set_function(waiting)
+        Gauge("spectrum_replicas", "Pipelines that are ready.", registry=registry).set_function(ready)
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""

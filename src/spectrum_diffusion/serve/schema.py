@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ..core.schedule import MAX_TOTAL
 from ..errors import InvalidOptionError
-from .engine import UNTOUCHED, Engine, Generated, Item, Settings
+from .abilities import UNTOUCHED, Abilities, Settings
+from .engine import Generated, Item
 from .failures import RequestError
 from .limits import Limits
 from .worker import Task
@@ -63,7 +64,7 @@ class ImageRequest(BaseModel):
     def count(self) -> int:
         return self.n or 1
 
-    def settings(self, engine: Engine, limits: Limits) -> Settings:
+    def settings(self, abilities: Abilities, limits: Limits) -> Settings:
         """What the images share, checked against the pipeline and the limits.
 
         Raises:
@@ -77,13 +78,13 @@ class ImageRequest(BaseModel):
             speedup=self._speedup(limits),
             negative=self.negative_prompt is not None,
         )
-        if (steps := engine.steps(settings)) is not None and steps > limits.steps:
+        if (steps := abilities.steps(settings)) is not None and steps > limits.steps:
             raise RequestError(
                 f"the pipeline takes {steps} steps by default, but this server allows {limits.steps}: pass steps",
                 param="steps",
             )
         try:
-            engine.check(settings)
+            abilities.check(settings)
         except InvalidOptionError as error:
             raise RequestError(str(error)) from None
         return settings
@@ -208,6 +209,7 @@ class Models(BaseModel):
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
     waiting: int
+    replicas: int
 
 
 def image_data(request: ImageRequest, task: Task, generated: Generated) -> ImageData:

@@ -14,7 +14,7 @@ import uvicorn
 
 from ..errors import InvalidOptionError
 from .app import build_app
-from .engine import Engine
+from .engine import AnyEngine
 from .limits import Limits
 from .worker import Worker
 
@@ -75,17 +75,22 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    engine: Engine, limits: Limits, names: Sequence[str], key: str | None, bound: socket.socket, grace: float
+    engines: Sequence[AnyEngine],
+    limits: Limits,
+    names: Sequence[str],
+    key: str | None,
+    bound: socket.socket,
+    grace: float,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT. What is queued then is finished within the grace time.
 
     Args:
-        engine: the pipeline.
+        engines: what generates, each with a pipeline of its own.
         names: of the model, as clients may write them.
         bound: what :func:`bind` gave.
         grace: seconds.
     """
-    worker = Worker(engine, limits)
+    worker = Worker(engines, limits)
     app: FastAPI = build_app(worker, limits, names, key)
     config = uvicorn.Config(
         app,

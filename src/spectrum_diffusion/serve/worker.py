@@ -1,4 +1,4 @@
-"""A bounded queue of images, and the one thread that generates them."""
+"""A bounded queue of images, and a thread for each engine that generates them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from ..core.words import first_line
 from ..errors import InvalidOptionError
-from .engine import Engine, Generated, Item, Settings
+from .abilities import Settings
+from .engine import AnyEngine, Generated, Item, LostError
 from .failures import DeadlineError, GenerationError, QueueFullError, RequestError, ShuttingDownError
 from .limits import Limits
 from .metrics import Metrics
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STUCK = 10.0
 """Seconds in which a generation that nobody waits for reaches its next step, and ends."""
+LOSSES = 2
+"""Engines that a task may lose: what ends two of them would end the others too."""
 SMOOTHING = 0.2
 """Weight of the latest image in the mean time of an image."""
 
@@ -35,6 +38,7 @@ class Task:
         deadline: on the clock of ``time.monotonic``.
         on_progress: called in the worker's thread with the steps done and their number.
         batch: images of the call that generated it.
+        losses: engines that died while they generated it.
     """
 
     item: Item
@@ -45,6 +49,7 @@ class Task:
     since: float = field(default_factory=time.monotonic)
     batch: int = 0
     seconds: float = 0.0
+    losses: int = 0
 
     @property
     def is_wanted(self) -> bool:
@@ -72,24 +77,31 @@ class Worker:
     """Generates images in the order of their arrival. Images that may share a call and wait go together.
 
     Args:
-        engine: the pipeline.
+        engines: they take what waits as they get free.
         limits: of the queue and of a call.
     """
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        self.engine, self.limits = engine, limits
-        self.metrics = Metrics(lambda: len(self._waiting))
+    def __init__(self, engines: Sequence[AnyEngine], limits: Limits) -> None:
+        self.abilities, self.limits = engines[0].abilities, limits
         self.is_closing = False
+        self._is_over = False
         self._waiting: deque[Task] = deque()
-        self._running: Sequence[Task] = ()
+        self._running: dict[AnyEngine, Sequence[Task]] = {}
+        self._ready = set(engines)
         self._changed = threading.Condition()
         self._image_seconds = 1.0
-        self._thread = threading.Thread(target=self._work, name="spectrum-worker", daemon=True)
-        self._thread.start()
+        self.metrics = Metrics(lambda: len(self._waiting), lambda: self.ready)
+        self._threads = [
+            threading.Thread(target=self._work, args=(engine,), name="spectrum-worker", daemon=True)
+            for engine in engines
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
+    def ready(self) -> int:
+        """Engines that work, or could."""
+        return len(self._ready)
 
     @property
     def waiting(self) -> int:
@@ -108,7 +120,7 @@ class Worker:
                 raise ShuttingDownError("the server is shutting down: send the request to another one")
             self._drop_unwanted()
             if len(self._waiting) + len(tasks) > self.limits.queue:
-                seconds = max(1, math.ceil(len(self._waiting) * self._image_seconds))
+                seconds = max(1, math.ceil(len(self._waiting) * self._image_seconds / max(1, self.ready)))
                 raise QueueFullError(
                     f"{len(self._waiting)} images wait, and the queue holds {self.limits.queue}: try again in "
                     f"{seconds} s",
@@ -129,37 +141,74 @@ class Worker:
             timer.start()
 
     def join(self) -> None:
-        """End what is left, and wait for the thread."""
+        """End what is left, and wait for the threads."""
         self.is_closing = True
         self._end()
-        self._thread.join(timeout=STUCK)
+        for thread in self._threads:
+            thread.join(timeout=STUCK)
 
     def _end(self) -> None:
+        self._is_over = True
         with self._changed:
-            for task in (*self._waiting, *self._running):
+            for task in (*self._waiting, *(task for batch in self._running.values() for task in batch)):
                 task.fail(ShuttingDownError("the server shut down before the image was done: send the request again"))
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def _work(self) -> None:
-        while batch := self._next():
-            self._running = batch
-            self._run(batch)
-            self._running = ()
+    def _work(self, engine: AnyEngine) -> None:
+        try:
+            while batch := self._next(engine):
+                try:
+                    self._run(engine, batch)
+                except LostError as error:
+                    self._lost(engine, batch, error)
+                finally:
+                    with self._changed:
+                        self._running.pop(engine, None)
+                        self._changed.notify_all()
+        finally:
+            self._ready.discard(engine)
 
-    def _next(self) -> list[Task]:
-        """The tasks of the next call; empty once the worker is closed and nothing waits."""
+    def _lost(self, engine: AnyEngine, batch: Sequence[Task], error: LostError) -> None:
+        """Queue the images of an engine that died again, before all others, and restore the engine."""
+        log.warning("a replica died, and another one is started: %s", error)
+        self.metrics.lost.inc()
+        self._ready.discard(engine)
+        with self._changed:
+            for task in reversed(batch):
+                task.losses += 1
+                if task.is_wanted and task.losses < LOSSES:
+                    self._waiting.appendleft(task)
+                elif task.is_wanted:
+                    self.metrics.failures.labels("replica_lost").inc()
+                    task.fail(
+                        GenerationError(
+                            f"{LOSSES} replicas died while they generated the image ({error}): ask for a smaller one, "
+                            "or try it again",
+                            code="replica_lost",
+                        )
+                    )
+            self._running.pop(engine, None)
+            self._changed.notify_all()
+        if engine.restore(lambda: self._is_over):
+            self._ready.add(engine)
+
+    def _next(self, engine: AnyEngine) -> Sequence[Task]:
+        """The tasks of the engine's next call; empty once the worker is closed and nothing waits."""
         with self._changed:
             while True:
                 self._drop_unwanted()
                 if self._waiting:
-                    return self._take_batch()
-                if self.is_closing:
-                    return []
+                    self._running[engine] = batch = self._take_batch()
+                    return batch
+                if self.is_closing and not self._running:  # what runs elsewhere may come back
+                    return ()
                 self._changed.wait(timeout=1.0)  # closing notifies nobody, since it takes no lock
 
     def _take_batch(self) -> list[Task]:
-        settings = self._waiting[0].settings
-        count = self.limits.batch if self.engine.may_share(settings) else 1
+        first = self._waiting[0]
+        settings = first.settings
+        # One that lost an engine goes alone, so that it takes no other image with it.
+        count = self.limits.batch if self.abilities.may_share(settings) and not first.losses else 1
         batch = [task for task in self._waiting if task.settings == settings][:count]
         self._waiting = deque(task for task in self._waiting if task not in batch)
         return batch
@@ -168,21 +217,21 @@ class Worker:
         wanted = deque(task for task in self._waiting if task.is_wanted)
         self._waiting = wanted
 
-    def _run(self, batch: Sequence[Task]) -> None:
+    def _run(self, engine: AnyEngine, batch: Sequence[Task]) -> None:
         """Generate a batch; if its call fails, each image by itself, so that one cannot spoil the others."""
-        error = self._generate(batch)
+        error = self._generate(engine, batch)
         if error is None:
             return
         if len(batch) > 1:
             log.warning("a call of %d images failed, so they are generated one by one: %s", len(batch), error)
             for task in batch:
                 if task.is_wanted:
-                    self._run([task])
+                    self._run(engine, [task])
         else:
             self.metrics.failures.labels(error.code).inc()
             batch[0].fail(error)
 
-    def _generate(self, batch: Sequence[Task]) -> RequestError | None:
+    def _generate(self, engine: AnyEngine, batch: Sequence[Task]) -> RequestError | None:
         """Generate a batch in one call of the pipeline; why that failed, or None."""
         begin, begun = time.monotonic(), False
 
@@ -196,10 +245,12 @@ class Worker:
                 task.on_progress(done, total)
 
         try:
-            images = self.engine.generate(batch[0].settings, [task.item for task in batch], report)
+            images = engine.generate(batch[0].settings, [task.item for task in batch], report)
         except _UnwantedError:
             self.metrics.failures.labels("abandoned").inc(len(batch))
             return None
+        except LostError:
+            raise
         except Exception as error:  # a pipeline fails in any way, and the server goes on
             log.warning("a generation failed", exc_info=error)
             return _explained(error, begun)

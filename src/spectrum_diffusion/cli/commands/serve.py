@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...cluster import Cluster
+from ...core.words import counted_name
 from ...serve import check_packages
 from ...serve.limits import Limits
 from .. import pipelines
 from ..app import app
-from ..options import Device, Dtype, Loras, Method, Model, Offload, Options, PlanFile, Site, Speedup, shared_options
+from ..options import (
+    ActorCpus,
+    ActorGpus,
+    Actors,
+    Device,
+    Dtype,
+    Loras,
+    Method,
+    Model,
+    Offload,
+    Options,
+    PlanFile,
+    Ray,
+    Site,
+    Speedup,
+    cluster_of,
+    shared_options,
+)
 from ..request import DEFAULT_MODEL, MethodSpec, SamplingRequest, join_options, parse_options
+
+if TYPE_CHECKING:
+    from ...serve.engine import Engine
 
 USUAL = Limits()
 
@@ -42,6 +67,10 @@ def serve(
     max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = USUAL.body,
     timeout: Annotated[float, typer.Option(help="Seconds from a request to its answer.")] = USUAL.seconds,
     grace: Annotated[float, typer.Option(min=0, help="Seconds to finish what is queued, on SIGTERM.")] = 60.0,
+    ray: Ray = None,
+    actors: Actors = None,
+    actor_gpus: ActorGpus = None,
+    actor_cpus: ActorCpus = None,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -49,7 +78,6 @@ def serve(
 ) -> None:
     """Serve a model to clients of OpenAI's images API, until SIGTERM or Ctrl-C."""
     check_packages()
-    from ...serve.engine import Engine
     from ...serve.server import api_key, bind, serve
 
     limits = Limits(
@@ -70,11 +98,35 @@ def serve(
     spec = MethodSpec.planned(str(plan), options, method) if plan else MethodSpec(method or "spectrum", options)
     spec.check(None)
     key = api_key()
-    with bind(host, port, key) as bound:
-        engine = Engine(pipelines.load(request), spec.name, spec.all_options(), _plan(plan))
+    load = functools.partial(_engine, request, spec, _plan(plan))
+    cluster = cluster_of(ray, actors, actor_gpus, actor_cpus)
+    with bind(host, port, key) as bound, _engines(load, cluster) as engines:
         names = [name or Path(model).name if Path(model).is_dir() else name or model]
-        typer.echo(f"{names[0]} is served at http://{host}:{port}/v1, {'with' if key else 'without'} a key", err=True)
-        serve(engine, limits, names, key, bound, grace)
+        shown = f"{names[0]} is served at http://{host}:{port}/v1, {'with' if key else 'without'} a key"
+        typer.echo(shown if cluster is None else f"{shown}, by {counted_name(len(engines), 'replica')}", err=True)
+        serve(engines, limits, names, key, bound, grace)
+
+
+def _engine(request: SamplingRequest, spec: MethodSpec, plan: Any) -> Engine:
+    from ...serve.engine import Engine
+
+    return Engine(pipelines.load(request), spec.name, spec.all_options(), plan)
+
+
+@contextmanager
+def _engines(load: Callable[[], Engine], cluster: Cluster | None) -> Iterator[list[Any]]:
+    """The engine of this process, or those of a cluster, which is left at the end."""
+    if cluster is None:
+        yield [load()]
+        return
+    from ...cluster import Pool
+    from ...serve.replicas import replicas
+
+    pool = Pool(cluster)
+    try:
+        yield replicas(pool, load)
+    finally:
+        pool.leave()
 
 
 def _plan(file: Path | None) -> Any:

@@ -128,7 +128,6 @@ def reason_of(error: BaseException) -> str:
 
 def _joined(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its library warns of how its own data library calls it
     try:
         import ray
         import ray.data

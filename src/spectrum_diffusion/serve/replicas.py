@@ -72,7 +72,8 @@ class Replica:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
-            raise LostError(reason_of(error)) from error
+            log.info("a replica died: %s", reason_of(error))
+            raise LostError(reason_of(error).partition(". ")[0]) from error
         return images
 
     def restore(self, is_over: Callable[[], bool]) -> bool:

@@ -170,7 +170,7 @@ class Worker:
 
     def _lost(self, engine: AnyEngine, batch: Sequence[Task], error: LostError) -> None:
         """Queue the images of an engine that died again, before all others, and restore the engine."""
-        log.warning("a replica died, and another one is started: %s", error)
+        log.warning("a replica died, and another one is being started: %s", error)
         self.metrics.lost.inc()
         self._ready.discard(engine)
         with self._changed:

@@ -43,6 +43,7 @@ venv: $(STAMP)
 
 # Made again when what is to be installed changes.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing the package into $(VENV). The first time that takes minutes and gigabytes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
@@ -52,6 +53,7 @@ demo: $(STAMP)
 	@echo "50 evaluations beside 14: $(DEMO_OUT)/grid.png"
 
 $(EXTRAS_STAMP): pyproject.toml constraints.txt
+	@echo "Installing the package with all extras into $(EXTRAS_VENV). The first time that takes minutes and gigabytes."
 	test -x $(EXTRAS_BIN)/python || $(PYTHON) -m venv $(EXTRAS_VENV)
 	sed 's/^pillow==.*/$(EXTRAS_PILLOW)/' constraints.txt > $(EXTRAS_VENV)/constraints.txt
 	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(EXTRAS_VENV)/constraints.txt -e '.[test-extras]'

@@ -16,7 +16,7 @@ needs("prometheus_client")
 
 from spectrum_diffusion import InvalidOptionError, UnsupportedModelError, load_default_pipeline
 from spectrum_diffusion.serve.abilities import UNTOUCHED, Settings
-from spectrum_diffusion.serve.engine import Engine, Item
+from spectrum_diffusion.serve.engine import Engine, Item, LostError
 from spectrum_diffusion.serve.failures import DeadlineError, GenerationError, QueueFullError, ShuttingDownError
 from spectrum_diffusion.serve.limits import Limits
 from spectrum_diffusion.serve.worker import Task, Worker
@@ -240,6 +240,50 @@ def test_the_end_of_the_grace_time_ends_what_is_left(start: Any) -> None:
     for task in batch:
         with pytest.raises(ShuttingDownError, match="send the request again"):
             task.result.result(WAIT)
+
+
+class Mortal(Engine):
+    """An engine whose process dies at some of its calls, as an actor does."""
+
+    def __init__(self, pipe: Any, *deaths: int) -> None:
+        super().__init__(pipe, "spectrum", {})
+        self.deaths, self.calls, self.restored = deaths, 0, 0
+
+    def generate(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls in self.deaths:
+            raise LostError("its process died")
+        return super().generate(*arguments)
+
+    def restore(self, is_over: Callable[[], bool]) -> bool:
+        self.restored += 1
+        return True
+
+
+def test_images_whose_engine_died_are_made_alone_and_before_all_others(pipe: Any) -> None:
+    engine = Mortal(pipe, 1)
+    worker = Worker([engine], Limits(batch=4))
+    try:
+        worker.submit(batch := tasks(3))
+        for index, task in enumerate(batch):
+            np.testing.assert_array_equal(pixels(task), direct(pipe, index))
+        assert [task.batch for task in batch] == [1, 1, 1]
+        assert (engine.calls, engine.restored, worker.ready) == (4, 1, 1)
+    finally:
+        worker.join()
+
+
+def test_an_image_that_ends_two_engines_is_refused_and_the_others_are_made(pipe: Any) -> None:
+    worker = Worker([Mortal(pipe, 1, 2)], Limits(batch=4))
+    try:
+        worker.submit(batch := tasks(3))
+        with pytest.raises(GenerationError, match="2 replicas died .*its process died") as caught:
+            batch[0].result.result(WAIT)
+        assert (caught.value.status, caught.value.code) == (500, "replica_lost")
+        for index in (1, 2):
+            np.testing.assert_array_equal(pixels(batch[index]), direct(pipe, index))
+    finally:
+        worker.join()
 
 
 @pytest.mark.parametrize(

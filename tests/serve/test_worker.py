@@ -264,9 +264,9 @@ def test_images_whose_engine_died_are_made_alone_and_before_all_others(pipe: Any
     engine = Mortal(pipe, 1)
     worker = Worker([engine], Limits(batch=4))
     try:
-        worker.submit(batch := tasks(3))
-        for index, task in enumerate(batch):
-            np.testing.assert_array_equal(pixels(task), direct(pipe, index))
+        images = generated(worker, batch := tasks(3))
+        for index, image in enumerate(images):
+            np.testing.assert_array_equal(image, direct(pipe, index))
         assert [task.batch for task in batch] == [1, 1, 1]
         assert (engine.calls, engine.restored, worker.ready) == (4, 1, 1)
     finally:
@@ -277,11 +277,12 @@ def test_an_image_that_ends_two_engines_is_refused_and_the_others_are_made(pipe:
     worker = Worker([Mortal(pipe, 1, 2)], Limits(batch=4))
     try:
         worker.submit(batch := tasks(3))
-        with pytest.raises(GenerationError, match="2 replicas died .*its process died") as caught:
+        with pytest.raises(GenerationError, match=r"2 replicas died .*its process died") as caught:
             batch[0].result.result(WAIT)
         assert (caught.value.status, caught.value.code) == (500, "replica_lost")
-        for index in (1, 2):
-            np.testing.assert_array_equal(pixels(batch[index]), direct(pipe, index))
+        images = [pixels(task) for task in batch[1:]]
+        for index, image in enumerate(images, 1):
+            np.testing.assert_array_equal(image, direct(pipe, index))
     finally:
         worker.join()
 

@@ -97,7 +97,7 @@ def test_a_killed_driver_loses_no_unit_and_the_next_makes_the_rest(prompts: Path
 
 
 def test_a_method_that_fails_is_named_and_the_others_go_on(prompts: Path, tmp_path: Path) -> None:
-    methods = ("--methods", "paper,teacache:coefficients=[0,0,0,0,1e308]", "--limit", "2")
+    methods = ("--methods", "paper,taylor:evaluated=[0,50]", "--limit", "2")
     process = start(evaluation(prompts, tmp_path, *RAY, *methods))
     report = finish(process, code=1)
     assert len(report["failures"]) == 1

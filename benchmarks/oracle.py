@@ -1,14 +1,16 @@
 """How much any weights could still gain: weights fitted to the very image that they are used for.
 
 python -m benchmarks.oracle [--images 16] [--write docs/results]
+python -m benchmarks.oracle --searched tiny-flux tiny-sd3 [--images 8] [--runs 40] [--write docs/results]
 
-The schedule is the default's. Nobody can have these weights, since they need the untouched image: they bound what
-better weights could reach on that schedule.
+The schedule is the default's, or searched for each image with weights fitted to it. Nobody can have these weights,
+since they need the untouched image: they bound what better weights and schedules could reach.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,9 +23,10 @@ from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.handle import enable_method
 from spectrum_diffusion.methods import make_method
 from spectrum_diffusion.tune.driven import Driven, Session
-from spectrum_diffusion.tune.fit import fit
+from spectrum_diffusion.tune.fit import Fitted, Memo, fit
 from spectrum_diffusion.tune.pairs import Pair
-from spectrum_diffusion.tune.reference import record
+from spectrum_diffusion.tune.reference import Reference, record
+from spectrum_diffusion.tune.search import Limits, Schedule, Search, cost_of, symmetric
 
 from .choice import COUNTS, MODELS, STEPS, VIDEOS
 from .counts import worst_tenth
@@ -34,24 +37,43 @@ RIDGE = 1e-4
 CALL = {"num_inference_steps": STEPS}
 
 
-def scores(pipe: Any, pair: Pair, count: int) -> tuple[float, float]:
-    """PSNR in dB of the default, and of weights fitted to this image, on the default's schedule."""
-    reference = pixels(pipe, pair)
+def scores(pipe: Any, pair: Pair, count: int, runs: int) -> list[float]:
+    """PSNR in dB of the default, of weights fitted to this image on the default's schedule, and on a searched one.
+
+    The last is missing where ``runs`` is 0.
+    """
+    untouched = pixels(pipe, pair)
     with enable_method(pipe, make_method("spectrum", speedup=STEPS / count)) as handle:
-        default = pixels(pipe, pair)
-        schedule = list(handle.summary().evaluated)
+        images = [pixels(pipe, pair)]
+        schedule = handle.summary().evaluated
     with enable_method(pipe, Driven()) as handle:
         session = Session(pipe, handle, CALL)
-        rows = fit(session, schedule, [record(session, [pair])], RIDGE).rows
-    with enable_method(pipe, make_method("spectrum", site="sampler", evaluated=schedule, step_weights=rows)):
-        fitted = pixels(pipe, pair)
-    return psnr(default, reference), psnr(fitted, reference)
+        plans = list(oracles(session, tuple(schedule), record(session, [pair]), runs))
+    for plan in plans:
+        with enable_method(
+            pipe, make_method("spectrum", site="sampler", evaluated=plan.schedule, step_weights=plan.rows)
+        ):
+            images.append(pixels(pipe, pair))
+    return [psnr(image, untouched) for image in images]
 
 
-def pixels(pipe: Any, pair: Pair) -> np.ndarray:
-    """The image of a pair, in 0 … 255."""
+def oracles(session: Session, schedule: Schedule, reference: Reference, runs: int) -> Iterator[Fitted]:
+    """Weights fitted to the reference on a schedule, and on the best one that a search from there finds."""
+    memo = Memo()
+
+    def fitted(steps: Schedule) -> Fitted:
+        return fit(session, steps, [reference], RIDGE, memo)
+
+    yield fitted(schedule)
+    if runs:
+        search = Search(lambda steps: cost_of(fitted(steps).errors), STEPS, Limits(runs=runs), SEED)
+        yield fitted(search.best([schedule, symmetric(STEPS, len(schedule))]))
+
+
+def pixels(pipe: Any, pair: Pair, **call: Any) -> np.ndarray:
+    """The image or video of a pair, in 0 … 255."""
     generator = torch.Generator("cpu").manual_seed(pair.seed)
-    result = pipe(pair.prompt, generator=generator, output_type="np", **CALL)
+    result = pipe(pair.prompt, generator=generator, output_type="np", **CALL, **call)
     values = result.frames if hasattr(result, "frames") else result.images
     return np.round(np.asarray(values[0], dtype=np.float64) * 255)
 
@@ -60,7 +82,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(np.mean((image - reference) ** 2), 1e-6)))
 
 
-def measured(model: str, images: int) -> str:
+def measured(model: str, images: int, runs: int) -> str:
     """A row of the table."""
     pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -68,29 +90,32 @@ def measured(model: str, images: int) -> str:
     pairs = [Pair(prompt.text, SEED + number) for number, prompt in enumerate(prompts)]
     cells = []
     for count in COUNTS:
-        for values in zip(*(scores(pipe, pair, count) for pair in pairs), strict=True):
+        for values in zip(*(scores(pipe, pair, count, runs) for pair in pairs), strict=True):
             cells.append(f"{mean(values):.1f} / {worst_tenth(list(values)):.1f}")
     return f"| {model} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
     parser.add_argument("--images", type=int, default=16, help="images of each model; videos get half as many")
+    parser.add_argument("--searched", action="store_true", help="also search the schedule for each image")
+    parser.add_argument("--runs", type=int, default=40, help="schedules that each search tries")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    heads = [f"{name}, {count}" for count in COUNTS for name in ("default", "oracle")]
+    runs = arguments.runs if arguments.searched else 0
+    names = ("default", "oracle", "oracle, searched")[: 3 if runs else 2]
+    heads = [f"{name}, {count}" for count in COUNTS for name in names]
     lines = [f"| mean / worst tenth, dB | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
-    for model in MODELS:
-        lines.append(measured(model, arguments.images // 2 if model in VIDEOS else arguments.images))
+    for model in arguments.models:
+        lines.append(measured(model, arguments.images // 2 if model in VIDEOS else arguments.images, runs))
         print(lines[-1], flush=True)
-    text = "\n".join(lines)
-    text += (
-        f"\n\n`python -m benchmarks.oracle --images {arguments.images}`; torch {torch.__version__}, CPU, one thread; λ "
-        f"= {RIDGE:g}."
-    )
+    search = f" --searched --runs {runs}" if runs else ""
+    command = f"python -m benchmarks.oracle {' '.join(arguments.models)} --images {arguments.images}{search}"
+    text = "\n".join(lines) + f"\n\n`{command}`; torch {torch.__version__}, CPU, one thread; λ = {RIDGE:g}."
     if arguments.write:
-        replace_block(arguments.write / "oracle.md", text, "oracle")
+        replace_block(arguments.write / "oracle.md", text, "searched" if runs else "oracle")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,147 @@
+"""What plans are worth under conditions that they were not made for.
+
+python -m benchmarks.transfer [tiny-flux …] [--images 16] [--write docs/results]
+
+Uses the plans that `python -m benchmarks.plans` left in build/plans, on prompts that they were not tuned on, with seeds
+of their own. A cell is the mean PSNR to the untouched pipeline under the same conditions: of the default, and of the
+plan. Another number of steps is missing, because a plan is refused there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+
+import spectrum_diffusion
+from spectrum_diffusion.bench.prompts import load_prompts, spread
+from spectrum_diffusion.core.signatures import call_parameters
+from spectrum_diffusion.discovery import denoisers_of
+from spectrum_diffusion.tune.pairs import Pair
+
+from .choice import COUNTS, MODELS, STEPS, VIDEOS
+from .marks import replace_block
+from .oracle import pixels, psnr
+from .plans import FOLDER, PLAN
+
+SEED = 7000
+DISTURBANCE = 0.02
+"""Size of the noise on a disturbed model's weights, relative to their standard deviation."""
+
+Call = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs from the conditions that a plan was made under.
+
+    Attributes:
+        name: for the table.
+        call: arguments of the pipeline's call.
+        disturbed: whether every weight of the denoiser gets noise, as a stand-in for another checkpoint.
+    """
+
+    name: str
+    call: Call = field(default_factory=dict)
+    disturbed: bool = False
+
+
+def changes(pipe: Any, model: str) -> list[Change]:
+    taken = call_parameters(pipe)
+    guidance, side = taken["guidance_scale"].default, taken["height"].default * 3 // 4 // 16 * 16
+    smaller = {"num_frames": taken["num_frames"].default - 4} if model in VIDEOS else {"height": side, "width": side}
+    shown = " × ".join(map(str, smaller.values())) + (" frames" if model in VIDEOS else " pixels")
+    return [
+        Change("as tuned"),
+        *(Change(f"guidance {scale:g}", {"guidance_scale": scale}) for scale in (guidance / 2, guidance * 1.5)),
+        Change(shown, smaller),
+        Change(f"weights with {DISTURBANCE:.0%} noise", disturbed=True),
+    ]
+
+
+def measured(model: str, images: int) -> list[str]:
+    """Rows of the table, one for each change."""
+    plans = {count: FOLDER / model / f"{PLAN}-{count}.json" for count in COUNTS}
+    if missing := [str(path) for path in plans.values() if not path.is_file()]:
+        raise SystemExit(f"{', '.join(missing)} missing: run `python -m benchmarks.plans {model}` first")
+    prompts = spread(load_prompts("tiny", model=model)[0::2], images)
+    pairs = [Pair(prompts[i % len(prompts)].text, SEED + i) for i in range(images)]
+    rows = []
+    for change in changes(load(model), model):
+        pipe = load(model)
+        if change.disturbed:
+            disturb(pipe)
+        cells = [shown(scores(pipe, pairs, change.call, count, plans[count])) for count in COUNTS]
+        rows.append(f"| {model} | {change.name} | {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def load(model: str) -> Any:
+    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def disturb(pipe: Any) -> None:
+    """Add noise to every weight of the denoisers."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    for model in denoisers_of(pipe, "output").values():
+        for weights in model.parameters():
+            if weights.numel() > 1:
+                weights += DISTURBANCE * weights.std() * torch.randn(weights.shape, generator=generator)
+
+
+def scores(pipe: Any, pairs: list[Pair], call: Call, count: int, plan: Path) -> list[tuple[float, float]]:
+    """PSNR of the default and of the plan, for each pair."""
+
+    def images() -> list[np.ndarray]:
+        return [pixels(pipe, pair, **call) for pair in pairs]
+
+    def enabled(**options: Any) -> list[np.ndarray]:
+        handle = spectrum_diffusion.enable(pipe, **options)
+        with handle, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the plan says that it was made for other conditions
+            return images()
+
+    untouched = images()
+    default, planned = enabled(speedup=STEPS / count), enabled(plan=str(plan))
+    return [
+        (psnr(first, reference), psnr(second, reference))
+        for first, second, reference in zip(default, planned, untouched, strict=True)
+    ]
+
+
+def shown(values: list[tuple[float, float]]) -> str:
+    default, planned = (mean(column) for column in zip(*values, strict=True))
+    return f"{default:.1f} → {planned:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
+    parser.add_argument("--images", type=int, default=16, help="images of each cell; videos are a quarter")
+    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    heads = " | ".join(f"default → plan, {count}" for count in COUNTS)
+    lines = [f"| model | condition | {heads} |", f"| --- | --- |{' ---: |' * len(COUNTS)}"]
+    for model in arguments.models:
+        lines += measured(model, math.ceil(arguments.images / 4) if model in VIDEOS else arguments.images)
+    command = f"python -m benchmarks.transfer {' '.join(arguments.models)} --images {arguments.images}"
+    text = "\n".join(lines) + f"\n\n`{command}`; mean PSNR in dB; torch {torch.__version__}, CPU, one thread."
+    if arguments.write:
+        replace_block(arguments.write / "plans.md", text, "transfer")
+
+
+if __name__ == "__main__":
+    main()

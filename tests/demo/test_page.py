@@ -125,7 +125,7 @@ def test_the_tabs_work_in_a_browser(page: Page) -> None:
     assert page.locator(".pixels img").count() >= 2
     page.get_by_role("tab", name="The idea").click()
     page.click("#record")
-    page.wait_for_selector("#drawing svg")
+    page.wait_for_selector("#drawing circle")  # the page shows an svg of its own while it waits
     assert page.locator("#drawing circle").count() > 3
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]  # type: ignore[index]
 

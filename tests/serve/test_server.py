@@ -281,18 +281,18 @@ def test_a_full_queue_answers_429_and_clients_that_retry_lose_nothing() -> None:
 
 
 def test_a_request_past_its_deadline_ends_and_the_next_is_bit_equal() -> None:
-    with serving("--timeout", "1", "--max-steps", "1000") as server:
+    with serving("--timeout", "3", "--max-steps", "1000") as server:
         client = client_of(server)
-        before = images(client, seed=3, steps=10)
+        before = images(client, seed=3, steps=5)
         begin = time.monotonic()
         with pytest.raises(openai.InternalServerError) as caught:
             images(client, seed=3, steps=1000, speedup=1)
         assert caught.value.status_code == 504
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
         with pytest.raises(openai.APIError, match="longer than the server allows"):
             list(client.images.generate(prompt="panda", stream=True, extra_body={"steps": 1000, "speedup": 1}))
         until(lambda: metric(server, 'spectrum_failures_total{reason="abandoned"}') == 2)
-        np.testing.assert_array_equal(pixels(images(client, seed=3, steps=10).data[0]), pixels(before.data[0]))
+        np.testing.assert_array_equal(pixels(images(client, seed=3, steps=5).data[0]), pixels(before.data[0]))
 
 
 def test_a_client_that_goes_away_ends_its_generation() -> None:
@@ -353,7 +353,8 @@ def test_the_openapi_document_holds_under_fuzzing() -> None:
         # Valid data is refused where fields contradict each other, which a schema cannot say.
         fuzz = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--seed", "1"),
-            *("--max-examples", "15", "--exclude-checks", "positive_data_acceptance", "--no-color"),
+            *("--max-examples", "15", "--request-timeout", "60", "--no-color"),
+            *("--exclude-checks", "positive_data_acceptance"),
         ]
         run = subprocess.run(fuzz, capture_output=True, text=True, timeout=400, check=False)
         assert run.returncode == 0, run.stdout[-4000:]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import diffusers as d
 import pytest
 import torch
@@ -143,11 +145,68 @@ def offload(pipe: Any) -> None:
     pipe.enable_model_cpu_offload(device="cpu")
 
 
+def offload_and_undo(pipe: Any) -> None:
+    """Accelerate leaves a ``forward`` behind on each module."""
+    offload(pipe)
+    pipe.remove_all_hooks()
+
+
+def dispatch(pipe: Any) -> None:
+    """As ``device_map`` does: the second half of the blocks is read from a file whenever it is called."""
+    places = {name: "cpu" for name, _ in pipe.transformer.named_children()} | {"single_transformer_blocks": "disk"}
+    folder = tempfile.TemporaryDirectory()
+    accelerate.dispatch_model(pipe.transformer, places, main_device="cpu", offload_dir=folder.name, force_hooks=True)
+    pipe._folder = folder  # removed with the pipeline
+
+
 @at_every_site
-def test_model_offload(site: str) -> None:
-    result = check_every_order("flux", offload, site)
+@pytest.mark.parametrize("place", [offload, offload_and_undo, dispatch], ids=lambda place: place.__name__)
+def test_where_weights_lie_changes_no_image(place: Change, site: str) -> None:
+    result = check_every_order("flux", place, site)
     assert not isinstance(result, str), result
     assert torch.equal(result, outcome(PIPELINES["flux"].build(), site, "flux"))
+
+
+@pytest.mark.parametrize("site", ["output", "last_block"])
+def test_a_skipped_step_reads_no_block_from_the_disk(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, pipe, reads = PIPELINES["flux"], PIPELINES["flux"].build(), []
+    dispatch(pipe)
+    load = accelerate.utils.OffloadedWeightsLoader.__getitem__
+    monkeypatch.setattr(
+        accelerate.utils.OffloadedWeightsLoader, "__getitem__", lambda self, key: reads.append(key) or load(self, key)
+    )
+    entry.call(pipe, steps=STEPS)
+    whole = len(reads)
+    reads.clear()
+    handle = enable(pipe, site)
+    entry.call(pipe, steps=STEPS)
+    assert whole > 0
+    assert len(reads) * STEPS == whole * handle.summary().nfe
+
+
+def cast_to_float8(pipe: Any) -> None:
+    """Weights are kept in 8 bits, and cast when a layer is called."""
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+
+def prepare(pipe: Any) -> None:
+    """Accelerate wraps ``forward`` in autocast, and casts its output back."""
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    pipe.transformer = accelerator.prepare_model(pipe.transformer, evaluation_mode=True)
+
+
+def fuse_projections(pipe: Any) -> None:
+    pipe.transformer.fuse_qkv_projections()
+
+
+@pytest.mark.parametrize("site", ["output", "last_block", "module"])
+@pytest.mark.parametrize("change", [cast_to_float8, prepare, fuse_projections], ids=lambda change: change.__name__)
+def test_how_a_layer_computes(change: Change, site: str) -> None:
+    skipped = check_every_order("flux", change, site)
+    assert not isinstance(skipped, str), skipped
+    pipe = PIPELINES["flux"].build()
+    change(pipe)
+    assert not torch.equal(skipped, PIPELINES["flux"].call(pipe, steps=STEPS))
 
 
 @at_every_site

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from spectrum_diffusion import UnsupportedModelError
 from spectrum_diffusion.bench.cost import watched
 from spectrum_diffusion.bench.speed import ARCHITECTURES, Setting, build, dry_run, measure_speed
 from spectrum_diffusion.bench.speed.measure import PACKAGE, WARNING, count_synchronizations
@@ -150,6 +151,29 @@ def test_command_writes_json_table_and_plot(tmp_path: Path) -> None:
     dry = invoke(*common, "--dry-run", "--method", "spectrum,paper", "-o", str(tmp_path))
     assert dry.exit_code == 0, dry.output
     assert json.loads((tmp_path / "flux-dry-run.json").read_text())["kind"] == "dry run"
+
+
+def test_a_method_that_does_not_run_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    setting = small("flux", steps=6)
+    methods: dict[str, Any] = {"rival": ("deepcache", {}), "ours": ("reuse", {"evaluated": (0, 3)})}
+    result = measure_speed("flux", setting, methods, repeats=1).to_dict()
+    untouched, rival, ours = result["rows"]
+    assert (untouched["nfe"], rival["nfe"], ours["nfe"]) == (6, None, 2)
+    assert rival["error"].startswith("deepcache cannot run on FluxTransformer2DModel")
+    assert rival["loop_seconds"] is rival["speedup"] is untouched["error"] is ours["error"] is None
+    assert "| flux | rival | failed | – |" in table([result])
+    plot([result], tmp_path / "plot.png")
+    assert [row.nfe for row in dry_run("flux", setting, methods).rows] == [6, None, 2]
+    for measured in (measure_speed, dry_run):
+        with pytest.raises(UnsupportedModelError, match="deepcache cannot run"):
+            measured("flux", setting, {"rival": ("deepcache", {})})
+
+
+def test_the_command_measures_the_others_and_says_which_failed(tmp_path: Path) -> None:
+    done = invoke("--arch", "flux", "--scale", str(SMALL), "--steps", "6", "--method", "deepcache,reuse", "--dry-run")
+    assert done.exit_code == 1
+    assert "| flux | reuse | " in done.stdout
+    assert "deepcache failed: deepcache cannot run on FluxTransformer2DModel" in done.stderr
 
 
 def test_plot_takes_rows_without_skipped_steps(tmp_path: Path) -> None:

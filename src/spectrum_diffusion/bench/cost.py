@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_map_only
 from ..core.flops import counting
 from ..core.schedule import check_integer
 from ..core.summary import Flops, Summary
-from ..errors import InvalidOptionError
+from ..errors import InvalidOptionError, UnsupportedModelError
 from ..handle import enable
 from ..memory import on_meta
 
 T = TypeVar("T")
+Timed = tuple[str, Mapping[str, Any]] | None
+"""A method's name and its options, or None for the untouched pipeline."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,12 @@ class Cost:
 def measure(
     pipe: Any,
     call: Callable[[], Any],
-    methods: Mapping[str, tuple[str, Mapping[str, Any]] | None],
+    methods: Mapping[str, Timed],
     *,
     repeats: int = 5,
     warm_up: int = 1,
     flops: bool = False,
+    refusals: dict[str, UnsupportedModelError] | None = None,
 ) -> dict[str, Cost]:
     """Time methods on a pipeline in turns, so that a slow phase of the machine affects all of them alike.
 
@@ -128,15 +131,20 @@ def measure(
         repeats: timed generations of each method.
         warm_up: generations of each method before them, which are not timed.
         flops: also count FLOP, in one more generation of each method.
+        refusals: collects why methods do not work on the pipeline, by label, and the others are measured. Without it,
+            the first refusal is raised.
 
     Raises:
         InvalidOptionError: there is no method, or a count is too small.
-        SpectrumError: the pipeline does not support a method.
+        SpectrumError: the pipeline does not support a method, or none of them.
     """
     check_integer("repeats", repeats, least=1)
     check_integer("warm_up", warm_up, least=0)
     if not methods:
         raise InvalidOptionError("there is no method to measure: give one or more, None for the untouched pipeline")
+    if refusals is not None:
+        methods = _possible(pipe, call, methods, refusals)
+        warm_up = max(warm_up - 1, 0)
     timed: dict[str, list[tuple[Spent, Summary | None]]] = {label: [] for label in methods}
     order = list(methods)
     for repetition in range(-warm_up, repeats):
@@ -153,8 +161,23 @@ def measure(
     return costs
 
 
+def _possible(
+    pipe: Any, call: Callable[[], Any], methods: Mapping[str, Timed], refusals: dict[str, UnsupportedModelError]
+) -> dict[str, Timed]:
+    """The methods that a generation does not refuse; it is their first one."""
+    for label, method in methods.items():
+        try:
+            _generate(pipe, call, method)
+        except UnsupportedModelError as refusal:
+            refusals[label] = refusal
+    possible = {label: method for label, method in methods.items() if label not in refusals}
+    if refusals and not any(possible.values()):
+        raise next(iter(refusals.values()))
+    return possible
+
+
 def _generate(
-    pipe: Any, call: Callable[[], Any], method: tuple[str, Mapping[str, Any]] | None, *, flops: bool = False
+    pipe: Any, call: Callable[[], Any], method: Timed, *, flops: bool = False
 ) -> tuple[Spent, Summary | None]:
     with ExitStack() as stack:
         handle = stack.enter_context(enable(pipe, method[0], flops=flops, **method[1])) if method else None

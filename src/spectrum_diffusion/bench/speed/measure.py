@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from ...core.allocations import Allocations
+from ...errors import UnsupportedModelError
 from ...handle import enable
 from ...memory import Shadows, rehearse
 from ...methods import make_method
 from ...plan import versions
-from ..cost import Cost, forward_flops, measure
+from ..cost import Cost, Timed, forward_flops, measure
 from .build import Setting, build
 
 MethodOptions = tuple[str, Mapping[str, Any]]
@@ -48,11 +49,12 @@ class Row:
         synchronizations: of the device, that this library causes in a generation.
         flops: of all denoiser calls.
         evaluations: the same in units of whole evaluations.
+        error: why the method does not run on this architecture.
     """
 
     method: str
     steps: int
-    nfe: int
+    nfe: int | None
     evaluated_ms: float | None = None
     skipped_ms: float | None = None
     host_ms: float | None = None
@@ -65,6 +67,7 @@ class Row:
     synchronizations: int | None = None
     flops: int | None = None
     evaluations: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,24 @@ def measure_speed(arch: str, setting: Setting, methods: Mapping[str, MethodOptio
     Args:
         arch: name of the architecture.
         setting: what is built.
-        methods: label → name and options.
+        methods: label → name and options. Those that do not run get a row with the error.
         repeats: timed generations of each.
+
+    Raises:
+        UnsupportedModelError: none of the methods runs.
     """
     pipe = build(setting)
     call = _caller(pipe, setting)
-    costs = measure(pipe, call, {UNTOUCHED: None, **methods}, repeats=repeats, flops=not setting.compiled)
+    every: dict[str, Timed] = {UNTOUCHED: None, **methods}
+    refusals: dict[str, UnsupportedModelError] = {}
+    costs = measure(pipe, call, every, repeats=repeats, flops=not setting.compiled, refusals=refusals)
     base = _untouched(costs[UNTOUCHED], setting.steps)
-    peaks = {label: _peak(pipe, call, method, setting) for label, method in {UNTOUCHED: None, **methods}.items()}
+    peaks = {label: _peak(pipe, call, every[label], setting) for label in costs}
     rows = [base]
     for label, method in methods.items():
+        if label in refusals:
+            rows.append(Row(label, setting.steps, None, error=str(refusals[label])))
+            continue
         above = _difference(peaks[label], peaks[UNTOUCHED])
         if setting.device.startswith("cuda"):
             above = costs[label].memory.bytes - costs[UNTOUCHED].memory.bytes
@@ -112,17 +123,28 @@ def measure_speed(arch: str, setting: Setting, methods: Mapping[str, MethodOptio
 
 
 def dry_run(arch: str, setting: Setting, methods: Mapping[str, MethodOptions]) -> Speed:
-    """What the methods keep and what an evaluation computes, from shapes alone: no weights are made, nothing runs."""
+    """What the methods keep and what an evaluation computes, from shapes alone: no weights are made, nothing runs.
+
+    Raises:
+        UnsupportedModelError: none of the methods runs.
+    """
     pipe = build(setting, weights=False)
     call = setting.call()
+    base: Row | None = None
     rows: list[Row] = []
+    refusals: list[UnsupportedModelError] = []
     for label, (name, options) in methods.items():
         method = make_method(name, **options)
         shadows = Shadows()
-        estimate = rehearse(pipe, method, call, shadows)
-        if not rows:
+        try:
+            estimate = rehearse(pipe, method, call, shadows)
+        except UnsupportedModelError as refusal:
+            refusals.append(refusal)
+            rows.append(Row(label, setting.steps, None, error=str(refusal)))
+            continue
+        if base is None:
             flops = sum(count * forward_flops(model, inputs) for model, inputs, count in shadows.inputs())
-            rows.append(Row(UNTOUCHED, setting.steps, setting.steps, flops=flops, evaluations=float(setting.steps)))
+            base = Row(UNTOUCHED, setting.steps, setting.steps, flops=flops, evaluations=float(setting.steps))
         summary = estimate.summary
         rows.append(
             Row(
@@ -134,7 +156,9 @@ def dry_run(arch: str, setting: Setting, methods: Mapping[str, MethodOptions]) -
                 history_bytes=estimate.history_bytes,
             )
         )
-    return _speed(arch, setting, rows, "dry run")
+    if base is None:
+        raise refusals[0]
+    return _speed(arch, setting, [base, *rows], "dry run")
 
 
 def _caller(pipe: Any, setting: Setting) -> Callable[[], Any]:

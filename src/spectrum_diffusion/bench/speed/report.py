@@ -22,7 +22,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
             cells = [
                 result["arch"],
                 row["method"],
-                f"{row['nfe']} of {row['steps']}",
+                "failed" if row.get("error") else f"{row['nfe']} of {row['steps']}",
                 number(row["evaluated_ms"], ".1f"),
                 number(row["skipped_ms"], ".2f"),
                 number(row["speedup"], ".2f", "×"),

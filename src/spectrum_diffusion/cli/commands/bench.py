@@ -12,7 +12,7 @@ from ..app import app
 from ..completion import complete_methods
 from ..guard import MistakeError, interruptible
 from ..options import AsJson, Dtype, Frames, Options, Site, Size, Speedup, specs_of
-from ..printing import echo_json, print_markdown
+from ..printing import echo_json, exit_for, print_markdown
 from ..request import DTYPES, MethodSpec, parse_size
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def bench(
         from ...bench.speed import report
 
         print_markdown(report.table([result]))
+    exit_for({row["method"]: row["error"] for row in result["rows"] if row["error"]})
 
 
 def _rivals(against: str | None) -> tuple[MethodSpec, ...]:

@@ -91,24 +91,33 @@ def options(cls: type[AnyMethod]) -> list[str]:
 def facts(cls: type[AnyMethod]) -> str:
     """Schedule, sites, memory and limits of the method at its defaults."""
     method = cls()
-    lines = []
-    if isinstance(method, Scheduled):
-        spacing = (
-            f"interval {method.interval}, warmup {method.warmup}, slope {method.slope:g}"
-            if isinstance(method, Method)
-            else ", ".join(map(str, method.schedule(STEPS)))
-        )
-        count = len(method.schedule(method.sampler_steps(STEPS)))
-        lines.append(f"- Evaluates {count} of {STEPS} steps ({spacing}).")
-    else:
-        lines.append("- Decides at run time which steps to evaluate.")
-    sites = ", ".join(f"`{site}`" for site in sorted(cls.sites, key=lambda site: site != method.site))
+    kept = ["- Forecasts nothing and keeps nothing."] if method.sets_steps else forecast_facts(method)
+    return "\n".join([steps_fact(method), *kept, f"- Works on: {cls.limits}."])
+
+
+def steps_fact(method: AnyMethod) -> str:
+    """Which steps the method evaluates, or takes at all."""
+    if not isinstance(method, Scheduled):
+        return "- Decides at run time which steps to evaluate."
+    spacing = (
+        f"interval {method.interval}, warmup {method.warmup}, slope {method.slope:g}"
+        if isinstance(method, Method)
+        else ", ".join(map(str, method.schedule(STEPS)))
+    )
+    count = len(method.schedule(method.sampler_steps(STEPS)))
+    action = f"Takes {count} steps instead of {STEPS}" if method.sets_steps else f"Evaluates {count} of {STEPS} steps"
+    return f"- {action} ({spacing})."
+
+
+def forecast_facts(method: AnyMethod) -> list[str]:
+    """Where the method reads its features, and what it keeps of them."""
+    sites = ", ".join(f"`{site}`" for site in sorted(method.sites, key=lambda site: site != method.site))
     kept = {None: "of every evaluated step", 1: "of the last evaluated step"}
-    lines.append(f"- Site: {sites}{' (the first is the default)' if len(cls.sites) > 1 else ''}.")
     span = kept.get(method.window, f"of the last {method.window} evaluated steps")
-    lines.append(f"- Keeps {site_class(method.site).keeps}, {span}.")
-    lines.append(f"- Works on: {cls.limits}.")
-    return "\n".join(lines)
+    return [
+        f"- Site: {sites}{' (the first is the default)' if len(method.sites) > 1 else ''}.",
+        f"- Keeps {site_class(method.site).keeps}, {span}.",
+    ]
 
 
 def shown(default: object) -> str:

@@ -87,7 +87,9 @@ def test_offline_each_model_of_a_table_is_one_message(tmp_path: Path) -> None:
 def test_a_name_that_no_model_has_lists_the_models() -> None:
     with pytest.raises(InvalidOptionError) as raised:
         load_pipeline("tiny-fluxx")
-    assert "'tiny-fluxx' is neither a folder nor a small model (did you mean 'tiny-flux'?)" in str(raised.value)
+    assert "'tiny-fluxx' is neither a folder nor a small model that is here (did you mean 'tiny-flux'?)" in str(
+        raised.value
+    )
     assert ", ".join(sorted(named_models())) in str(raised.value)
 
 

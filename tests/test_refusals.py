@@ -43,7 +43,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": "taylor", "ridge": 0.1}, "taylor has no option 'ridge'"),
     ({"degree": 4}, "no option 'degree' .an option of paper, spectrum-blend."),
     ({"interval": 2}, "no option 'interval' .an option of paper, spectrum-blend, …."),
-    ({"site": "last-block"}, "site='last-block' is unknown: choose one of last_block, output, module, sampler"),
+    (
+        {"site": "last-block"},
+        "site='last-block' is unknown (did you mean 'last_block'?): choose one of last_block, output, module, sampler",
+    ),
     ({"site": None}, "site=None is unknown"),
     ({"method": "spectrum-blend", "interval": 0}, "interval=0 is out of range"),
     ({"method": "spectrum-blend", "interval": 2.5}, "interval=2.5 is not an integer"),

@@ -129,9 +129,11 @@ def check_source(source: str | Path, option: str = "") -> None:
     elif isinstance(source, str) and source in models:
         return
     elif name.strip() and "/" not in name:
+        near = did_you_mean(name, models, similarity=0.75)  # all of them begin with tiny-
+        more = "" if len(models) > len(_models_in(ASSETS)) else " (a clone of the repository has more of them)"
         raise InvalidOptionError(
-            f"{given} is neither a folder nor a small model{did_you_mean(name, models)}: choose one of "
-            f"{', '.join(models)}, or write an id on the Hub as OWNER/NAME"
+            f"{given} is neither a folder nor a small model that is here{near}: choose one of {', '.join(models)}"
+            f"{more}, or write an id on the Hub as OWNER/NAME"
         )
     elif isinstance(source, Path) or not _HUB_ID.fullmatch(name):
         raise InvalidOptionError(f"{given} does not exist: give a folder of a diffusers pipeline or an id on the Hub")

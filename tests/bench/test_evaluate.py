@@ -590,7 +590,7 @@ def test_a_request_that_can_not_be_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_an_unknown_metric_is_refused_before_the_work(pipe: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidOptionError, match=r"'beauty' is unknown.*: choose among psnr"):
+    with pytest.raises(InvalidOptionError, match=r"'beauty' is unknown.*: choose one of psnr"):
         evaluate(pipe, request(metrics=("beauty",)), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -185,7 +185,7 @@ def test_plot_takes_rows_without_skipped_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--arch", "sdxxl"), "--arch 'sdxxl' is unknown: choose one of flux"),
+        (("--arch", "sdxxl"), "--arch 'sdxxl' is unknown (did you mean 'sdxl'?): choose one of flux"),
         (("--arch", "flux", "--dtype", "int4"), "--dtype 'int4' is unknown"),
         (("--arch", "flux", "--scale", "2"), "scale"),
         (("--arch", "flux", "--method", "spectrm"), "spectrm"),

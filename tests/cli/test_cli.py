@@ -14,6 +14,7 @@ import diffusers.utils.logging  # noqa: F401 (its handler keeps the stderr of no
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -256,8 +257,8 @@ MISTAKES = {
     "size zero": (["apple", "-o", "a.png", "--size", "0x64"], "--size '0x64'"),
     "size odd": (["apple", "-o", "a.png", "--size", "65"], "multiples of"),
     "device": (["apple", "-o", "a.png", "--device", "gpu"], "--device 'gpu'"),
-    "dtype": (["apple", "-o", "a.png", "--dtype", "int8"], "--dtype int8"),
-    "offload": (["apple", "-o", "a.png", "--offload", "disk"], "--offload disk"),
+    "dtype": (["apple", "-o", "a.png", "--dtype", "int8"], "--dtype 'int8'"),
+    "offload": (["apple", "-o", "a.png", "--offload", "disk"], "--offload 'disk'"),
     "offload on the cpu": (["apple", "-o", "a.png", "--device", "cpu", "--offload", "model"], "leave it out"),
     "method": (["apple", "-o", "a.png", "--method", "spektrum"], "did you mean 'spectrum'"),
     "option": (["apple", "-o", "a.png", "--method", "paper", "--option", "degre=3"], "did you mean 'degree'"),
@@ -622,7 +623,8 @@ def test_small_models_of_the_current_folder_are_found(tmp_path: Path, monkeypatc
     monkeypatch.setattr(loading, "CHECKOUT_MODELS", tmp_path / "none")
     monkeypatch.chdir(tmp_path)
     arguments = ["generate", "red apple", "-o", "a.png", "--model", "tiny-sdxl", "--steps", 2, "--device", "cpu"]
-    run(*arguments, code=2)
+    refused = run(*arguments, code=2).stderr
+    assert "choose one of tiny-flux (a clone of the repository has more of them), or write" in refused
     (tmp_path / "models").symlink_to(models)
     run(*arguments)
     assert pixels(tmp_path / "a.png").ndim == 3
@@ -752,8 +754,49 @@ def test_tables_lose_nothing_in_a_narrow_terminal(
     assert "…" not in shown
     for text in ("reference", "reuse", "slope=0", "x fewer", "0.9"):
         assert text in shown, text
-    for command in ("doctor", "models"):
+    for command, word in (("doctor", "torch"), ("models", "FluxTransformer2DModel"), ("methods", "works on")):
         shown = run(command).stdout
         assert max(map(len, shown.splitlines())) <= columns
         assert "…" not in shown
-        assert ("torch" if command == "doctor" else "FluxTransformer2DModel") in shown
+        assert word in shown
+
+
+def test_the_page_of_a_method_breaks_no_word_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    words = run("methods", "taylorseer").stdout.split()
+    assert {"last_block,", "evaluations;", "replaced."} <= set(words), words
+
+
+@pytest.mark.parametrize(
+    "command", ["", *(command.name or "" for command in typer.main.get_group(app).commands.values())]
+)
+def test_help_cuts_no_word_at_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(columns: int) -> set[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        return set(run(*command.split(), "--help").stdout.replace("│", " ").split())
+
+    assert {word for word in words(400) - words(80) if "─" not in word} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["generate", "x", "-o", "a.png", "--site", "outptu"], "output"),
+        (["generate", "x", "-o", "a.png", "--dtype", "bfloat61"], "bfloat16"),
+        (["generate", "x", "-o", "a.png", "--offload", "modle"], "model"),
+        (["generate", "x", "-o", "a.png", "--method", "paper", "--option", "time=sigmma"], "sigma"),
+        (["compare", "x", "-o", "out", "--methods", "papre"], "paper"),
+        (["evaluate", "x", "-o", "out", "--metrics", "psrn"], "psnr"),
+        (["reproduce", "tabel2", "-o", "out"], "table2"),
+        (["reproduce", "table2", "-o", "out", "--model", "rael"], "real"),
+        (["tune", "-o", "plan.json", "--strategy", "budchache"], "budcache"),
+        (["bench", "--arch", "sd35-lage"], "sd35-large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+def test_each_choice_suggests_the_nearest(
+    arguments: list[str], nearest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"is unknown (did you mean '{nearest}'?): choose one of " in run(*arguments, code=2).stderr
+    assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.words import did_you_mean
-from .guard import MistakeError
+from .request import check_choice
 
 
 def methods() -> list[dict[str, Any]]:
@@ -36,10 +35,7 @@ def method_page(name: str) -> dict[str, Any]:
     """
     from ..methods import METHODS
 
-    if name not in METHODS:
-        raise MistakeError(
-            f"method {name!r} is unknown{did_you_mean(name, METHODS)}: choose one of {', '.join(METHODS)}"
-        )
+    check_choice("method", name, METHODS)
     cls = METHODS[name]
     meanings, ranges = descriptions(cls), option_ranges(cls)
     example = next((option for option in ("speedup", "threshold", "interval") if option in cls.defaults()), None)

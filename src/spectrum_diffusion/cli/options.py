@@ -44,13 +44,15 @@ Model = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help="Methods, with their options after a colon: taylor:order=2,speedup=5,paper,plan:FILE.",
+        help="Methods and plans: paper,plan:FILE; options follow a colon: taylor:order=2,speedup=5.",
         autocompletion=complete_methods,
     ),
 ]
 Method = Annotated[
     str | None,
-    typer.Option(help="Name of the method, see `spectrum methods`. Default: spectrum.", autocompletion=complete_method),
+    typer.Option(
+        help="Name of the method, see `spectrum methods`. (default: spectrum)", autocompletion=complete_method
+    ),
 ]
 PlanFile = Annotated[Path | None, typer.Option(help="A plan of `spectrum tune`: its method and options.")]
 Speedup = Annotated[float | None, typer.Option(help="Steps divided by evaluated steps. (default: the method's)")]

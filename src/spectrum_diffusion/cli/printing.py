@@ -49,8 +49,8 @@ def print_table(table: Table) -> None:
     for row in zip(*(column.cells for column in table.columns), strict=True):
         first, *others = map(_plain, row)
         console.print(Text(first, style="bold"))
-        facts = [f"{header} {cell}" for header, cell in zip(headers[1:], others, strict=True) if cell]
-        console.print(Padding(Text(", ".join(facts)), (0, 0, 0, 2)))
+        facts = [f"{header}: {cell}" for header, cell in zip(headers[1:], others, strict=True) if cell]
+        console.print(Padding(Text("; ".join(facts)), (0, 0, 0, 2)))
 
 
 def _least_width(column: Column) -> int:
@@ -58,7 +58,7 @@ def _least_width(column: Column) -> int:
     texts = [_plain(column.header), *map(_plain, column.cells)]
     parts = [part for text in texts for part in (text.splitlines() if column.no_wrap else text.split())]
     longest = max(map(cell_len, parts), default=0)
-    return min(longest, column.min_width or FOLDED) if column.overflow == "fold" else longest
+    return column.min_width or min(longest, FOLDED) if column.overflow == "fold" else longest
 
 
 def _plain(cell: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import pipelines
 from .evaluation import progress_meter
 from .guard import MistakeError, errors_console
-from .request import SamplingRequest, check_model
+from .request import SamplingRequest, check_choice, check_model
 
 if TYPE_CHECKING:
     from ..bench.reproduce import Job, TableResult
@@ -26,8 +26,7 @@ def parse_tables(names: list[str]) -> list[str]:
 
     wanted = list(TABLES) if "all" in names else names
     for name in wanted:
-        if name not in TABLES:
-            raise MistakeError(f"table {name!r} is unknown: choose among {', '.join(TABLES)}, or all")
+        check_choice("table", name, (*TABLES, "all"))
     return list(dict.fromkeys(wanted))
 
 

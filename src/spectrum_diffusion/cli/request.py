@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bench.images import describe_image
+from ..core.words import unknown_choice
 from ..errors import InvalidOptionError
 from .guard import MistakeError
 from .lora import parse_lora
@@ -66,9 +67,9 @@ class SamplingRequest:
                 raise MistakeError(f"--seed {seed} is out of range: give a whole number within 0 … 2⁶³−1")
         if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise MistakeError(f"--guidance {self.guidance} is out of range: give a finite number ≥ 0")
-        _check_choice("--offload", self.offload, OFFLOADS)
+        check_choice("--offload", self.offload, OFFLOADS)
         if self.dtype is not None:
-            _check_choice("--dtype", self.dtype, DTYPES)
+            check_choice("--dtype", self.dtype, DTYPES)
         check_model(self.model)
         self._check_image()
         for lora in self.lora:
@@ -279,9 +280,14 @@ def _check_positive(name: str, value: int | None) -> None:
         raise MistakeError(f"{name} {value} is out of range: give a whole number ≥ 1")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Report a value that is none of the choices.
+
+    Raises:
+        MistakeError: it is none of them.
+    """
     if value not in choices:
-        raise MistakeError(f"{name} {value} is unknown: choose one of {', '.join(choices)}")
+        raise MistakeError(unknown_choice(f"{name} {value!r}", value, choices))
 
 
 def check_model(model: str, option: str = "--model") -> None:

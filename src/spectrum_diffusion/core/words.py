@@ -6,10 +6,20 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str], similarity: float = 0.5) -> str:
     """`` (did you mean 'spectrum'?)``, or "" if nothing known is similar."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=similarity)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown_choice(given: str, value: object, choices: Iterable[str]) -> str:
+    """The message about a value that is none of the choices.
+
+    Args:
+        given: the value as it was given, with its option: ``site='outptu'``.
+    """
+    known = list(choices)
+    return f"{given} is unknown{did_you_mean(value, known)}: choose one of {', '.join(known)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.words import did_you_mean
+from ..core.words import did_you_mean, unknown_choice
 from ..errors import InvalidOptionError
 from .base import SITES, AnyMethod, Method
 from .registry import Registry, check_class
@@ -56,9 +56,7 @@ def make_method(name: str, /, **options: Any) -> AnyMethod:
         InvalidOptionError: an unknown name or option (the nearest one is suggested), or a wrong value.
     """
     if not isinstance(name, str) or name not in METHODS:
-        raise InvalidOptionError(
-            f"method={name!r} is unknown{did_you_mean(name, METHODS)}: choose one of {_list(METHODS)}"
-        )
+        raise InvalidOptionError(unknown_choice(f"method={name!r}", name, METHODS))
     known = METHODS[name].defaults()
     for option in options:
         if option not in known and METHODS[name].knows_options():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import sites
 from ..core import schedule
+from ..core.words import unknown_choice
 from ..errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class AnyMethod:
         """Check that an option is one of the choices."""
         value = getattr(self, name)
         if not isinstance(value, str) or value not in choices:
-            raise InvalidOptionError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+            raise InvalidOptionError(unknown_choice(f"{name}={value!r}", value, choices))
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -310,10 +311,9 @@ class Method(Scheduled):
         interval: first distance N between evaluated steps.
         warmup: number W of steps evaluated at the start.
         slope: growth α of the distance; 0 is uniform.
-        evaluated: the evaluated steps written out, in place of the three above.
+        evaluated: the evaluated steps written out, in place of ``interval``, ``warmup`` and ``slope``.
         speedup: wanted steps / evaluations; the schedule is found when the run's number of steps is known. A ``warmup``
             given beside it is kept.
-        site: where features are read and replaced: "last_block", "output" or "module".
     """
 
     interval: int = 2

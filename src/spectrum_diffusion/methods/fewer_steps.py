@@ -22,6 +22,9 @@ class FewerSteps(Method):
     With ``speedup`` it takes ``⌊steps / speedup⌋`` steps.
 
     Attributes:
+        site: without effect, since nothing is forecast.
+        evaluated: not to be given, since every step that is taken is evaluated.
+        speedup: wanted steps / evaluations, in place of ``interval``, ``warmup`` and ``slope``.
         solver: "dpm++" or "unipc" instead of the pipeline's own scheduler, if its prediction type allows; None keeps
             the scheduler.
     """

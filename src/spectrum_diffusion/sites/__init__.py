@@ -9,6 +9,7 @@ from functools import cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from ..core.words import unknown_choice
 from ..errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def site_class(name: str) -> type[Site]:
         InvalidOptionError: there is no such site.
     """
     if name not in SITES:
-        raise InvalidOptionError(f"site={name!r} is unknown: choose one of {', '.join(SITES)}")
+        raise InvalidOptionError(unknown_choice(f"site={name!r}", name, SITES))
     site: type[Site] = resolve_name(f"{__name__}.{SITES[name]}")
     return site
 

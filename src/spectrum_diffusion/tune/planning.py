@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.schedule import at_most, check_integer, check_number
+from ..core.words import unknown_choice
 from ..errors import InvalidOptionError
 from ..handle import enable_method
 from ..methods import AnyMethod, make_method
@@ -121,7 +122,7 @@ def tune_plan(
         UnsupportedModelError: no plan can be fitted to this pipeline.
     """
     if strategy not in (METHOD, *STRATEGIES):
-        raise InvalidOptionError(f"strategy={strategy!r} is unknown: choose one of {METHOD}, {', '.join(STRATEGIES)}")
+        raise InvalidOptionError(unknown_choice(f"strategy={strategy!r}", strategy, (METHOD, *STRATEGIES)))
     samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
     effort = Effort.checked(pairs, left_out, batch, runs, seconds)
     factor = None if speedup is None else check_number("speedup", speedup, least=1.0)

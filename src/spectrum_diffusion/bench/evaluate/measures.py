@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.words import did_you_mean
+from ...core.words import unknown_choice
 from ...errors import InvalidOptionError, MissingPackageError
 from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge, base, frames
 from ..metrics.clip import CLIP_MODEL
@@ -67,8 +67,7 @@ def check_metrics(names: Iterable[str], clip: str | None = None) -> None:
     known = judges(clip)
     for name in names:
         if name not in known:
-            near = did_you_mean(name, known)
-            raise InvalidOptionError(f"metric {name!r} is unknown{near}: choose among {', '.join(known)}")
+            raise InvalidOptionError(unknown_choice(f"metric {name!r}", name, known))
         if problem := known[name].available():
             raise InvalidOptionError(f"metric {name!r} is not available: {problem}")
 

@@ -10,10 +10,10 @@ import typer
 from .. import outputs
 from ..app import app
 from ..completion import complete_methods
-from ..guard import MistakeError, interruptible
+from ..guard import interruptible
 from ..options import AsJson, Dtype, Frames, Options, Site, Size, Speedup, specs_of
 from ..printing import echo_json, exit_for, print_markdown
-from ..request import DTYPES, MethodSpec, parse_size
+from ..request import DTYPES, MethodSpec, check_choice, parse_size
 
 if TYPE_CHECKING:
     from ...bench.speed import Setting
@@ -93,10 +93,9 @@ def _setting(
 
     from ...bench.speed import ARCHITECTURES, Setting
 
-    if arch not in ARCHITECTURES:
-        raise MistakeError(f"--arch {arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
-    if dtype is not None and dtype not in DTYPES:
-        raise MistakeError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    check_choice("--arch", arch, ARCHITECTURES)
+    if dtype is not None:
+        check_choice("--dtype", dtype, DTYPES)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     width, height = parse_size(size) or (None, None)
     kind = getattr(torch, dtype) if dtype else torch.float32 if place == "cpu" and scale < 1 else torch.bfloat16

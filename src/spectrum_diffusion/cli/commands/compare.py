@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @takes_sampling
 def compare(
     prompts: Prompts = None,
-    methods: Methods = "fewer-steps,reuse,taylor,paper,spectrum",
+    methods: Methods = "fewer-steps, reuse, taylor, paper, spectrum",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for grid.png, results.json, images.")] = ...,  # type: ignore[assignment]
     *,
     sampling: Sampling,

@@ -38,13 +38,15 @@ from ..request import parse_seeds
 @takes_sampling
 def evaluate(
     prompts: Prompts = None,
-    methods: Methods = "fewer-steps,paper,spectrum,taylorseer,fora",
+    methods: Methods = "fewer-steps, paper, spectrum, taylorseer, fora",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, tables and report.html.")] = ...,  # type: ignore[assignment]
     source: PromptFile = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many prompts.")] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="psnr,ssim,clip_score,image_reward,vbench_quality,…; default: every available metric."),
+        typer.Option(
+            help="psnr,ssim and others such as clip_score, image_reward, vbench_quality. (default: every available one)"
+        ),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(metavar="DIR|ID", help="Model of clip_score. Default: CLIP ViT-L/14.")

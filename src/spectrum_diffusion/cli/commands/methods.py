@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from .. import catalog
 from ..app import app
@@ -20,7 +20,7 @@ from ..printing import echo_json, print_table
 def list_methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="A method, for a page about it; default: a list of all.", autocompletion=complete_method),
+        typer.Argument(help="A method, for a page about it. (default: a list of all)", autocompletion=complete_method),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,8 +39,8 @@ def list_methods(
             f"{name}={'–' if value is None else value}" for name, value in method["options"].items() if name != "site"
         )
         console.print(f"[bold]{escape(method['name'])}[/bold]  {escape(method['idea'].replace('``', ''))}")
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row("   can do", escape(method["limits"]))
+        grid = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
+        grid.add_row("   works on", escape(method["limits"]))
         grid.add_row("   sites", ", ".join(method["sites"]))
         if method["package"]:
             grid.add_row("   package", escape(method["package"]))
@@ -54,8 +54,8 @@ def _print_page(page: dict[str, Any]) -> None:
     for paragraph in f"{page['idea']}\n\n{page['source']}".split("\n\n"):
         console.print(escape(" ".join(paragraph.replace("``", "").split())), end="\n\n")
     table = Table(title="Options")
-    for title in ("option", "default", "range", "meaning"):
-        table.add_column(title, overflow="fold", min_width=9)
+    for title, least in (("option", None), ("default", 9), ("range", 9), ("meaning", 24)):
+        table.add_column(title, overflow="fold" if least else "ellipsis", min_width=least)
     for option in page["options"]:
         default = "–" if option["default"] is None else str(option["default"])
         table.add_row(*map(escape, (option["name"], default, option["range"], option["meaning"].replace("``", ""))))

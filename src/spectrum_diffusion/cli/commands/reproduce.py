@@ -12,6 +12,7 @@ from ..app import app
 from ..guard import FAILURE, MistakeError, interruptible
 from ..options import AsJson, Device, Dtype, Offload, names_of
 from ..printing import echo_json, print_markdown
+from ..request import check_choice
 
 
 @app.command("reproduce")
@@ -33,7 +34,7 @@ def reproduce_paper(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="psnr,ssim,…; default: the paper's metrics that are available, FLIP for LPIPS without weights."
+            help="psnr,ssim,… (default: the paper's metrics that are available, FLIP for LPIPS without weights)"
         ),
     ] = None,
     weights: Annotated[
@@ -50,8 +51,7 @@ def reproduce_paper(
     as_json: AsJson = False,
 ) -> None:
     """Run the paper's tables and figures again, beside its numbers. The same command continues an interrupted run."""
-    if model not in ("tiny", "real"):
-        raise MistakeError(f"--model {model!r} is unknown: choose tiny or real")
+    check_choice("--model", model, ("tiny", "real"))
     if weights and model != "real":
         raise MistakeError("--weights is for the paper's models: add --model real")
     job = reproduction.make_job(

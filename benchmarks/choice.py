@@ -78,17 +78,17 @@ def candidates(count: int, noise: Noise) -> list[Row]:
 
 def noise_in(pipe: Any, prompt: str) -> Noise:
     """The noise of the latents that a pipeline samples, by sampling once."""
-    found: list[Noise] = []
+    noises: list[Noise] = []
 
     class Noting(Spectrum):
         def paced(self, noise: Noise | None) -> Spectrum:
             assert noise is not None
-            found.append(noise)
+            noises.append(noise)
             return super().paced(noise)
 
     with enable_method(pipe, Noting(speedup=5)):
         pipe(prompt, num_inference_steps=STEPS)
-    return found[-1]
+    return noises[-1]
 
 
 def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
@@ -111,7 +111,7 @@ def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
     for unit in results.units:
         if unit["row"] != "reference":
             values.setdefault(unit["row"].partition(" / ")[0], []).append(unit["metrics"]["psnr"])
-    return {name: mean(found) for name, found in values.items()}
+    return {name: mean(psnr) for name, psnr in values.items()}
 
 
 def best(scores: Scores, models: Iterable[str]) -> str:

@@ -59,13 +59,13 @@ def measured(model: str, pairs: int) -> dict[str, tuple[float, Cell]]:
         metrics=("psnr",),
     )
     results = evaluate(pipe, request, FOLDER / model)
-    found: dict[str, tuple[list[int], Cell]] = {}
+    by_row: dict[str, tuple[list[int], Cell]] = {}
     for unit in results.units:
         if unit["row"] != "reference":
-            costs, values = found.setdefault(unit["row"], ([], {}))
+            costs, values = by_row.setdefault(unit["row"], ([], {}))
             costs.append(unit["nfe"])
             values[unit["prompt"], unit["seed"]] = unit["metrics"]["psnr"]
-    return {name: (mean(costs), values) for name, (costs, values) in found.items()}
+    return {name: (mean(costs), values) for name, (costs, values) in by_row.items()}
 
 
 def worst_tenth(values: list[float]) -> float:

@@ -81,7 +81,7 @@ def measured(model: str, pairs: int, strategies: Sequence[str], effort: dict[str
     for unit in evaluate(pipe, request, folder / "evaluate").units:
         if unit["row"] != "reference":
             values.setdefault(unit["row"], []).append(unit["metrics"]["psnr"])
-    return {name: f"{mean(found):.1f} / {worst_tenth(found):.1f}" for name, found in values.items()}
+    return {name: f"{mean(psnr):.1f} / {worst_tenth(psnr):.1f}" for name, psnr in values.items()}
 
 
 def report(cells: dict[str, Cells]) -> str:
@@ -105,8 +105,8 @@ def main() -> None:
     strategies = (PLAN, *STRATEGIES) if arguments.strategies else (PLAN,)
     effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}
     cells = {model: measured(model, arguments.pairs, strategies, effort) for model in arguments.models}
-    made = f"{arguments.fitted} pairs to fit, {arguments.left_out} to validate, {arguments.runs} schedules tried"
-    text = f"{report(cells)}\n\n{made}; {arguments.pairs} pairs measured; torch {torch.__version__}, CPU, one thread."
+    work = f"{arguments.fitted} pairs to fit, {arguments.left_out} to validate, {arguments.runs} schedules tried"
+    text = f"{report(cells)}\n\n{work}; {arguments.pairs} pairs measured; torch {torch.__version__}, CPU, one thread."
     print(text)
     if arguments.write:
         replace_block(arguments.write / "plans.md", text, "plans")

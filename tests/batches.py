@@ -48,12 +48,12 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
 
 def files(out: Path) -> list[Path]:
     """The finished files, each of which is a whole image."""
-    found = sorted(path for path in out.glob("??/*.png") if not path.name.startswith("."))
-    for path in found:
+    paths = sorted(path for path in out.glob("??/*.png") if not path.name.startswith("."))
+    for path in paths:
         with Image.open(path) as image:
             image.load()
             assert image.size == (64, 64)
-    return found
+    return paths
 
 
 def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:

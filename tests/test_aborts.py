@@ -23,13 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::spectrum_diffusion.SpectrumWarn
 
 def cases() -> list[Any]:
     """First, middle and last step of each pipeline; the others are slow."""
-    made = []
+    parameters = []
     for name in NAMES:
         total = PIPELINES[name].total(STEPS)
         for step in range(total):
             marks = () if step in (0, total // 2, total - 1) else (pytest.mark.slow,)
-            made.append(pytest.param(name, step, marks=marks, id=f"{name}-{step}"))
-    return made
+            parameters.append(pytest.param(name, step, marks=marks, id=f"{name}-{step}"))
+    return parameters
 
 
 def check_nothing_is_left_and_next_run_is_right(

@@ -65,13 +65,13 @@ def test_a_few_steps_give_a_pipeline_that_samples(recipe: TinyRoughRecipe, tmp_p
 
 
 def test_crops_are_the_same_each_time_and_of_no_held_out_image(recipe: TinyRoughRecipe, images: Path) -> None:
-    found = [(source, path) for source in debian.SOURCES for path in debian.files(source, images)]
-    first, second = (crops.crops_of_kind(found, CONFIG, held_out=False) for _ in range(2))
+    files = [(source, path) for source in debian.SOURCES for path in debian.files(source, images)]
+    first, second = (crops.crops_of_kind(files, CONFIG, held_out=False) for _ in range(2))
     assert torch.equal(first.pixels, second.pixels)
     assert len(first.pixels.flatten(1).unique(dim=0)) == CONFIG.each
-    kept = {path for _, path in found if crops.is_held_out(path)}
-    assert 0 < len(kept) < len(found) / 4
-    without = crops.crops_of_kind([pair for pair in found if pair[1] not in kept], CONFIG, held_out=False)
+    kept = {path for _, path in files if crops.is_held_out(path)}
+    assert 0 < len(kept) < len(files) / 4
+    without = crops.crops_of_kind([pair for pair in files if pair[1] not in kept], CONFIG, held_out=False)
     assert torch.equal(first.pixels, without.pixels)
 
 

@@ -238,9 +238,9 @@ def blocks() -> list[Block]:
     """Every Python block of every page."""
     texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in [*PAGES, *CARDS]}
     groups = [(page, match.groupdict(default="")) for page, text in texts.items() for match in BLOCK.finditer(text)]
-    found = [Block(page, **group) for page, group in groups]
-    assert len(found) == sum(text.count("```python") for text in texts.values())
-    return found
+    blocks = [Block(page, **group) for page, group in groups]
+    assert len(blocks) == sum(text.count("```python") for text in texts.values())
+    return blocks
 
 
 def parameters(chosen: list[Block]) -> list[Any]:

@@ -80,7 +80,7 @@ def test_every_module_has_a_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "expected"),
     [
         ("from ..cli import app", ("cli", "app")),
         ("from .. import cli", ("cli",)),
@@ -90,5 +90,5 @@ def test_every_module_has_a_layer() -> None:
         ("if TYPE_CHECKING:\n    from ..cli import app", ("cli", "app")),
     ],
 )
-def test_the_test_sees_every_way_to_import(source: str, found: tuple[str, ...]) -> None:
-    assert [target for _, target, _ in imports(ast.parse(source), (PACKAGE.name, "core"))] == [found]
+def test_the_test_sees_every_way_to_import(source: str, expected: tuple[str, ...]) -> None:
+    assert [target for _, target, _ in imports(ast.parse(source), (PACKAGE.name, "core"))] == [expected]

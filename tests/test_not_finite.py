@@ -54,7 +54,7 @@ def test_it_is_reported_at_its_step_and_not_smeared_over_the_rest(site: str, val
         notes = [note for note in handle.summary().notes if "not finite" in note]
     assert torch.isfinite(latents).all()
     assert notes == [f"values that are not finite (NaN or infinite) at step {poison.step}"]
-    assert any(f"at step {poison.step}, which no forecast uses" in str(one.message) for one in seen)
+    assert any(f"at step {poison.step}, which no forecast uses" in str(warning.message) for warning in seen)
 
 
 @pytest.mark.parametrize("site", ["output", "last_block", "corrected", "sampler"])

@@ -395,7 +395,7 @@ def test_warned_once(name: str, steps: int, message: str) -> None:
     spectrum_diffusion.enable(pipe)
     with pytest.warns(SpectrumWarning, match=message) as seen:
         run_twice(entry, pipe, steps)
-    assert sum(issubclass(one.category, SpectrumWarning) for one in seen) == 1
+    assert sum(issubclass(warning.category, SpectrumWarning) for warning in seen) == 1
 
 
 @pytest.mark.parametrize("method", ["spectrum", "fora"])

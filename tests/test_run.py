@@ -193,7 +193,7 @@ def test_pipeline_that_shares_a_transformer_is_untouched_and_warns_once() -> Non
         warnings.simplefilter("always")
         for _ in range(2):
             assert torch.equal(entry.call(second, steps=STEPS), plain)
-    assert sum(issubclass(one.category, SpectrumWarning) for one in seen) == 1
+    assert sum(issubclass(warning.category, SpectrumWarning) for warning in seen) == 1
     assert torch.equal(entry.call(first, steps=STEPS), accelerated)
 
 

@@ -182,10 +182,10 @@ def test_the_models_schedule_is_kept() -> None:
     for name in ABLE:
         own = PIPELINES[name].scheduler()
         for solver in BOTH:
-            made = make(own, solver)
-            if "flow" not in made.config.prediction_type:
-                torch.testing.assert_close(made.alphas_cumprod, own.alphas_cumprod)
-                assert made.config.prediction_type == own.config.prediction_type
+            replaced = make(own, solver)
+            if "flow" not in replaced.config.prediction_type:
+                torch.testing.assert_close(replaced.alphas_cumprod, own.alphas_cumprod)
+                assert replaced.config.prediction_type == own.config.prediction_type
     flux = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=1.3, base_image_seq_len=64)
     for solver in BOTH:
         assert [make(flux, solver).config[key] for key in ("max_shift", "base_image_seq_len")] == [1.3, 64]

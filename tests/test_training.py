@@ -59,9 +59,9 @@ def originals(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", RECIPES, ids=lambda kind: kind.name)
 @pytest.mark.usefixtures("originals")
 def test_a_few_steps_give_a_pipeline_that_draws(kind: type[Recipe], tmp_path: Path) -> None:
-    made = shortened(kind, tmp_path)
-    made.distil()
-    made.export()
+    training = shortened(kind, tmp_path)
+    training.distil()
+    training.export()
     pipe = load_pipeline(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     picture = pipe("red apple", num_inference_steps=2, output_type="np").images[0]
@@ -75,9 +75,9 @@ def test_a_few_steps_give_a_pipeline_that_draws_videos(kind: type[Recipe], tmp_p
     short = shortened(kind, tmp_path).config
     vae = dataclasses.replace(kind.config.vae, optim=dataclasses.replace(OPTIM, batch=1))
     config = dataclasses.replace(short, concepts=("apple",), videos=VideoConfig(variants=1), vae=vae)
-    made = kind(config, tmp_path / "work", tmp_path / "model")
-    made.distil()
-    made.export()
+    training = kind(config, tmp_path / "work", tmp_path / "model")
+    training.distil()
+    training.export()
     pipe = load_pipeline(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     frames = pipe("red apple spinning", num_inference_steps=2, output_type="np").frames[0]
@@ -87,12 +87,12 @@ def test_a_few_steps_give_a_pipeline_that_draws_videos(kind: type[Recipe], tmp_p
 
 @pytest.mark.usefixtures("originals")
 def test_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    made = shortened(TinySD3Recipe, tmp_path)
-    made.denoiser()
+    training = shortened(TinySD3Recipe, tmp_path)
+    training.denoiser()
     path = tmp_path / "work" / "denoiser.pt"
     before = torch.load(path, weights_only=True)
-    made.config = recipe.with_steps(made.config, {"denoiser": 3})
-    made.denoiser()
+    training.config = recipe.with_steps(training.config, {"denoiser": 3})
+    training.denoiser()
     after = torch.load(path, weights_only=True)
     assert (before["step"], after["step"]) == (2, 3)
     assert after["losses"][:2] == before["losses"]
@@ -100,8 +100,8 @@ def test_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("originals")
 def test_a_step_draws_the_same_batch_each_time(tmp_path: Path) -> None:
-    made = shortened(TinySD3Recipe, tmp_path)
-    data, config = made.training_data(), made.config.denoiser
+    training = shortened(TinySD3Recipe, tmp_path)
+    data, config = training.training_data(), training.config.denoiser
     first, second, other = (draw_batch(data, 4, config, seed, 0.5) for seed in (7, 7, 8))
     torch.testing.assert_close(first.noisy, second.noisy, rtol=0, atol=0)
     assert not torch.equal(first.noisy, other.noisy)
@@ -130,11 +130,11 @@ def test_noise_prediction_keeps_unit_variance() -> None:
 def test_a_part_of_the_training_cuts_the_same_out_of_all() -> None:
     videos = torch.arange(2 * 3 * 13 * 8 * 8).view(2, 3, 13, 8, 8)
     part = Part(1.0, crop=4, frames=5)
-    found = cut(videos, part, torch.Generator().manual_seed(3))
-    assert found.shape == (2, 3, 5, 4, 4)
-    steps = (found - found[..., :1, :1, :1]).unique(dim=0)
+    parts = cut(videos, part, torch.Generator().manual_seed(3))
+    assert parts.shape == (2, 3, 5, 4, 4)
+    steps = (parts - parts[..., :1, :1, :1]).unique(dim=0)
     assert len(steps) == 1  # both videos, shifted alike
-    assert torch.equal(found.diff(dim=2).unique(), torch.tensor([64]))  # frames in a row
+    assert torch.equal(parts.diff(dim=2).unique(), torch.tensor([64]))  # frames in a row
     assert cut(videos[:, :, 0], part, torch.Generator()).shape == (2, 3, 4, 4)
     assert torch.equal(cut(videos, Part(1.0), torch.Generator()), videos)
 
@@ -173,6 +173,6 @@ def test_hunyuans_autoencoder_takes_in_means_and_scales(tmp_path: Path) -> None:
 def test_a_tokenizer_is_the_same_whenever_it_is_made() -> None:
     """The stages may run in several processes, each of which makes its own."""
     words = [f"{first}{last}" for first in ("ca", "pi", "u", "o", "an") for last in ("r", "p", "nk", "ne", "d", "f")]
-    made = [make_clip_tokenizer(words, 16)(words).input_ids for _ in range(8)]
-    assert all(tokens == made[0] for tokens in made)
-    assert {len(tokens) for tokens in made[0]} == {3}  # one between beginning and end
+    tokenized = [make_clip_tokenizer(words, 16)(words).input_ids for _ in range(8)]
+    assert all(tokens == tokenized[0] for tokens in tokenized)
+    assert {len(tokens) for tokens in tokenized[0]} == {3}  # one between beginning and end

@@ -71,9 +71,9 @@ class TinyRoughRecipe(TinySD3Recipe):
         """The crops for training, or those of held-out images; the first call cuts them."""
         path = self.folder / ("held-out.pt" if held_out else "pictures.pt")
         if not path.exists():
-            found = [(s, file) for s in debian.SOURCES for file in debian.files(s, debian.fetch(s, self.folder))]
+            files = [(s, file) for s in debian.SOURCES for file in debian.files(s, debian.fetch(s, self.folder))]
             parts = [
-                crops.crops_of_kind([pair for pair in found if pair[0].kind == kind], self.crops, held_out)
+                crops.crops_of_kind([pair for pair in files if pair[0].kind == kind], self.crops, held_out)
                 for kind in crops.KINDS
             ]
             whole = Crops(*(torch.cat(columns) for columns in zip(*((p.pixels, p.words) for p in parts), strict=True)))

@@ -77,11 +77,13 @@ class Conditions:
         if self.scheduler != now.scheduler:
             return [f"the scheduler {self.scheduler}, but this one is {now.scheduler}"]
         differing = [name for name in self.config if name in now.config and self.config[name] != now.config[name]]
-        found = [f"{name}={self.config[name]!r} of the scheduler, not {now.config[name]!r}" for name in differing]
+        contradictions = [
+            f"{name}={self.config[name]!r} of the scheduler, not {now.config[name]!r}" for name in differing
+        ]
         comparable = self.latents == now.latents and len(self.levels) == len(now.levels)
-        if not found and comparable and not _close(self.levels, now.levels):
-            found.append("other noise levels (sigmas or timesteps)")
-        return found
+        if not contradictions and comparable and not _close(self.levels, now.levels):
+            contradictions.append("other noise levels (sigmas or timesteps)")
+        return contradictions
 
     def other_guidance(self, now: Conditions) -> list[str]:
         """Settings of guidance that differ now. Weights of single branches do not fit then; others may be worse."""

@@ -93,9 +93,9 @@ class Plan:
         """
         if "conditions" not in self.record:
             return []
-        made = Conditions.read(self.record["conditions"])
-        reasons, doubts = made.contradictions(now), made.other_size(now)
-        (reasons if self._weighs_branches else doubts).extend(made.other_guidance(now))
+        planned = Conditions.read(self.record["conditions"])
+        reasons, doubts = planned.contradictions(now), planned.other_size(now)
+        (reasons if self._weighs_branches else doubts).extend(planned.other_guidance(now))
         if reasons:
             raise InvalidOptionError(
                 f"the plan was made with {'; '.join(reasons)}: its weights do not fit. Sample as the plan was made, or "

@@ -78,11 +78,11 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipe:
 
 def test_call_and_loop_are_told_apart(pipe: FakePipe) -> None:
     pipe.seconds["fast"] = [99.0, 4.0, 6.0, 5.0]  # the first is the warm-up
-    found = measure(pipe, pipe, {"plain": None, "fast": ("fast", {})}, repeats=3)
-    assert found["plain"].call.seconds == (13.0, 13.0, 13.0)
-    assert found["plain"].loop == Timing((10.0, 10.0, 10.0))
-    assert found["fast"].loop == Timing((4.0, 6.0, 5.0))
-    assert found["fast"].call.median == 8.0
+    costs = measure(pipe, pipe, {"plain": None, "fast": ("fast", {})}, repeats=3)
+    assert costs["plain"].call.seconds == (13.0, 13.0, 13.0)
+    assert costs["plain"].loop == Timing((10.0, 10.0, 10.0))
+    assert costs["fast"].loop == Timing((4.0, 6.0, 5.0))
+    assert costs["fast"].call.median == 8.0
     assert "progress_bar" not in vars(pipe)
 
 
@@ -105,8 +105,8 @@ def test_a_failing_call_leaves_the_pipeline_as_it_was(pipe: FakePipe) -> None:
 
 
 def test_several_loops_add_up_and_none_is_none(pipe: FakePipe) -> None:
-    found = measure(pipe, lambda: (pipe(), pipe()), {"plain": None}, repeats=1, warm_up=0)["plain"]
-    assert (found.call.median, found.loop.median) == (26.0, 20.0)
+    cost_of_both = measure(pipe, lambda: (pipe(), pipe()), {"plain": None}, repeats=1, warm_up=0)["plain"]
+    assert (cost_of_both.call.median, cost_of_both.loop.median) == (26.0, 20.0)
     assert measure(pipe, lambda: None, {"plain": None}, repeats=1)["plain"].loop is None
 
 
@@ -140,30 +140,30 @@ def test_cost_of_real_pipelines(name: str) -> None:
     entry = PIPELINES[name]
     pipe = entry.build()
     methods = {"reference": None, "paper": ("paper", {}), "reuse": ("reuse", {"interval": 4})}
-    found = measure(pipe, lambda: entry.call(pipe, steps=20), methods, repeats=2, flops=True)
-    assert list(found) == list(methods)
-    for one in found.values():
-        assert one.loop is not None
-        assert all(0 < loop < call for loop, call in zip(one.loop.seconds, one.call.seconds, strict=True))
-    assert found["reference"].summary is found["reference"].flops is None
+    costs = measure(pipe, lambda: entry.call(pipe, steps=20), methods, repeats=2, flops=True)
+    assert list(costs) == list(methods)
+    for measured in costs.values():
+        assert measured.loop is not None
+        assert all(0 < loop < call for loop, call in zip(measured.loop.seconds, measured.call.seconds, strict=True))
+    assert costs["reference"].summary is costs["reference"].flops is None
     with spectrum_diffusion.enable(pipe, "paper", flops=True) as handle:
         entry.call(pipe, steps=20)
         expected = handle.summary()
-    assert found["paper"].summary.evaluated == expected.evaluated
-    assert found["paper"].summary.flops is None  # nothing is counted while it is timed
-    assert found["paper"].flops == expected.flops
+    assert costs["paper"].summary.evaluated == expected.evaluated
+    assert costs["paper"].summary.flops is None  # nothing is counted while it is timed
+    assert costs["paper"].flops == expected.flops
 
 
 @pytest.mark.gpu
 def test_cost_on_a_device() -> None:
     entry = PIPELINES["flux"]
     pipe = entry.build().to("cuda")
-    found = measure(pipe, lambda: entry.call(pipe, steps=20), {"reference": None, "paper": ("paper", {})}, repeats=3)
-    for one in found.values():
-        assert one.loop is not None
-        assert all(0 < loop < call for loop, call in zip(one.loop.seconds, one.call.seconds, strict=True))
-        assert one.memory.kind == "allocated on the device"
-        assert 0 < one.memory.bytes < 2**30
+    costs = measure(pipe, lambda: entry.call(pipe, steps=20), {"reference": None, "paper": ("paper", {})}, repeats=3)
+    for measured in costs.values():
+        assert measured.loop is not None
+        assert all(0 < loop < call for loop, call in zip(measured.loop.seconds, measured.call.seconds, strict=True))
+        assert measured.memory.kind == "allocated on the device"
+        assert 0 < measured.memory.bytes < 2**30
 
 
 # --- memory ---
@@ -185,9 +185,9 @@ def test_peak_is_of_what_was_since_the_reset() -> None:
 def test_peak_without_a_reset_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(sys, "platform", "darwin")  # which counts bytes
-    found = peak_memory(CPU)
-    assert found.kind == "resident in the process since its start"
-    assert found.bytes == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.1)
+    memory = peak_memory(CPU)
+    assert memory.kind == "resident in the process since its start"
+    assert memory.bytes == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.1)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory(CPU) == cost.Memory(0, "unknown on this system")
 
@@ -212,12 +212,12 @@ def test_flux_dev_takes_74_385_teraflop() -> None:
 
     with torch.device("meta"):  # the configuration of FLUX.1-dev is the class's own with guidance
         model = FluxTransformer2DModel(guidance_embeds=True)
-    found = forward_flops(model, flux_inputs(4096, 512))
+    flops = forward_flops(model, flux_inputs(4096, 512))
     tokens, width = 4096 + 512, 3072
     attention = (19 + 38) * 2 * 2 * tokens**2 * width
-    assert found / 1e12 == pytest.approx(74.385, abs=5e-4)
+    assert flops / 1e12 == pytest.approx(74.385, abs=5e-4)
     assert attention / 1e12 == pytest.approx(14.872, abs=5e-4)
-    assert forward_flops(model, flux_inputs(4096, 0)) < found
+    assert forward_flops(model, flux_inputs(4096, 0)) < flops
 
 
 @pytest.mark.parametrize("name", ["FluxTransformer2DModel", "SD3Transformer2DModel", "UNet2DConditionModel"])
@@ -225,8 +225,8 @@ def test_a_twin_of_the_configuration_counts_the_same(name: str) -> None:
     entry = ZOO[name]
     model, inputs = entry.build(), entry.inputs(seed=0)
     assert not any(parameter.is_meta for parameter in model.parameters())
-    found = forward_flops(model, inputs)
-    assert found == forward_flops(model.to("meta"), inputs) > 0
+    flops = forward_flops(model, inputs)
+    assert flops == forward_flops(model.to("meta"), inputs) > 0
 
 
 def test_without_a_configuration_there_is_no_twin() -> None:
@@ -240,7 +240,7 @@ def test_without_a_configuration_there_is_no_twin() -> None:
 def test_nested_inputs_go_to_meta() -> None:
     class Sum(torch.nn.Module):
         def forward(self, x: dict[str, list[torch.Tensor]], scale: float) -> torch.Tensor:
-            assert all(one.is_meta for one in x["all"])
+            assert all(tensor.is_meta for tensor in x["all"])
             return x["all"][0] @ x["all"][1] * scale
 
     assert forward_flops(Sum(), {"x": {"all": [torch.zeros(2, 3), torch.zeros(3, 4)]}, "scale": 2.0}) == 2 * 2 * 3 * 4

@@ -70,20 +70,20 @@ def whole(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_results_are_those_of_a_plain_recomputation(pipe: Any, whole: Path) -> None:
-    found = {(line["row"], line["prompt"]): line for line in lines(whole)}
-    assert len(found) == len(TEXTS) * 3
+    units = {(line["row"], line["prompt"]): line for line in lines(whole)}
+    assert len(units) == len(TEXTS) * 3
     for text in TEXTS:
         reference = _pixels(pipe(text, generator=torch.Generator().manual_seed(0), output_type="pil"))
         with sd.enable(pipe, "reuse", evaluated=[0, 1, 3]) as handle:
             drawn = _pixels(pipe(text, generator=torch.Generator().manual_seed(0), output_type="pil"))
-            assert found["reuse", text]["evaluated"] == handle.summary().evaluated == [0, 1, 3]
-        kept = np.asarray(Image.open(whole / found["reuse", text]["file"]), dtype=np.float64)
+            assert units["reuse", text]["evaluated"] == handle.summary().evaluated == [0, 1, 3]
+        kept = np.asarray(Image.open(whole / units["reuse", text]["file"]), dtype=np.float64)
         assert np.array_equal(kept, drawn)
         psnr = 10 * math.log10(1 / np.mean(((drawn - reference) / 255) ** 2))
-        assert found["reuse", text]["metrics"]["psnr"] == pytest.approx(psnr, rel=1e-9)
-        assert found["reference", text]["nfe"] == STEPS
-        assert found["fewer", text]["nfe"] == STEPS // 2
-        assert found["reuse", text]["decisions"] == {"cond": "EEfEff"}
+        assert units["reuse", text]["metrics"]["psnr"] == pytest.approx(psnr, rel=1e-9)
+        assert units["reference", text]["nfe"] == STEPS
+        assert units["fewer", text]["nfe"] == STEPS // 2
+        assert units["reuse", text]["decisions"] == {"cond": "EEfEff"}
 
 
 def _pixels(output: Any) -> np.ndarray:
@@ -155,8 +155,8 @@ def test_rows_that_differ_by_their_label_are_drawn_once(pipe: Any, whole: Path, 
     assert results.computed == calls
     assert done[-1] == (calls, calls)
     assert [row["units"] for row in results.rows] == [len(TEXTS)] * 3
-    found = essence(tmp_path)
-    assert [{**line, "row": "reuse"} for line in found if line["row"] == "again"] == [
+    units = essence(tmp_path)
+    assert [{**line, "row": "reuse"} for line in units if line["row"] == "again"] == [
         line for line in essence(whole) if line["row"] == "reuse"
     ]
     more = request(*rows, Row("reuse", {"evaluated": [0, 1, 3]}, "third"))  # named later, and there already
@@ -528,8 +528,8 @@ def test_the_path_of_the_latents_is_compared_step_by_step(pipe: Any, tmp_path: P
 
 def test_an_identical_picture_has_an_infinite_psnr_apart_from_the_mean(pipe: Any, tmp_path: Path) -> None:
     results = evaluate(pipe, request(Row("reuse", {"evaluated": list(range(STEPS))}, "all")), tmp_path)
-    found = results.rows[1]["metrics"]["psnr"]
-    assert (found["mean"], found["infinite"]) == (None, len(TEXTS))
+    psnr = results.rows[1]["metrics"]["psnr"]
+    assert (psnr["mean"], psnr["infinite"]) == (None, len(TEXTS))
     assert "identical" in (tmp_path / "table.md").read_text()
     assert "Infinity" not in (tmp_path / "results.jsonl").read_text()
 
@@ -614,14 +614,14 @@ def run(*arguments: object, code: int = 0) -> Any:
 
 def test_the_command_prints_one_json_object_and_goes_on(tmp_path: Path) -> None:
     arguments = ("panda", "--prompts", "tiny", "--limit", 2, "-o", tmp_path / "out", "--json", *QUICK)
-    found = json.loads(run(*arguments).stdout)
-    assert found["computed"] == 9
-    assert found["prompts"] == 2
-    assert [row["label"] for row in found["rows"]] == ["reference", "fewer-steps:speedup=2", "paper"]
-    assert all(Path(file).is_file() for file in found["files"].values())
+    printed = json.loads(run(*arguments).stdout)
+    assert printed["computed"] == 9
+    assert printed["prompts"] == 2
+    assert [row["label"] for row in printed["rows"]] == ["reference", "fewer-steps:speedup=2", "paper"]
+    assert all(Path(file).is_file() for file in printed["files"].values())
     again = json.loads(run(*arguments).stdout)
     assert again["computed"] == 0
-    assert again["rows"] == found["rows"]
+    assert again["rows"] == printed["rows"]
 
 
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
@@ -681,6 +681,6 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
         time.sleep(chooser.uniform(2, 12))
         process.kill()
         process.wait()
-    found = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, text=True)
-    assert json.loads(found.stdout)["failures"] == {}
+    continued = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, text=True)
+    assert json.loads(continued.stdout)["failures"] == {}
     assert essence(tmp_path / "killed") == essence(tmp_path / "whole")

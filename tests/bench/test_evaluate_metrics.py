@@ -199,8 +199,8 @@ VBENCH = {
         f"vbench/{name}.py": f"""
         import json
         def compute_{name}(listing, device, model):
-            listed = [one for one in json.load(open(listing)) if "{name}" in one["dimension"]]
-            files = [file for one in listed for file in one["video_list"]]
+            listed = [entry for entry in json.load(open(listing)) if "{name}" in entry["dimension"]]
+            files = [file for entry in listed for file in entry["video_list"]]
             assert all(open(file, "rb").read(8)[4:] == b"ftyp" for file in files)
             value = 0.9 if "/reuse/" in files[0] else 0.95
             return value, [dict(video_path=file, video_results=value) for file in files]
@@ -214,8 +214,8 @@ VBENCH = {
 def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
     """Stand-ins for both; answers with the launches of one."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "environments"))
-    made = {"image_reward": stand_in("image_reward", IMAGE_REWARD), "vbench": stand_in("vbench", VBENCH)}
-    return lambda name: launches(made[name])
+    interpreters = {"image_reward": stand_in("image_reward", IMAGE_REWARD), "vbench": stand_in("vbench", VBENCH)}
+    return lambda name: launches(interpreters[name])
 
 
 @unix
@@ -285,11 +285,11 @@ def test_vbench_judges_a_row_of_videos_as_one(environments: Any, tmp_path: Path)
     results = evaluate(pipe, asked, out)
     assert results.problems == {}
     for label, value in (("reference", 0.95), ("fewer", 0.95), ("reuse", 0.9)):
-        found = row_of(results, label, "vbench_quality")
-        assert found["mean"] == pytest.approx(vbench_quality(dict.fromkeys(QUALITY, value)))
-        assert found["parts"] == dict.fromkeys(QUALITY, value)
-        assert (found["low"], found["prompts"]) == (None, 2)
-        assert "against_baseline" not in found
+        quality = row_of(results, label, "vbench_quality")
+        assert quality["mean"] == pytest.approx(vbench_quality(dict.fromkeys(QUALITY, value)))
+        assert quality["parts"] == dict.fromkeys(QUALITY, value)
+        assert (quality["low"], quality["prompts"]) == (None, 2)
+        assert "against_baseline" not in quality
     assert all("vbench_quality" not in line["metrics"] for line in lines(out))
     assert "VBench Quality: one value for all images of a row" in (out / "table.md").read_text()
     assert evaluate(pipe, asked, out).rows == results.rows
@@ -336,17 +336,17 @@ def test_without_the_environment_the_command_that_makes_it_is_named(
 def test_the_command_takes_them_all(environments: Any, clip: str, tmp_path: Path, monkeypatch: Any) -> None:
     arguments = ["evaluate", "dog", "--device", "cpu", "--steps", "8", "--methods", "fewer-steps:speedup=2,reuse"]
     arguments += ["--metrics", "psnr,clip_score,image_reward", "--clip", clip, "-o", str(tmp_path / "out"), "--json"]
-    found = CliRunner().invoke(app, arguments)
-    assert found.exit_code == 0, found.output
-    reference, fewer, _ = json.loads(found.stdout)["rows"]
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 0, ended.output
+    reference, fewer, _ = json.loads(ended.stdout)["rows"]
     assert set(reference["metrics"]) == {"clip_score", "image_reward"}
     assert set(fewer["metrics"]) == {"psnr", "clip_score", "image_reward"}
     monkeypatch.setenv("SPECTRUM_IMAGE_REWARD", "other.pt")
     monkeypatch.setenv("BREAKS", "/reuse/")
-    found = CliRunner().invoke(app, arguments)
-    assert found.exit_code == 1
-    assert "ImageReward of reuse failed:" in found.stderr
-    assert set(json.loads(found.stdout)["problems"]) == {"ImageReward of reuse"}
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 1
+    assert "ImageReward of reuse failed:" in ended.stderr
+    assert set(json.loads(ended.stdout)["problems"]) == {"ImageReward of reuse"}
 
 
 # --- memory in the tables ---

@@ -302,10 +302,10 @@ def test_color_video_vdp_is_what_the_package_says() -> None:
     pixels[1] = pixels[0] // 2 + 60
     model = cvvdp(display_name="standard_4k", quiet=True, device=torch.device("cpu"))
     for frames, rate in ((1, 0), (6, 24)):
-        a, b = (torch.from_numpy(one[:frames]).permute(3, 0, 1, 2)[None].float() / 255 for one in pixels)
+        a, b = (torch.from_numpy(video[:frames]).permute(3, 0, 1, 2)[None].float() / 255 for video in pixels)
         expected = float(model.predict(a, b, dim_order="BCFHW", frames_per_second=rate)[0])
-        found = metrics.color_video_vdp(24).compare(pixels[0][:frames], pixels[1][:frames])
-        assert found == pytest.approx(expected, abs=1e-4)
+        value = metrics.color_video_vdp(24).compare(pixels[0][:frames], pixels[1][:frames])
+        assert value == pytest.approx(expected, abs=1e-4)
 
 
 # --- LPIPS, with AlexNet's shapes and random weights ---
@@ -331,7 +331,7 @@ def test_lpips_against_numpy(alexnet: Path) -> None:
         x = (2 * x - 1 - torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)) / torch.tensor(
             [0.458, 0.448, 0.450]
         ).view(3, 1, 1)
-        found = []
+        features = []
         for name, stride, padding, pool in (
             ("0", 4, 2, 0),
             ("3", 1, 2, 1),
@@ -342,8 +342,8 @@ def test_lpips_against_numpy(alexnet: Path) -> None:
             x = torch.nn.functional.max_pool2d(x, 3, 2) if pool else x
             weight, bias = state[f"features.{name}.weight"], state[f"features.{name}.bias"]
             x = torch.nn.functional.conv2d(x, weight, bias, stride, padding).clamp(min=0)
-            found.append(x[0].numpy().astype(np.float64))
-        return found
+            features.append(x[0].numpy().astype(np.float64))
+        return features
 
     expected = 0.0
     for f, g, head in zip(features(a), features(b), heads, strict=True):
@@ -406,10 +406,10 @@ def clip_by_hand(folder: Path, frame: torch.Tensor, ids: list[int]) -> float:
 def test_clip_score_by_hand(clip_folder: Path) -> None:
     score, video = ClipScore(clip_folder), noise(6, 3, 16, 16)
     expected = [clip_by_hand(clip_folder, frame, [0, RED, APPLE, 1]) for frame in video]
-    for frame, one in zip(video, expected, strict=True):
-        assert score.score(frame, "Red  apple") == pytest.approx(one, abs=1e-3)
+    for frame, by_hand in zip(video, expected, strict=True):
+        assert score.score(frame, "Red  apple") == pytest.approx(by_hand, abs=1e-3)
     assert score.score(video, "red apple") == pytest.approx(sum(expected) / 6, abs=1e-3)
-    assert len({round(one, 3) for one in expected}) > 1
+    assert len({round(by_hand, 3) for by_hand in expected}) > 1
     assert score.score(video[0], "dog") == pytest.approx(clip_by_hand(clip_folder, video[0], [0, DOG, 1]), abs=1e-3)
 
 

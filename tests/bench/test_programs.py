@@ -97,8 +97,8 @@ def written(path: Path, value: Any) -> Path:
 
 def test_image_reward_is_the_mean_of_its_files(tmp_path: Path) -> None:
     scores = [{"file": "b.mp4", "score": -0.5}, {"file": "a.mp4", "score": 1.25}]
-    found = parse_image_reward(written(tmp_path / "r.json", {"scores": scores}), ENTRIES)
-    assert (found.value, found.files) == (0.375, {"a.mp4": 1.25, "b.mp4": -0.5})
+    scored = parse_image_reward(written(tmp_path / "r.json", {"scores": scores}), ENTRIES)
+    assert (scored.value, scored.files) == (0.375, {"a.mp4": 1.25, "b.mp4": -0.5})
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_vbench_results_become_the_quality(tmp_path: Path) -> None:
     percent, quality = PUBLISHED["HunyuanVideo"]
     result: dict[str, Any] = {name: [v / 100, videos("a.mp4")] for name, v in zip(QUALITY, percent, strict=True)}
     result["temporal_flickering"][1] += videos("b.mp4")
-    found = parse_vbench(written(tmp_path / "v.json", result), ENTRIES)
-    assert found.value == pytest.approx(quality, abs=0.015)
-    assert found.parts["dynamic_degree"] == pytest.approx(0.7083)
+    scored = parse_vbench(written(tmp_path / "v.json", result), ENTRIES)
+    assert scored.value == pytest.approx(quality, abs=0.015)
+    assert scored.parts["dynamic_degree"] == pytest.approx(0.7083)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ FAKES = {
             import json
             def compute_{name}(listing, device, model):
                 assert (device, model) == ("cpu", "{name}")
-                found = [one for one in json.load(open(listing)) if "{name}" in one["dimension"]]
-                files = [file for one in found for file in one["video_list"]]
+                entries = [entry for entry in json.load(open(listing)) if "{name}" in entry["dimension"]]
+                files = [file for entry in entries for file in entry["video_list"]]
                 return 0.9, [dict(video_path=file, video_results=0.9) for file in files]
             """
             for name in QUALITY
@@ -197,8 +197,8 @@ def test_programs_run_over_a_folder(fake_environments: Path, tmp_path: Path) -> 
     folder = a_folder(tmp_path / "files")
     assert all(program.available() == "" for program in PROGRAMS.values())
     assert PROGRAMS["image_reward"].run(folder).files == {"a.mp4": 0.1, "b.mp4": 0.1}
-    found = PROGRAMS["vbench_quality"].run(folder)
-    assert found.value == pytest.approx(vbench_quality(dict.fromkeys(QUALITY, 0.9)))
+    scored = PROGRAMS["vbench_quality"].run(folder)
+    assert scored.value == pytest.approx(vbench_quality(dict.fromkeys(QUALITY, 0.9)))
     judged = json.loads((folder / "vbench_quality.json").read_text())
     assert [len(judged[name][1]) for name in QUALITY] == [1, 1, 2, 1, 1, 1, 1]  # b.mp4 in its own dimension alone
 

@@ -21,13 +21,13 @@ from spectrum_diffusion.loading import ASSETS
 
 
 def test_tiny_ships_and_the_small_model_knows_every_word() -> None:
-    found = load_prompts("tiny")
-    assert len(found) == len({prompt.text for prompt in found}) >= 64
-    assert all(prompt.category for prompt in found)
+    prompts = load_prompts("tiny")
+    assert len(prompts) == len({prompt.text for prompt in prompts}) >= 64
+    assert all(prompt.category for prompt in prompts)
     vocabulary = json.loads((ASSETS / "tiny-flux/tokenizer/tokenizer.json").read_text())["model"]["vocab"]
     words = {entry for entry, *_ in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
     unknown = {
-        word for prompt in found for word in prompt.text.split() if word not in words and f"{word}</w>" not in words
+        word for prompt in prompts for word in prompt.text.split() if word not in words and f"{word}</w>" not in words
     }
     assert not unknown
 

@@ -185,11 +185,11 @@ def test_tables_escape_what_they_are_written_in(folder: Path) -> None:
 
 def test_the_interval_of_many_values_is_the_closed_form() -> None:
     sample = np.random.default_rng(1).normal(3.0, 2.0, 4000)
-    found = estimate(list(sample))
+    interval = estimate(list(sample))
     error = sample.std() / np.sqrt(len(sample))
-    assert found.mean == pytest.approx(sample.mean())
-    assert found.low == pytest.approx(sample.mean() - 1.96 * error, abs=0.05 * error)
-    assert found.high == pytest.approx(sample.mean() + 1.96 * error, abs=0.05 * error)
+    assert interval.mean == pytest.approx(sample.mean())
+    assert interval.low == pytest.approx(sample.mean() - 1.96 * error, abs=0.05 * error)
+    assert interval.high == pytest.approx(sample.mean() + 1.96 * error, abs=0.05 * error)
 
 
 def test_resampled_means_are_those_of_all_resamples() -> None:
@@ -213,8 +213,8 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     generator = np.random.default_rng(0)
     held = 0
     for trial in range(300):
-        found = estimate(list(generator.normal(0, 1, 8)), resamples=1000, seed=trial)
-        held += found.low <= 0 <= found.high
+        interval = estimate(list(generator.normal(0, 1, 8)), resamples=1000, seed=trial)
+        held += interval.low <= 0 <= interval.high
     assert 0.91 <= held / 300 <= 0.99
 
 
@@ -249,8 +249,8 @@ def test_few_prompts_give_no_verdict() -> None:
     assert verdict(estimate([1.0] * (ENOUGH - 1)), True) == "too few prompts"
     assert verdict(estimate([1.0, 1.1] * ENOUGH), True) == "better"
     assert verdict(estimate([1.0, -1.0] * ENOUGH), True) == "no difference seen"
-    one, none = estimate([1.0]), estimate([])
-    assert (one.mean, one.low, none.mean) == (1.0, None, None)
+    single, empty = estimate([1.0]), estimate([])
+    assert (single.mean, single.low, empty.mean) == (1.0, None, None)
 
 
 # Drawings
@@ -312,9 +312,9 @@ def answered(folder: Path, *, width: int = 1000, script: str) -> Any:
         (folder / "frame.html").as_uri(),
     ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r"<title>(.*?)</title>", shown, re.S)
-    assert found
-    return json.loads(html.unescape(found[1]))
+    title = re.search(r"<title>(.*?)</title>", shown, re.S)
+    assert title
+    return json.loads(html.unescape(title[1]))
 
 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
@@ -326,38 +326,38 @@ def test_the_page_works_in_a_browser(width: int, folder: Path) -> None:
     script = """
     const $ = (query) => document.querySelector(query);
     const rows = () => [...document.querySelectorAll("tbody tr")].map((row) => row.children[0].dataset.value);
-    const found = {before: rows()};
+    const seen = {before: rows()};
     const heads = [...document.querySelectorAll("thead button")];
-    heads[1].click(); found.up = rows(); heads[1].click(); found.down = rows();
+    heads[1].click(); seen.up = rows(); heads[1].click(); seen.down = rows();
     const shot = () => $(".method div").style.backgroundImage + $(".stage").dataset.view;
-    found.first = shot();
+    seen.first = shot();
     const buttons = document.querySelectorAll(".thumbs button");
-    buttons[2].click(); found.second = shot();
-    $("#view").value = "difference"; $("#view").dispatchEvent(new Event("input")); found.difference = shot();
+    buttons[2].click(); seen.second = shot();
+    $("#view").value = "difference"; $("#view").dispatchEvent(new Event("input")); seen.difference = shot();
     $("#choice").value = 1; $("#choice").dispatchEvent(new Event("change"));
-    found.pressed = [...buttons].findIndex((button) => button.getAttribute("aria-pressed") === "true");
+    seen.pressed = [...buttons].findIndex((button) => button.getAttribute("aria-pressed") === "true");
     $("#cut").value = 20; $("#cut").dispatchEvent(new Event("input"));
-    found.cut = $(".stage").style.getPropertyValue("--cut");
-    found.width = innerWidth;
-    found.wide = document.documentElement.scrollWidth - innerWidth;
+    seen.cut = $(".stage").style.getPropertyValue("--cut");
+    seen.width = innerWidth;
+    seen.wide = document.documentElement.scrollWidth - innerWidth;
     const loaded = performance.getEntriesByType("resource").map((entry) => entry.name);
-    found.fetched = loaded.filter((name) => !name.startsWith("data:"));
-    found.focusable = [...document.querySelectorAll("button, select, input")].every((one) => one.tabIndex >= 0);
-    found.problems = problems;
-    return found;
+    seen.fetched = loaded.filter((name) => !name.startsWith("data:"));
+    seen.focusable = [...document.querySelectorAll("button, select, input")].every((control) => control.tabIndex >= 0);
+    seen.problems = problems;
+    return seen;
     """
-    found = answered(folder, width=width, script=script)
-    assert found["width"] == width
-    assert found["problems"] == []
-    assert found["fetched"] == []
-    assert found["wide"] <= 0  # the table scrolls in itself, the page does not
-    assert found["focusable"]
-    assert found["before"] == ["reference", "fewer", "reuse", EVIL]
-    assert found["up"][-1] == "reference"
-    assert found["down"][0] == "reference"
-    assert found["first"] != found["second"] != found["difference"]
-    assert found["pressed"] == 1
-    assert found["cut"] == "20%"
+    page = answered(folder, width=width, script=script)
+    assert page["width"] == width
+    assert page["problems"] == []
+    assert page["fetched"] == []
+    assert page["wide"] <= 0  # the table scrolls in itself, the page does not
+    assert page["focusable"]
+    assert page["before"] == ["reference", "fewer", "reuse", EVIL]
+    assert page["up"][-1] == "reference"
+    assert page["down"][0] == "reference"
+    assert page["first"] != page["second"] != page["difference"]
+    assert page["pressed"] == 1
+    assert page["cut"] == "20%"
 
 
 @browser
@@ -371,9 +371,9 @@ def test_four_metrics_fit_a_laptop(tmp_path: Path) -> None:
     const scroll = document.querySelector(".scroll");
     return {columns: scroll.querySelectorAll("th[scope=col]").length, cut: scroll.scrollWidth - scroll.clientWidth};
     """
-    found = answered(tmp_path, width=1280, script=script)
-    assert found["columns"] == 1 + 7 + len(metrics)
-    assert found["cut"] <= 0
+    page = answered(tmp_path, width=1280, script=script)
+    assert page["columns"] == 1 + 7 + len(metrics)
+    assert page["cut"] <= 0
 
 
 def test_a_missing_jinja_is_reported_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,14 +392,14 @@ def test_the_frames_of_a_video_can_be_stepped_through(tmp_path: Path) -> None:
     script = """
     const frame = document.querySelector("#frame"), shown = document.querySelector(".method div").style;
     const place = () => shown.backgroundPosition;
-    const found = {shown: !frame.closest("label").hidden, last: frame.max, first: place()};
-    frame.value = frame.max; frame.dispatchEvent(new Event("input")); found.end = place();
-    found.problems = problems;
-    return found;
+    const seen = {shown: !frame.closest("label").hidden, last: frame.max, first: place()};
+    frame.value = frame.max; frame.dispatchEvent(new Event("input")); seen.end = place();
+    seen.problems = problems;
+    return seen;
     """
-    found = answered(tmp_path, script=script)
-    assert found["problems"] == []
-    assert found["shown"]
-    assert int(found["last"]) >= 1
-    assert found["first"].startswith("0%")
-    assert found["end"].startswith("100%")
+    page = answered(tmp_path, script=script)
+    assert page["problems"] == []
+    assert page["shown"]
+    assert int(page["last"]) >= 1
+    assert page["first"].startswith("0%")
+    assert page["end"].startswith("100%")

@@ -47,7 +47,7 @@ def test_a_threshold_can_be_found_where_one_is_wanted(table: str, setting: paper
 
 def test_every_number_of_the_paper_stands_beside_a_setting() -> None:
     """Each row of the paper's tables but the full run."""
-    found = {
+    values = {
         (name, MODELS[key].name, paper_value(name, MODELS[key], setting, "psnr"))
         for name, table in TABLES.items()
         for key in table.models
@@ -55,7 +55,7 @@ def test_every_number_of_the_paper_stands_beside_a_setting() -> None:
     }
     for row in reported():
         if row["method"] != "50 steps":
-            assert (f"table{row['table']}", row["model"], float(row["psnr"])) in found, row
+            assert (f"table{row['table']}", row["model"], float(row["psnr"])) in values, row
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_numbers_of_the_paper(table: str, model: str, label: str, psnr: float | 
 
 def test_labels_tell_settings_apart() -> None:
     """Also those of different tables, as they share rows."""
-    made: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for table in TABLES.values():
         labels = [setting.label for setting in table.settings]
         assert len(set(labels)) == len(labels)
         for setting in table.settings:
             what = (setting.method, setting.options, setting.tuned)
-            assert made.setdefault(setting.label, what) == what
+            assert rows.setdefault(setting.label, what) == what
 
 
 def test_every_cell_of_a_sweep_has_one_setting() -> None:
@@ -249,7 +249,7 @@ def by_hand(
     """
     units, rows = [], []
     for label, mean in psnr.items():
-        made = [
+        units_of_row = [
             {
                 "key": f"{label}-{number}",
                 "row": label,
@@ -261,12 +261,12 @@ def by_hand(
             }
             for number in range(prompts if mean is not None else 1)
         ]
-        units += made
+        units += units_of_row
         rows.append(
             {
                 "label": label,
                 "method": "paper",
-                "units": len(made),
+                "units": len(units_of_row),
                 "of": prompts,
                 "nfe": {"mean": 14},
                 "faster": None,
@@ -282,8 +282,8 @@ def by_hand(
     return TableResult(name, key, "tiny", Results(Path(), "tiny", units, rows, metrics, None, {}, settings))
 
 
-def claim(text: str, *found: TableResult) -> str:
-    (line,) = (line for line in claims_table(found).splitlines() if line.startswith(f"| {text}"))
+def claim(text: str, *results: TableResult) -> str:
+    (line,) = (line for line in claims_table(results).splitlines() if line.startswith(f"| {text}"))
     return line.split("|")[2].strip()
 
 
@@ -348,10 +348,10 @@ def test_the_page_marks_what_failed_and_what_is_best() -> None:
 
 
 def test_the_best_of_all_methods_is_of_those_that_cost_as_much() -> None:
-    found = by_hand("methods", {"FORA N 4": 30.0, "ToCa N 4": 50.0, "reuse at 14": 40.0, "FORA N 6": 20.0})
-    for row, cost in zip(found.results.rows if found.results else [], (13.4, 18.2, 15.3, 9.5), strict=True):
+    result = by_hand("methods", {"FORA N 4": 30.0, "ToCa N 4": 50.0, "reuse at 14": 40.0, "FORA N 6": 20.0})
+    for row, cost in zip(result.results.rows if result.results else [], (13.4, 18.2, 15.3, 9.5), strict=True):
         row["flops"] = {"evaluations": cost}
-    text = results_page([found], {}, "spectrum reproduce methods", 0)
+    text = results_page([result], {}, "spectrum reproduce methods", 0)
     for cell in (
         "| FORA | 30.0 (13.4) |",
         "| ToCa | 50.0 (18.2) |",

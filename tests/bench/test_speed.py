@@ -62,10 +62,10 @@ def test_a_scaled_architecture_samples(arch: str) -> None:
 
 
 def test_buffers_are_computed_and_not_left_over() -> None:
-    made = build(small("sd35-large")).transformer.pos_embed.pos_embed
+    embedding = build(small("sd35-large")).transformer.pos_embed.pos_embed
     from diffusers import SD3Transformer2DModel
 
-    assert torch.equal(made, SD3Transformer2DModel(**small("sd35-large").config()).pos_embed.pos_embed)
+    assert torch.equal(embedding, SD3Transformer2DModel(**small("sd35-large").config()).pos_embed.pos_embed)
 
 
 def test_a_row_is_what_was_measured() -> None:

@@ -66,19 +66,19 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_generate_prints_one_json_object(tmp_path: Path) -> None:
     output = tmp_path / "apple.png"
-    found = json.loads(run("generate", "red apple", "-o", output, "--json", *QUICK).stdout)
-    assert found.keys() >= RESULT_KEYS
-    assert found["output"] == str(output)
-    assert found["steps"] == STEPS
-    assert found["seed"] == 0
-    assert found["nfe"] == len(found["evaluated"]) < STEPS
-    assert found["speedup"] == pytest.approx(STEPS / found["nfe"])
+    printed = json.loads(run("generate", "red apple", "-o", output, "--json", *QUICK).stdout)
+    assert printed.keys() >= RESULT_KEYS
+    assert printed["output"] == str(output)
+    assert printed["steps"] == STEPS
+    assert printed["seed"] == 0
+    assert printed["nfe"] == len(printed["evaluated"]) < STEPS
+    assert printed["speedup"] == pytest.approx(STEPS / printed["nfe"])
     assert pixels(output).shape == (64, 64, 3)
 
 
 def test_generate_takes_the_default_steps_of_the_shipped_model(tmp_path: Path) -> None:
-    found = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--device", "cpu", "--json").stdout)
-    assert (found["steps"], found["nfe"]) == (50, 14)
+    printed = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--device", "cpu", "--json").stdout)
+    assert (printed["steps"], printed["nfe"]) == (50, 14)
 
 
 def test_generate_takes_options_of_the_method(tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_several_prompts_give_numbered_files(tmp_path: Path) -> None:
     prompts.write_text("blue fish\n\nyellow star\n", encoding="utf-8")
     output = tmp_path / "a.png"
     result = run("generate", "red apple", "--prompts", prompts, "-o", output, "--json", *QUICK)
-    found = json.loads(result.stdout)
-    assert [one["prompt"] for one in found["outputs"]] == ["red apple", "blue fish", "yellow star"]
-    assert [Path(one["output"]).name for one in found["outputs"]] == ["a-0.png", "a-1.png", "a-2.png"]
-    assert {key: found[key] for key in RESULT_KEYS} == {key: found["outputs"][-1][key] for key in RESULT_KEYS}
+    printed = json.loads(result.stdout)
+    assert [picture["prompt"] for picture in printed["outputs"]] == ["red apple", "blue fish", "yellow star"]
+    assert [Path(picture["output"]).name for picture in printed["outputs"]] == ["a-0.png", "a-1.png", "a-2.png"]
+    assert {key: printed[key] for key in RESULT_KEYS} == {key: printed["outputs"][-1][key] for key in RESULT_KEYS}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a-0.png",
         "a-1.png",
@@ -124,17 +124,17 @@ def test_png_holds_its_provenance(tmp_path: Path) -> None:
     prompt = "roter Apfel 🍎 日"
     run("generate", prompt, "-o", output, "--seed", 7, "--method", "paper", "--option", "degree=3", *QUICK)
     text = Image.open(output).text
-    found = json.loads(text["spectrum"])
-    assert text["prompt"] == found["prompt"] == prompt
-    assert (found["seed"], found["model"], found["method"], found["steps"]) == (
+    provenance = json.loads(text["spectrum"])
+    assert text["prompt"] == provenance["prompt"] == prompt
+    assert (provenance["seed"], provenance["model"], provenance["method"], provenance["steps"]) == (
         7,
         "tiny-flux",
         "paper",
         STEPS,
     )
-    assert found["options"] == {"degree": 3}
-    assert found["evaluated"][:5] == [0, 1, 2, 3, 4]
-    assert found["versions"].keys() >= {"spectrum-diffusion", "torch", "diffusers"}
+    assert provenance["options"] == {"degree": 3}
+    assert provenance["evaluated"][:5] == [0, 1, 2, 3, 4]
+    assert provenance["versions"].keys() >= {"spectrum-diffusion", "torch", "diffusers"}
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_compare_draws_a_grid_and_a_table(tmp_path: Path) -> None:
     result = run("compare", "red apple", "blue fish", "--methods", methods, "-o", tmp_path / "c", *QUICK)
     for name in ("reference", "fewer-steps", "spectrum", "PSNR", "SSIM", "NFE"):
         assert name in result.stdout
-    found = json.loads((tmp_path / "c" / "results.json").read_text(encoding="utf-8"))
-    reference, fewer, taylor, everything = found["methods"]
+    results = json.loads((tmp_path / "c" / "results.json").read_text(encoding="utf-8"))
+    reference, fewer, taylor, everything = results["methods"]
     assert (reference["nfe"], taylor["nfe"], everything["nfe"]) == (STEPS, 4, STEPS)
     assert taylor["method"] == "taylor:order=2,evaluated=[0,1,2,6]"
     assert everything["identical"] is True
     assert everything["ssim"] == pytest.approx(1)
     assert 0 < fewer["psnr"] < 100
-    assert [len(row["pictures"]) for row in found["methods"]] == [2] * 4
+    assert [len(row["pictures"]) for row in results["methods"]] == [2] * 4
     width, height = Image.open(tmp_path / "c" / "grid.png").size
     assert width > 4 * 256
     assert height > 2 * 256
@@ -187,8 +187,8 @@ def test_compare_leaves_videos_side_by_side(tmp_path: Path) -> None:
 
 def test_compare_over_seeds_as_json(tmp_path: Path) -> None:
     arguments = ["--methods", "spectrum", "--seeds", "0,1", "-o", tmp_path / "c", "--json", *QUICK]
-    found = json.loads(run("compare", "red apple", *arguments).stdout)
-    assert [picture["seed"] for picture in found["methods"][1]["pictures"]] == [0, 1]
+    results = json.loads(run("compare", "red apple", *arguments).stdout)
+    assert [picture["seed"] for picture in results["methods"][1]["pictures"]] == [0, 1]
 
 
 def test_compare_is_an_evaluation_that_counts_no_operations(tmp_path: Path) -> None:
@@ -298,16 +298,16 @@ def test_mistakes(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_tune_writes_plans_that_generate_and_compare_take(tmp_path: Path) -> None:
     plan, picture = tmp_path / "plan.json", tmp_path / "a.png"
     result = run("tune", "red apple", "--method", "teacache", "--nfe", "6,4", "-o", plan, "--json", *QUICK)
-    found = json.loads(result.stdout)
-    assert [Path(one["output"]).name for one in found["plans"]] == ["plan-6.json", "plan-4.json"]
-    assert (found["nfe"], found["steps"], found["method"]) == (4, STEPS, "teacache")
+    printed = json.loads(result.stdout)
+    assert [Path(tuned["output"]).name for tuned in printed["plans"]] == ["plan-6.json", "plan-4.json"]
+    assert (printed["nfe"], printed["steps"], printed["method"]) == (4, STEPS, "teacache")
     written = json.loads((tmp_path / "plan-6.json").read_text(encoding="utf-8"))
-    assert written.items() <= found["plans"][0].items()
+    assert written.items() <= printed["plans"][0].items()
     assert written["provenance"].keys() == {"command", "pipeline", "prompts", "seeds", "call"}
-    made = json.loads(
+    generated = json.loads(
         run("generate", "red apple", "--plan", tmp_path / "plan-6.json", "-o", picture, "--json", *QUICK).stdout
     )
-    assert (made["nfe"], made["method"], made["options"]) == (6, "teacache", written["options"])
+    assert (generated["nfe"], generated["method"], generated["options"]) == (6, "teacache", written["options"])
     assert json.loads(Image.open(picture).text["spectrum"])["options"] == written["options"]
     methods = f"plan:{tmp_path / 'plan-6.json'},plan:{tmp_path / 'plan-4.json'}:threshold=0,first-block-cache"
     run("compare", "red apple", "--methods", methods, "-o", tmp_path / "c", *QUICK)
@@ -322,13 +322,13 @@ def test_tune_makes_plans_of_weights_and_goes_on(tmp_path: Path) -> None:
     result = run("tune", "--nfe", "5,4", "-o", plan, *effort, *QUICK)
     assert f"4 of {STEPS} steps evaluated; mean " in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-4.json", "plan-5.json", "plan.tune"]
-    made = json.loads((tmp_path / "plan-4.json").read_text(encoding="utf-8"))
-    assert made["provenance"].keys() == {"command", "pipeline", "fitted", "left_out", "call"}
+    first = json.loads((tmp_path / "plan-4.json").read_text(encoding="utf-8"))
+    assert first["provenance"].keys() == {"command", "pipeline", "fitted", "left_out", "call"}
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "plan.tune").iterdir()}
     run("tune", "--nfe", "5,4", "-o", plan, *effort, *QUICK)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "plan.tune").iterdir()} == kept
     again = json.loads((tmp_path / "plan-4.json").read_text(encoding="utf-8"))
-    assert again == made
+    assert again == first
     run("generate", "red apple", "--plan", tmp_path / "plan-4.json", "-o", tmp_path / "a.png", *QUICK)
     for wrong, message in (("--budget=soon", "is not a time"), ("--runs=0", "runs=0 is out of range")):
         assert message in run("tune", wrong, "-o", plan, *QUICK, code=2).stderr
@@ -427,11 +427,11 @@ def test_a_failure_while_sampling_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_methods_as_json_and_table() -> None:
-    found = json.loads(run("methods", "--json").stdout)["methods"]
-    assert [method["name"] for method in found] == list(METHODS)
-    paper = next(method for method in found if method["name"] == "paper")
+    methods = json.loads(run("methods", "--json").stdout)["methods"]
+    assert [method["name"] for method in methods] == list(METHODS)
+    paper = next(method for method in methods if method["name"] == "paper")
     assert paper["options"]["degree"] == 4
-    assert all(method["idea"] for method in found)
+    assert all(method["idea"] for method in methods)
     assert "fewer-steps" in run("methods").stdout
 
 
@@ -460,19 +460,19 @@ def test_the_page_of_a_method_says_what_its_options_may_be() -> None:
 
 
 def test_models_as_json_and_table() -> None:
-    found = json.loads(run("models", "--json").stdout)
-    assert "tiny-flux" in found["shipped"]
-    rows = {row["class"]: row for row in found["denoisers"]}
+    models = json.loads(run("models", "--json").stdout)
+    assert "tiny-flux" in models["shipped"]
+    rows = {row["class"]: row for row in models["denoisers"]}
     assert rows["FluxTransformer2DModel"]["tail"] == list(DENOISERS["FluxTransformer2DModel"].tail)
     assert all(row["blocks"] or row["reason"] for row in rows.values())
     assert "FluxTransformer2DModel" in run("models").stdout
 
 
 def test_doctor_as_json_and_table() -> None:
-    found = json.loads(run("doctor", "--json").stdout)
-    assert found["healthy"] is True
-    assert {package["name"] for package in found["packages"]} >= {"torch", "diffusers", "torchmetrics"}
-    assert found["devices"][-1]["device"] == "cpu"
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["healthy"] is True
+    assert {package["name"] for package in report["packages"]} >= {"torch", "diffusers", "torchmetrics"}
+    assert report["devices"][-1]["device"] == "cpu"
     assert "torch" in run("doctor").stdout
 
 
@@ -482,8 +482,8 @@ def test_doctor_tells_missing_and_broken(monkeypatch: pytest.MonkeyPatch) -> Non
         doctor.Package("numpy", "numpy.no_such_module", "all"),
     )
     monkeypatch.setattr(doctor, "PACKAGES", wanted)
-    found = json.loads(run("doctor", "--json", code=1).stdout)
-    missing, broken = found["packages"]
+    report = json.loads(run("doctor", "--json", code=1).stdout)
+    missing, broken = report["packages"]
     assert (missing["state"], missing["install"]) == ("missing", "pip install it")
     assert broken["state"] == "broken"
     assert "no_such_module" in broken["problem"]
@@ -568,9 +568,9 @@ def test_every_command_reads_prompt_files_of_every_format(name: str, tmp_path: P
         ["compare", "-o", tmp_path / "c", "--methods", "reuse"],
         ["tune", "-o", tmp_path / "plan.json", "--method", "first-block-cache", "--nfe", 3],
     ):
-        found = json.loads(run(*command, "--prompts", file, "--steps", 4, "--device", "cpu", "--json").stdout)
-        prompts = found["provenance"]["prompts"] if command[0] == "tune" else found.get("prompts")
-        outputs = [output["prompt"] for output in found.get("outputs", ())]
+        printed = json.loads(run(*command, "--prompts", file, "--steps", 4, "--device", "cpu", "--json").stdout)
+        prompts = printed["provenance"]["prompts"] if command[0] == "tune" else printed.get("prompts")
+        outputs = [output["prompt"] for output in printed.get("outputs", ())]
         assert (outputs or prompts) == ["red apple", "blue fish"], command[0]
 
 
@@ -584,9 +584,9 @@ def test_prompts_come_from_stdin_and_from_known_lists(tmp_path: Path) -> None:
 
 
 def test_one_prompt_gives_the_same_json_shape_as_several(tmp_path: Path) -> None:
-    found = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--json", *QUICK).stdout)
-    outputs = found.pop("outputs")
-    assert outputs == [found]
+    printed = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--json", *QUICK).stdout)
+    outputs = printed.pop("outputs")
+    assert outputs == [printed]
 
 
 @pytest.mark.parametrize(
@@ -672,13 +672,13 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_fewer_steps_has_one_speedup(tmp_path: Path) -> None:
     arguments = ["generate", "red apple", "-o", tmp_path / "a.png", "--method", "fewer-steps", "--json", *QUICK]
-    found = json.loads(run(*arguments).stdout)
+    printed = json.loads(run(*arguments).stdout)
     rows = json.loads(
         run("compare", "red apple", "--methods", "fewer-steps", "-o", tmp_path / "c", "--json", *QUICK).stdout
     )
-    assert found["nfe"] == rows["methods"][1]["nfe"] < STEPS
-    assert found["steps"] == STEPS
-    assert found["speedup"] == rows["methods"][1]["speedup"] == STEPS / found["nfe"]
+    assert printed["nfe"] == rows["methods"][1]["nfe"] < STEPS
+    assert printed["steps"] == STEPS
+    assert printed["speedup"] == rows["methods"][1]["speedup"] == STEPS / printed["nfe"]
 
 
 def test_a_shared_speedup_leaves_adaptive_methods_out(tmp_path: Path) -> None:

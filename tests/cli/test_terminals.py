@@ -50,8 +50,8 @@ def test_results_and_tables_print_on_any_code_page(page: str, tmp_path: Path) ->
     ]
     assert "reuse" in run(page, *evaluated).stdout
     file = tmp_path / "a.png"
-    found = json.loads(run(page, "generate", "roter Apfel 🍎 – 日", "-o", file, "--json", *quick).stdout)
-    assert found["prompt"] == "roter Apfel 🍎 – 日"  # JSON loses nothing
+    printed = json.loads(run(page, "generate", "roter Apfel 🍎 – 日", "-o", file, "--json", *quick).stdout)
+    assert printed["prompt"] == "roter Apfel 🍎 – 日"  # JSON loses nothing
     assert "6 steps" in run(page, "generate", "red apple", "-o", file, *quick).stdout
 
 

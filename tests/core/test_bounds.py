@@ -130,8 +130,8 @@ def ridge_bound(evaluated: list[int], total: int, M: int, ridge: float, epsilon:
     """ε_M + √(M+1)·(√K·ε_M·max σ/(σ²+λ) + λ‖c*‖/(σ_min²+λ)); no target in it."""
     Phi = chebyshev.chebvander(2 * np.array(evaluated) / total - 1, M)
     sigma = np.zeros(M + 1)
-    found = np.linalg.svd(Phi, compute_uv=False)
-    sigma[: len(found)] = found
+    singular = np.linalg.svd(Phi, compute_uv=False)
+    sigma[: len(singular)] = singular
     fit = math.sqrt(len(evaluated)) * epsilon * (sigma / (sigma**2 + ridge)).max()
     return epsilon + math.sqrt(M + 1) * (fit + ridge * norm / (sigma.min() ** 2 + ridge))
 

@@ -175,12 +175,12 @@ def taylorseer_sequence(steps, values, target, order, start):
     """The recursion on numbers, as its public code keeps it: a dictionary of differences a step."""
     kept = {}
     for n, (step, value) in enumerate(zip(steps, values, strict=True)):
-        made = {0: value}
+        differences = {0: value}
         for i in range(order):
             if n == 0 or step < start or i not in kept:
                 break
-            made[i + 1] = (made[i] - kept[i]) / (step - steps[n - 1])
-        kept = made
+            differences[i + 1] = (differences[i] - kept[i]) / (step - steps[n - 1])
+        kept = differences
     return sum(kept[i] * (target - steps[-1]) ** i / math.factorial(i) for i in kept)
 
 

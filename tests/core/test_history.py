@@ -65,11 +65,11 @@ def test_several_tensors_a_feature_each_in_its_shape_and_dtype():
     first, second = features(3, 2, 3), features(3, 4, dtype=torch.bfloat16, seed=1)
     for step in range(3):
         kept.append(step, (first[step], second[step]))
-    one, two = kept.forecast([0.5, -1.0, 2.0])
-    np.testing.assert_allclose(one.numpy(), exact([0.5, -1, 2], first), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(two.float().numpy(), exact([0.5, -1, 2], second), rtol=2**-8, atol=1e-6)
-    assert (one.shape, two.shape) == ((2, 3), (4,))
-    assert (one.dtype, two.dtype) == (torch.float32, torch.bfloat16)
+    single, half = kept.forecast([0.5, -1.0, 2.0])
+    np.testing.assert_allclose(single.numpy(), exact([0.5, -1, 2], first), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(half.float().numpy(), exact([0.5, -1, 2], second), rtol=2**-8, atol=1e-6)
+    assert (single.shape, half.shape) == ((2, 3), (4,))
+    assert (single.dtype, half.dtype) == (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
@@ -171,6 +171,6 @@ def test_a_feature_of_no_weight_counts_for_nothing_even_if_not_finite():
 
 
 def test_several_tensors_joined_are_one_vector():
-    one, two = torch.arange(4.0).view(2, 2), torch.tensor([[5.0]])
-    assert joined([one]) is one
-    assert joined([one, two]).tolist() == [0.0, 1.0, 2.0, 3.0, 5.0]
+    square, point = torch.arange(4.0).view(2, 2), torch.tensor([[5.0]])
+    assert joined([square]) is square
+    assert joined([square, point]).tolist() == [0.0, 1.0, 2.0, 3.0, 5.0]

@@ -44,8 +44,8 @@ def test_a_line_that_led_nowhere_is_not_followed() -> None:
 
 def test_the_rate_of_the_damping_is_that_of_its_share() -> None:
     shares = torch.cat([torch.linspace(1e-3, 1, 2000), torch.tensor([1 - 1e-6])])
-    found = damping_rate(shares, 4).double() * 4
-    exact = torch.where(found > 1e-9, -torch.expm1(-found) / found, 1.0)
+    rates = damping_rate(shares, 4).double() * 4
+    exact = torch.where(rates > 1e-9, -torch.expm1(-rates) / rates, 1.0)
     assert (exact - shares).abs().max() < 1e-5
     assert damping_rate(torch.tensor([0.0, 1.0]), 4).tolist() == [math.inf, 0.0]
 

@@ -248,9 +248,9 @@ def test_packages_and_versions_are_reported(cache: str) -> None:
         entry.call(pipe, steps=STEPS)
         summary = handle.summary()
     package = cache.partition(":")[0]
-    found = json.loads(json.dumps(summary.to_dict()))
-    assert found["package"] == {"name": package, "version": metadata.version(package)}
-    assert found["history_bytes"] is None
+    record = json.loads(json.dumps(summary.to_dict()))
+    assert record["package"] == {"name": package, "version": metadata.version(package)}
+    assert record["history_bytes"] is None
     assert f"package    {package} {metadata.version(package)}" in str(summary)
     json.dumps(make_method(cache, **OPTIONS[cache]).options())
 
@@ -446,12 +446,12 @@ def test_compiled_blocks_are_refused() -> None:
 
 @pytest.fixture
 def without_cache_dit(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = metadata.version
+    installed_version = metadata.version
 
     def version(name: str) -> str:
         if name == "cache-dit":
             raise metadata.PackageNotFoundError(name)
-        return found(name)
+        return installed_version(name)
 
     monkeypatch.setattr(metadata, "version", version)
 
@@ -488,13 +488,13 @@ def test_every_cache_of_cache_dit_is_there() -> None:
 
 @every_cache
 def test_defaults_are_the_packages_own(cache: str) -> None:
-    made = make_method(cache)
+    method = make_method(cache)
     given = OPTIONS[cache] if cache == "diffusers:magcache" else {}
     for config in make_method(cache, **given).make_configs():
         plain = type(config)(**given)
         fields = vars(plain).keys() - {"mag_ratios"}
         assert {name: vars(config)[name] for name in fields} == {name: vars(plain)[name] for name in fields}
-        assert vars(plain).keys() <= made.defaults().keys()
+        assert vars(plain).keys() <= method.defaults().keys()
 
 
 def own_loop(entry: PipelineEntry, model: nn.Module, handle: Any, on: Callable[[int], None] = lambda _: None) -> Any:
@@ -576,8 +576,8 @@ def test_compare_shows_a_cache_that_fails_beside_others(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "mag_ratios" in result.stderr
     json.loads(result.stdout)
-    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    fbc, magcache, ours, dbcache = found["methods"][1:]
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    fbc, magcache, ours, dbcache = results["methods"][1:]
     assert fbc["method"] == "diffusers:fbc:threshold=0.2"
     assert fbc["package"] == {"name": "diffusers", "version": metadata.version("diffusers")}
     assert fbc["error"] is None
@@ -593,8 +593,8 @@ def test_compare_shows_a_cache_that_fails_beside_others(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_cache_dit")
 def test_the_list_of_methods_tells_versions_and_what_is_missing() -> None:
-    found = json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)["methods"]
-    packages = {row["name"]: row["package"] for row in found}
+    methods = json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)["methods"]
+    packages = {row["name"]: row["package"] for row in methods}
     assert packages["diffusers:fbc"] == f"diffusers {metadata.version('diffusers')}"
     assert packages["cache-dit:dbcache"] == "cache-dit: not installed"
     assert packages["spectrum"] is None

@@ -515,8 +515,8 @@ def test_a_denoiser_compiled_as_a_whole_is_told_what_can_be_used(case: Case) -> 
 
 def deciders_that_hold_tensors() -> list[Any]:
     kinds = (AccumulatedChange, ChangeSinceEvaluated, ExpectedChange)
-    found = [thing for thing in gc.get_objects() if type(thing) in kinds]  # isinstance asks proxies of what is gone
-    return [one for one in found if any(isinstance(value, Tensor) for value in vars(one).values())]
+    deciders = [thing for thing in gc.get_objects() if type(thing) in kinds]  # isinstance asks proxies of what is gone
+    return [decider for decider in deciders if any(isinstance(value, Tensor) for value in vars(decider).values())]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)

@@ -90,8 +90,8 @@ def test_methods_of_installed_packages_are_there_by_themselves(tmp_path: Path) -
     install(site, "other-mean = other:Mean\npaper = other:Mean")
     done = spectrum("methods", "--json", cwd=tmp_path, path=site)
     assert names(done).count("paper") == 1  # a name of ours is not replaced
-    (found,) = (method for method in json.loads(done.stdout)["methods"] if method["name"] == "other-mean")
-    assert found["options"]["share"] == 1.0
+    (plugin,) = (method for method in json.loads(done.stdout)["methods"] if method["name"] == "other-mean")
+    assert plugin["options"]["share"] == 1.0
     arguments = ["--method", "other-mean", "--steps", "8", "--device", "cpu", "-o", "a.png", "--json"]
     done = spectrum("generate", "red apple", *arguments, cwd=tmp_path, path=site)
     assert json.loads(done.stdout)["method"] == "other-mean"

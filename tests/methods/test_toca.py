@@ -74,14 +74,14 @@ class Slow:
         return output
 
     def _split(self, received: Tensor, counts: list[int]) -> dict[str, Tensor]:
-        found = {"all": received}
+        parts = {"all": received}
         if len(counts) == 2 and len(self.keys) == 2:
             image, text = counts
             first = image if self.keys[0] == "image" else text
-            found |= {self.keys[0]: received[:, :first], self.keys[1]: received[:, first:]}
+            parts |= {self.keys[0]: received[:, :first], self.keys[1]: received[:, first:]}
         else:
-            found["image"] = received
-        return {kind: part / part.norm(dim=1, keepdim=True) for kind, part in found.items()}
+            parts["image"] = received
+        return {kind: part / part.norm(dim=1, keepdim=True) for kind, part in parts.items()}
 
     def computed(
         self, module: nn.Module, args: Any, output: Tensor, block: nn.Module, kind: str, share: float
@@ -309,12 +309,12 @@ def test_batch_is_two_single_runs() -> None:
     )
     both = {name: torch.cat([inputs[name], value]) for name, value in other.items()}
     with spectrum_diffusion.enable(pipe, "toca", ratio=RATIO):
-        one = [
+        singly = [
             torch.as_tensor(entry.call(pipe, steps=STEPS, latents=noise[i : i + 1], **given))
             for i, given in enumerate(({}, other))
         ]
-        two = torch.as_tensor(entry.call(pipe, steps=STEPS, latents=noise, **both))
-    torch.testing.assert_close(two, torch.cat(one), rtol=1e-4, atol=1e-5)
+        together = torch.as_tensor(entry.call(pipe, steps=STEPS, latents=noise, **both))
+    torch.testing.assert_close(together, torch.cat(singly), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "qwen-image", "cogvideox"])

@@ -151,8 +151,8 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return samples_of(tuple(value.values()) if isinstance(value, dict) else value)
 
 
-def _equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return len(one) == len(other) and all(map(torch.equal, one, other))
+def _equal(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(tensors) == len(others) and all(map(torch.equal, tensors, others))
 
 
 @functools.cache
@@ -223,9 +223,9 @@ def test_nothing_else_works_on_what_blocks_made(probe: Probe, name: str) -> None
 def test_feature_is_the_last_output_of_the_blocks(probe: Probe, name: str) -> None:
     _, features, outputs = probe.record()
     last = list(outputs.values())[-2:]  # where two lists take turns, either may end
-    made = torch.cat([tensor.flatten().float() for output in last for tensor in _tensors(output)])
-    found = [bool(torch.isin(feature.float(), made).all()) for feature in features if feature is not None]
-    assert all(found) == (name not in ADDED_AFTER_THE_LAST_BLOCK)
+    written = torch.cat([tensor.flatten().float() for output in last for tensor in _tensors(output)])
+    contained = [bool(torch.isin(feature.float(), written).all()) for feature in features if feature is not None]
+    assert all(contained) == (name not in ADDED_AFTER_THE_LAST_BLOCK)
 
 
 @last_block
@@ -278,10 +278,10 @@ def test_every_denoiser_class_is_in_the_zoo() -> None:
 
 
 def test_the_rule_takes_denoisers_only() -> None:
-    found = find_denoiser_classes()
-    assert {"FluxTransformer2DModel", "UNet2DConditionModel", "UNetControlNetXSModel", "UVit2DModel"} <= set(found)
-    assert [name for name in found if name.endswith("ControlNetModel") or "Autoencoder" in name] == []
-    assert not set(found) & set(denoisers._NOT_DENOISERS)
+    names = find_denoiser_classes()
+    assert {"FluxTransformer2DModel", "UNet2DConditionModel", "UNetControlNetXSModel", "UVit2DModel"} <= set(names)
+    assert [name for name in names if name.endswith("ControlNetModel") or "Autoencoder" in name] == []
+    assert not set(names) & set(denoisers._NOT_DENOISERS)
 
 
 # Registering

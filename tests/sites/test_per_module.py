@@ -84,8 +84,8 @@ class SlowCache:
         branch = self.calls[module]
         self.calls[module] += 1
         outputs = output if isinstance(output, tuple) else (output,)
-        made = tuple(self._tensor((module, branch, i), value) for i, value in enumerate(outputs))
-        return made if isinstance(output, tuple) else made[0]
+        results = tuple(self._tensor((module, branch, i), value) for i, value in enumerate(outputs))
+        return results if isinstance(output, tuple) else results[0]
 
     def _tensor(self, key: Any, value: Any) -> Any:
         if value is None:

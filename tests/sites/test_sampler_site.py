@@ -72,8 +72,8 @@ def test_a_sample_does_not_depend_on_its_batch(site: str) -> None:
     twice = {key: torch.cat([value, 0.5 * value]) for key, value in embeds.items()}
     both, _ = sampled(entry, pipe, site=site, call={**twice, "latents": batch})
     for i, scale in enumerate((1.0, 0.5)):
-        one = {key: scale * value for key, value in embeds.items()}
-        alone, _ = sampled(entry, pipe, site=site, call={**one, "latents": batch[i : i + 1]})
+        scaled = {key: scale * value for key, value in embeds.items()}
+        alone, _ = sampled(entry, pipe, site=site, call={**scaled, "latents": batch[i : i + 1]})
         assert (both[i] - alone[0]).abs().max() < 1e-4 * alone.abs().max()
 
 

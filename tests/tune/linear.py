@@ -44,7 +44,7 @@ class LinearPipeline(DiffusionPipeline):
         self._guidance_scale = guidance_scale
         prompts = [prompt] if isinstance(prompt, str) else prompt
         generators = generator if isinstance(generator, list) else [generator]
-        x = torch.cat([torch.randn(1, SIZE, generator=one) for one in generators])
+        x = torch.cat([torch.randn(1, SIZE, generator=source) for source in generators])
         embeds = torch.stack([embedded(text) for text in prompts])
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.scheduler.timesteps:

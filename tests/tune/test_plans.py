@@ -255,8 +255,8 @@ def test_samplers_that_no_plan_can_foresee_are_refused() -> None:
 def test_the_search_finds_a_known_schedule_and_repeats_itself() -> None:
     wanted = (0, 3, 9, 14, 22)
     costs = lambda schedule: float(sum(abs(a - b) for a, b in zip(schedule, wanted, strict=True)))  # noqa: E731
-    found = [Search(costs, 24, Limits(runs=400), seed=5).best([symmetric(24, 5)]) for _ in range(2)]
-    assert found == [wanted, wanted]
+    schedules = [Search(costs, 24, Limits(runs=400), seed=5).best([symmetric(24, 5)]) for _ in range(2)]
+    assert schedules == [wanted, wanted]
 
 
 def test_the_search_keeps_within_its_limits() -> None:
@@ -403,10 +403,10 @@ def test_a_plan_for_a_pipeline_with_guidance_of_two_predictions(name: str) -> No
     pipe = entry.build()
     inputs = {**entry.family.inputs, **entry.arguments}
     call = {"num_inference_steps": STEPS}
-    (made,) = tune(pipe, [inputs], nfe=6, call=call, pairs=2, left_out=1, runs=2)
-    rows = {row["options"]: row for row in made.record["validation"]["rows"]}
-    assert rows[made.record["chosen"]]["mean"] >= rows["default"]["mean"]
-    with spectrum_diffusion.enable(pipe, plan=made) as handle:
+    (fitted,) = tune(pipe, [inputs], nfe=6, call=call, pairs=2, left_out=1, runs=2)
+    rows = {row["options"]: row for row in fitted.record["validation"]["rows"]}
+    assert rows[fitted.record["chosen"]]["mean"] >= rows["default"]["mean"]
+    with spectrum_diffusion.enable(pipe, plan=fitted) as handle:
         entry.call(pipe, steps=STEPS)
         assert handle.summary().nfe == 6
     assert torch.equal(entry.call(pipe, steps=STEPS), entry.call(entry.build(), steps=STEPS))
@@ -460,16 +460,16 @@ def test_the_prompts_by_place_by_name_and_in_the_old_order() -> None:
 def test_a_strategy_makes_a_plan_that_does_as_it_says(name: str, scheduler: str, tmp_path: Path) -> None:
     pipe = build(scheduler=SCHEDULERS[scheduler]())
     effort = {"pairs": 3, "left_out": 2, "runs": 6, "batch": 2, "folder": tmp_path}
-    (made,) = tune(pipe, PROMPTS, nfe=5, strategy=name, **effort)
-    assert made.record["chosen"] == name
-    assert len(made.options["evaluated"]) == 5
-    assert {row["options"] for row in made.record["validation"]["rows"]} == {"default", name}
-    for step, row in enumerate(made.options["step_weights"]):
-        if step in made.options["evaluated"] and name != "meancache":
+    (fitted,) = tune(pipe, PROMPTS, nfe=5, strategy=name, **effort)
+    assert fitted.record["chosen"] == name
+    assert len(fitted.options["evaluated"]) == 5
+    assert {row["options"] for row in fitted.record["validation"]["rows"]} == {"default", name}
+    for step, row in enumerate(fitted.options["step_weights"]):
+        if step in fitted.options["evaluated"] and name != "meancache":
             assert row == [0.0] * (len(row) - 1) + [1.0]
-    with spectrum_diffusion.enable(pipe, plan=made) as handle:
+    with spectrum_diffusion.enable(pipe, plan=fitted) as handle:
         pipe("fox", generator=torch.Generator().manual_seed(0))
-        assert handle.summary().evaluated == made.options["evaluated"]
+        assert handle.summary().evaluated == fitted.options["evaluated"]
 
 
 def course(pipe: Any, count: int, use: Any) -> Any:
@@ -493,9 +493,9 @@ def test_budcache_finds_a_better_schedule_than_its_start_and_keeps_the_first_ste
         start = (0, *(1 + step for step in even(given.steps - 1, 7)))
         return schedule, given.errors(schedule, rows).mean(), given.errors(start, rows_of(start, STEPS)).mean()
 
-    schedule, found, start = course(build(), 8, compared)
+    schedule, cost, start = course(build(), 8, compared)
     assert schedule[:2] == (0, 1)
-    assert found <= start
+    assert cost <= start
 
 
 def test_l2p_is_exact_on_outputs_that_three_determine() -> None:
@@ -525,8 +525,8 @@ def test_dpcache_finds_what_trying_every_schedule_finds() -> None:
         rest = combinations(range(3, given.steps), 2)
         return min(((0, 1, 2, *two) for two in rest), key=cost), found_by("dpcache")(given)[0]
 
-    best, found = course(build(), 5, both)
-    assert found == best
+    best, chosen = course(build(), 5, both)
+    assert chosen == best
 
 
 def test_lemica_takes_the_path_that_trying_every_path_finds() -> None:
@@ -564,9 +564,9 @@ def test_an_unknown_strategy() -> None:
 
 @pytest.fixture(scope="module")
 def plan() -> dict[str, Any]:
-    (made,) = tune(build(), PROMPTS, nfe=5, pairs=4, left_out=2, runs=3)
-    assert "step_weights" in made.options
-    return json.loads(made.to_json())
+    (fitted,) = tune(build(), PROMPTS, nfe=5, pairs=4, left_out=2, runs=3)
+    assert "step_weights" in fitted.options
+    return json.loads(fitted.to_json())
 
 
 def generate(pipe: Any, plan: Any, **call: Any) -> None:
@@ -593,13 +593,13 @@ def test_a_plan_is_refused_where_its_weights_do_not_fit(
 
 
 def test_other_noise_levels_are_refused_and_another_shape_warns(plan: dict[str, Any]) -> None:
-    made = copy.deepcopy(plan)
-    made["conditions"]["levels"][3] *= 1.1
+    changed = copy.deepcopy(plan)
+    changed["conditions"]["levels"][3] *= 1.1
     with pytest.raises(InvalidOptionError, match="other noise levels"):
-        generate(build(), made)
-    made["conditions"]["latents"] = [SIZE + 1]
+        generate(build(), changed)
+    changed["conditions"]["latents"] = [SIZE + 1]
     with pytest.warns(SpectrumWarning, match=r"latents of shape \(7,\), but these have \(6,\)"):
-        generate(build(), made)
+        generate(build(), changed)
 
 
 @pytest.mark.filterwarnings("always")
@@ -662,9 +662,9 @@ def test_files_that_are_no_plan(tmp_path: Path, plan: dict[str, Any]) -> None:
 
 def test_a_plan_is_text_to_read_and_comes_back_equal(tmp_path: Path, plan: dict[str, Any]) -> None:
     file = tmp_path / "plan.json"
-    made = read_plan(plan)
-    file.write_text(made.to_json(note="[a,  b]"), encoding="utf-8")
-    assert read_plan(file).to_dict() == {**made.to_dict(), "note": "[a,  b]"}
+    read = read_plan(plan)
+    file.write_text(read.to_json(note="[a,  b]"), encoding="utf-8")
+    assert read_plan(file).to_dict() == {**read.to_dict(), "note": "[a,  b]"}
     assert max(map(len, file.read_text(encoding="utf-8").splitlines())) < 400
     assert "      [1.0],\n" in file.read_text(encoding="utf-8")
 

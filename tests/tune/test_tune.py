@@ -37,7 +37,7 @@ def mean(value: Tensor) -> float:
 def watched(pipe: Any, seeds: list[int]) -> list[dict[str, list[Tensor]]]:
     """What plain hooks see of each picture: modulated input, tokens before the first block and before the tail."""
     block, tail = pipe.transformer.transformer_blocks[0], pipe.transformer.norm_out
-    found = []
+    pictures = []
     for seed in seeds:
         seen: dict[str, list[Tensor]] = {"modulated": [], "before": [], "after": []}
         hooks = [
@@ -48,8 +48,8 @@ def watched(pipe: Any, seeds: list[int]) -> list[dict[str, list[Tensor]]]:
         FLUX.call(pipe, steps=STEPS, seed=seed)
         for hook in hooks:
             hook.remove()
-        found.append(seen)
-    return found
+        pictures.append(seen)
+    return pictures
 
 
 def test_teacache_is_fitted_to_all_adjacent_pairs() -> None:

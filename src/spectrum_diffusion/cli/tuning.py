@@ -45,8 +45,8 @@ def shown(plan: dict[str, Any]) -> str:
     """A line about a plan that was written."""
     evaluated = f"{plan['nfe']:g} of {plan['steps']} steps evaluated"
     if "validation" not in plan:
-        made = f"threshold {plan['options']['threshold']:g}: {evaluated}, {plan['wanted_nfe']} wanted"
-        return f"{plan['output']}  {plan['method']} {made}"
+        threshold = f"threshold {plan['options']['threshold']:g}: {evaluated}, {plan['wanted_nfe']} wanted"
+        return f"{plan['output']}  {plan['method']} {threshold}"
     rows = {row["options"]: row for row in plan["validation"]["rows"]}
     default, chosen = rows["default"], rows[plan["chosen"]]
     reached = f"mean {chosen['mean']:.1f} dB, worst tenth {chosen['worst_tenth']:.1f} dB on pairs left out"
@@ -107,8 +107,8 @@ def tune(
 
 
 def _write(plan: Plan, path: Path, request: SamplingRequest) -> dict[str, Any]:
-    made = {"command": shlex.join(["spectrum", *sys.argv[1:]]), "pipeline": request.model}
-    provenance = {**made, **plan.record["provenance"], "call": request.call_options()}
+    origin = {"command": shlex.join(["spectrum", *sys.argv[1:]]), "pipeline": request.model}
+    provenance = {**origin, **plan.record["provenance"], "call": request.call_options()}
     with written(path) as temporary:
         temporary.write_text(plan.to_json(provenance=provenance), encoding="utf-8")
     return {"output": str(path), **plan.to_dict(), "provenance": provenance}

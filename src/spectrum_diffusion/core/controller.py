@@ -88,7 +88,7 @@ class Controller:
     def _learn(self) -> None:
         errors, self._errors = self._errors, []
         if errors and self._followed:
-            error = float(reduce(lambda one, other: one.maximum(other.to(one.device)), errors))
+            error = float(reduce(lambda largest, next_error: largest.maximum(next_error.to(largest.device)), errors))
             error = max(SMALLEST, min(LARGEST, error))  # in this order a NaN counts as the largest
             self._constants.append(math.log(error * self._followed**ORDER))
 
@@ -143,4 +143,4 @@ def largest_error(forecast: Iterable[torch.Tensor], feature: Feature) -> torch.T
             exact = truth.float().reshape(truth.shape[0] if truth.dim() else 1, -1)  # (B, N)
             off = (guess.float().reshape(exact.shape) - exact).norm(dim=1)  # (B,)
             errors.append((off / exact.norm(dim=1).clamp_min(1e-20)).max())
-    return reduce(lambda one, other: one.maximum(other), errors)
+    return reduce(lambda largest, next_error: largest.maximum(next_error), errors)

@@ -94,7 +94,7 @@ class Page:
         with self._turn():
             samples = dict(self.studio.gallery(model, wish, reporter(progress, wish.steps, 7)))
         reference = samples["untouched"]
-        return [(enlarged(one.image), caption(name, one, reference, wish)) for name, one in samples.items()]
+        return [(enlarged(sample.image), caption(name, sample, reference, wish)) for name, sample in samples.items()]
 
     def record(
         self,

@@ -139,8 +139,8 @@ class Studio:
         def call() -> tuple[Image, float]:
             generator = torch.Generator().manual_seed(wish.seed)
             begin = time.perf_counter()
-            made = pipe(wish.prompt, num_inference_steps=wish.steps, generator=generator, callback_on_step_end=on_end)
-            return made.images[0], time.perf_counter() - begin
+            output = pipe(wish.prompt, num_inference_steps=wish.steps, generator=generator, callback_on_step_end=on_end)
+            return output.images[0], time.perf_counter() - begin
 
         if method is None:
             return Sample(*call(), None)

@@ -162,10 +162,10 @@ class Spectrum(Scheduled):
 
     def schedule(self, total: int) -> tuple[int, ...]:
         if self.step_weights is not None and len(self.step_weights) != total:
-            made = len(self.step_weights)
+            planned = len(self.step_weights)
             raise InvalidOptionError(
-                f"step_weights are for {made} steps, but this run has {total}: run {made} steps, or make a plan for "
-                f"{total} with `spectrum tune --steps {total}`"
+                f"step_weights are for {planned} steps, but this run has {total}: run {planned} steps, or make a plan "
+                f"for {total} with `spectrum tune --steps {total}`"
             )
         if self.evaluated is not None:
             return tuple(schedule.explicit(total, self.evaluated))

@@ -335,7 +335,7 @@ class Workshop:
 
     def _written(self, best: Candidate, tried: Sequence[Candidate], search: Mapping[str, Any]) -> Plan:
         count = len(best.options["evaluated"])
-        measured = [{"options": one.name, **one.decibels()} for one in tried]
+        measured = [{"options": candidate.name, **candidate.decibels()} for candidate in tried]
         record = {
             **self.record,
             "wanted_nfe": count,

@@ -45,7 +45,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"interval": 2}, "no option 'interval' .an option of paper, spectrum-blend, …."),
     (
         {"site": "last-block"},
-        "site='last-block' is unknown (did you mean 'last_block'?): choose one of last_block, output, module, sampler",
+        "site='last-block' is unknown .did you mean 'last_block'...: choose one of last_block, output, module, sampler",
     ),
     ({"site": None}, "site=None is unknown"),
     ({"method": "spectrum-blend", "interval": 0}, "interval=0 is out of range"),

@@ -76,6 +76,17 @@ def test_branches_have_histories_of_their_own(model: Dummy) -> None:
         assert list(handle.summary().branches) == ["0", "1"]
 
 
+def test_a_branch_may_be_named_for_a_block(model: Dummy) -> None:
+    with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle, torch.no_grad():
+        with handle.run(total_steps=2) as run:
+            for step in range(2):
+                run.step(step)
+                with run.branch("cond"):
+                    assert model(torch.tensor([[1.0]])).item() == 41.0
+                assert model(torch.tensor([[2.0]])).item() == 52.0  # has no name again
+        assert list(handle.summary().branches) == ["cond", "1"]
+
+
 def test_changed_shape_begins_a_new_history(model: Dummy) -> None:
     with spectrum_diffusion.enable(model, "reuse", evaluated=[0]) as handle, torch.no_grad():
         with handle.run(total_steps=3) as run:

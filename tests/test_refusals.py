@@ -45,7 +45,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"interval": 2}, "no option 'interval' .an option of paper, spectrum-blend, …."),
     (
         {"site": "last-block"},
-        "site='last-block' is unknown .did you mean 'last_block'...: choose one of last_block, output, module, sampler",
+        "site='last-block' is unknown .did you mean 'last_block'..: choose one of last_block, output, module, sampler",
     ),
     ({"site": None}, "site=None is unknown"),
     ({"method": "spectrum-blend", "interval": 0}, "interval=0 is out of range"),
@@ -257,7 +257,7 @@ def test_row_that_does_not_fit_leaves_what_was_enabled(monkeypatch: pytest.Monke
         (object(), "object is neither"),
         (torch.ones(1), "Tensor is neither"),
         ("flux", "'flux' is neither .* load it first"),
-        ([], "list is neither .* enable its members one by one"),
+        ([], "list is neither .* pass its members one by one"),
         (
             ENTRY.pipeline,
             r"the class FluxPipeline is neither .* pass an instance, such as FluxPipeline\.from_pretrained",
@@ -269,7 +269,21 @@ def test_row_that_does_not_fit_leaves_what_was_enabled(monkeypatch: pytest.Monke
 def test_neither_pipeline_nor_module(thing: Any, message: str, site: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         spectrum_diffusion.enable(thing, site=site)
-    spectrum_diffusion.disable(thing)
+    with pytest.raises(UnsupportedModelError, match=message):
+        spectrum_diffusion.disable(thing)
+
+
+def test_a_handle_is_not_what_is_disabled() -> None:
+    pipe = ENTRY.build()
+    handle = spectrum_diffusion.enable(pipe)
+    assert repr(handle) == "<Handle of spectrum on FluxPipeline>"
+    with pytest.raises(UnsupportedModelError, match=r"Handle is neither .* pass what was enabled, .* handle\.target"):
+        spectrum_diffusion.disable(handle)
+    spectrum_diffusion.disable(handle.target)
+    assert repr(handle) == "<Handle of spectrum on FluxPipeline, disabled>"
+    del pipe
+    gc.collect()
+    assert repr(handle) == "<Handle of spectrum on a target that no longer exists>"
 
 
 class WithoutDenoiser(DiffusionPipeline):

@@ -71,6 +71,12 @@ class Handle:
         self.conditions: Conditions | None = None  # of the loop under way or the last, where they matter
         self._before: Snapshot | None = None  # of models with the cache of another package
 
+    def __repr__(self) -> str:
+        target = self.target
+        place = "a target that no longer exists" if target is None else type(target).__name__
+        state = "" if target is None or _handle_of(target) is self else ", disabled"
+        return f"<Handle of {name_of(self.method)} on {place}{state}>"
+
     def __enter__(self) -> Handle:
         return self
 
@@ -377,9 +383,7 @@ def enable_method(
     for name, flag in (("timing", timing), ("audit", audit), ("flops", flops)):
         if not isinstance(flag, bool):
             raise InvalidOptionError(f"{name}={flag!r} is not a flag: pass True or False")
-    is_pipe = is_pipeline(pipe_or_model)
-    if not is_pipe and not isinstance(pipe_or_model, nn.Module):
-        raise UnsupportedModelError(_not_a_target(pipe_or_model))
+    _check_target(pipe_or_model)
     method.check()
     if audit and method.observes:
         raise InvalidOptionError(
@@ -390,7 +394,7 @@ def enable_method(
     recipe = resolve(pipe_or_model, method, plan, cached=cached)
     disable(pipe_or_model)
     handle = Handle(pipe_or_model, method, plan=plan, timing=timing, audit=audit, flops=flops, on_step=on_step)
-    if is_pipe:
+    if is_pipeline(pipe_or_model):
         pipe_or_model.__class__ = enabled_class(type(pipe_or_model), handle)
     try:
         handle._stand(recipe)
@@ -405,7 +409,9 @@ def disable(pipe_or_model: Any) -> None:
 
     Raises:
         ConflictError: a generation is under way.
+        UnsupportedModelError: it is neither a pipeline nor a model, such as a handle.
     """
+    _check_target(pipe_or_model)
     handle = _handle_of(pipe_or_model)
     if handle is None:
         return
@@ -420,19 +426,20 @@ def _undo(handle: Handle, pipe_or_model: Any) -> None:
         pipe_or_model.__class__ = type(pipe_or_model).__dict__["_spectrum_original"]
 
 
-def _not_a_target(value: Any) -> str:
-    """Why a value can't be enabled, and what to pass instead."""
+def _check_target(value: Any) -> None:
+    """Raise :class:`UnsupportedModelError` for what is neither a pipeline nor a model, and say what to pass instead."""
+    if is_pipeline(value) or isinstance(value, nn.Module):
+        return
     shown, remedy = type(value).__name__, "pass one of them"
     if isinstance(value, type):
         shown, remedy = f"the class {value.__name__}", f"pass an instance, such as {value.__name__}.from_pretrained(…)"
     elif isinstance(value, str):
-        shown, remedy = (
-            repr(value),
-            f"load it first, for example with load_pipeline({value!r})",
-        )
+        shown, remedy = repr(value), f"load it first, for example with load_pipeline({value!r})"
     elif isinstance(value, (list, tuple)):
-        remedy = "enable its members one by one"
-    return f"{shown} is neither a diffusers pipeline nor a torch.nn.Module: {remedy}"
+        remedy = "pass its members one by one"
+    elif isinstance(value, Handle):
+        remedy = "pass what was enabled, which is handle.target"
+    raise UnsupportedModelError(f"{shown} is neither a diffusers pipeline nor a torch.nn.Module: {remedy}")
 
 
 def _handle_of(target: Any) -> Handle | None:

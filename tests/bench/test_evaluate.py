@@ -643,6 +643,7 @@ def test_the_command_tells_of_failures_by_its_exit_code(tmp_path: Path) -> None:
         (["--limit", "0", "--prompts", "tiny"], "leaves no prompt"),
         ([], "there is no prompt"),
         (["panda", "--prompts", "nowhere.txt"], "neither a known list nor a file"),
+        (["panda", "--prompts", "tinny"], "(did you mean 'tiny'?)"),
         (["panda", "--metrics", "beauty"], "'beauty' is unknown"),
         (["panda", "--baseline", "nobody"], "is not the label of a row"),
         (["panda", "--methods", "papre"], "did you mean 'paper'"),

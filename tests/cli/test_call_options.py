@@ -146,6 +146,7 @@ def test_a_negative_prompt_changes_the_image(tmp_path: Path) -> None:
         (["--image", "text.png"], "--image 'text.png' cannot be read (it is not an image that Pillow reads)"),
         (["--lora", "none.safetensors"], "--lora 'none.safetensors' does not exist"),
         (["--lora", "text.png:nan"], "has the scale nan: give a finite number"),
+        (["--lora", "text.png:loud"], "has the scale loud: give a finite number"),
         (["--lora", "text.png"], "--lora 'text.png' cannot be loaded into FluxPipeline"),
         (["--negative-prompt", "x"], "no effect on FluxPipeline with true_cfg_scale=1: add --call true_cfg_scale=4"),
         (["--call", "width"], "--call 'width' is not written name=value"),

@@ -583,6 +583,14 @@ def test_prompts_come_from_stdin_and_from_known_lists(tmp_path: Path) -> None:
     assert (result.exit_code, "stdin holds no prompt" in result.stderr) == (2, True)
 
 
+def test_a_warning_about_every_image_is_shown_once(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("red apple\nblue fish\n", encoding="utf-8")
+    arguments = ["--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "out", "--steps", 4, "--device", "cpu"]
+    shown = run("generate", *arguments)
+    assert shown.stderr.count("a run of 4 steps is evaluated whole") == 1
+    assert "with 1 worker, " in shown.stdout
+
+
 def test_one_prompt_gives_the_same_json_shape_as_several(tmp_path: Path) -> None:
     printed = json.loads(run("generate", "red apple", "-o", tmp_path / "a.png", "--json", *QUICK).stdout)
     outputs = printed.pop("outputs")

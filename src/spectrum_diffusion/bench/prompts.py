@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.words import did_you_mean
 from ..errors import InvalidOptionError, MissingPackageError
 from ..loading import named_models
 from ..untrusted import parse_json
@@ -69,8 +70,8 @@ def read_file(path: Path) -> list[Prompt]:
     """Read the prompts of a file; :func:`load_prompts` lists the formats."""
     if not path.is_file():
         raise InvalidOptionError(
-            f"prompts {str(path)!r} is neither a known list nor a file: give one of {', '.join(SOURCES)}, or a file "
-            f"({STDIN} for standard input)"
+            f"prompts {str(path)!r} is neither a known list nor a file{did_you_mean(path, SOURCES)}: give one of "
+            f"{', '.join(SOURCES)}, or a file ({STDIN} for standard input)"
         )
     if path.suffix.lower() == ".parquet":
         return _not_empty(_from_records(_parquet(path), str(path)), str(path))

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a failure, 2 a mistake in what was asked for, 130 interrup
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -111,15 +112,18 @@ def set_up_logging(verbose: int) -> None:
     """Log to stderr: warnings, with -v what is done, with -vv everything."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = RichHandler(console=errors_console(), show_path=False, show_time=False)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    # Python forgets what it has shown whenever a filter changes, so a warning would come again for each image.
+    warnings.showwarning = functools.partial(_show_warning, set())  # type: ignore[assignment]
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(level)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _show_warning(shown: set[str], message: Warning | str, category: type[Warning], *where: Any) -> None:
     if issubclass(category, SpectrumWarning):  # what the library has to say, without the place in its code
-        typer.echo(f"Warning: {message}", err=True)
+        if str(message) not in shown:
+            typer.echo(f"Warning: {message}", err=True)
+        shown.add(str(message))
     else:
         log.debug("%s: %s", category.__name__, message)
 

@@ -26,13 +26,15 @@ def parse_lora(text: str) -> tuple[str, float]:
     try:
         value = float(scale) if source else 1.0
     except ValueError:  # a colon of the path
-        source, value = text, 1.0
+        value = math.nan if Path(source).exists() else 1.0
+        source = source if Path(source).exists() else text
     source = source or text
     if not math.isfinite(value):
         raise InvalidOptionError(f"--lora {text!r} has the scale {scale}: give a finite number, as in {source}:0.8")
     if not Path(source).exists() and not _HUB_LORA.fullmatch(source):
         raise InvalidOptionError(
-            f"--lora {source!r} does not exist: give a .safetensors file, or OWNER/NAME or OWNER/NAME/FILE on the Hub"
+            f"--lora {source!r} does not exist: give a .safetensors file, a folder with one, or OWNER/NAME or "
+            "OWNER/NAME/FILE on the Hub"
         )
     return source, value
 

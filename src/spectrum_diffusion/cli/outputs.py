@@ -47,7 +47,10 @@ def check_suffix(path: Path) -> None:
     """Raise :class:`MistakeError` if no image or video of this extension can be written."""
     suffix, known = path.suffix.lower(), dict.fromkeys(IMAGES + VIDEOS)
     if suffix not in known:
-        raise MistakeError(f"--output {path} has no known extension: end it with one of {', '.join(known)}")
+        raise MistakeError(
+            f"--output {path} has no known extension: end it with one of {', '.join(known)}, or with none for a "
+            "folder, which needs --prompts"
+        )
     if suffix == ".mp4" and not mp4.can_write():
         raise MistakeError(
             "writing mp4 needs imageio-ffmpeg: pip install 'spectrum-diffusion[video]', or write .gif or .webp"

@@ -7,6 +7,7 @@ skipped: a clock tells the step, and a site evaluates or skips the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -356,9 +357,16 @@ class ManualRun:
             )
         self._clock.now = index
 
-    def branch(self, name: str) -> None:
-        """Name the guidance branch of the next calls, e.g. "cond". Unnamed branches are told apart by their calls."""
-        self._run.context = name
+    def branch(self, name: str) -> AbstractContextManager[Any]:
+        """Name the guidance branch of the next calls, e.g. "cond". Unnamed branches are told apart by their calls.
+
+        Returns:
+            A context manager, for ``with run.branch("cond"):``, after which the calls have the name they had before.
+        """
+        before, self._run.context = self._run.context, name
+        block = ExitStack()
+        block.callback(setattr, self._run, "context", before)
+        return block
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
         """Answer one call of a denoiser."""

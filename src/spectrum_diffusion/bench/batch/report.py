@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from ...core.words import counted_name
 from .generator import Outcome
 
 
@@ -84,7 +85,7 @@ class Report:
         lines = [f"{self.generated} generated, {self.existed} existed, {self.missing} missing of {self.wanted}"]
         if self.generated:
             each = f"{self.busy / self.generated:.2f} s and {self.nfe / self.generated:.1f} evaluations each"
-            lines.append(f"{self.images_per_hour:,.0f} an hour with {self.workers} worker(s), {each}")
+            lines.append(f"{self.images_per_hour:,.0f} an hour with {counted_name(self.workers, 'worker')}, {each}")
         if self.cost is not None:
             lines.append(f"cost per image: {self.cost:.6f}")
         lines += [f"{count} failed: {reason}: {self.details[reason]}" for reason, count in self.failures.most_common()]

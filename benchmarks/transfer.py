@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import spectrum_diffusion
+from spectrum_diffusion import InvalidOptionError
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.core.signatures import call_parameters
 from spectrum_diffusion.discovery import denoisers_of
@@ -79,7 +80,8 @@ def measured(model: str, images: int) -> list[str]:
         pipe = load(model)
         if change.disturbed:
             disturb(pipe)
-        cells = [shown(scores(pipe, pairs, change.call, count, plans[count])) for count in COUNTS]
+        untouched = images(pipe, pairs, change.call)
+        cells = [cell(pipe, pairs, change.call, untouched, count, plans[count]) for count in COUNTS]
         rows.append(f"| {model} | {change.name} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     return rows
@@ -101,29 +103,23 @@ def disturb(pipe: Any) -> None:
                 weights += DISTURBANCE * weights.std() * torch.randn(weights.shape, generator=generator)
 
 
-def scores(pipe: Any, pairs: list[Pair], call: Call, count: int, plan: Path) -> list[tuple[float, float]]:
-    """PSNR of the default and of the plan, for each pair."""
-
-    def images() -> list[np.ndarray]:
-        return [pixels(pipe, pair, **call) for pair in pairs]
-
-    def enabled(**options: Any) -> list[np.ndarray]:
-        handle = spectrum_diffusion.enable(pipe, **options)
-        with handle, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the plan says that it was made for other conditions
-            return images()
-
-    untouched = images()
-    default, planned = enabled(speedup=STEPS / count), enabled(plan=str(plan))
-    return [
-        (psnr(first, reference), psnr(second, reference))
-        for first, second, reference in zip(default, planned, untouched, strict=True)
-    ]
+def images(pipe: Any, pairs: list[Pair], call: Call) -> list[np.ndarray]:
+    return [pixels(pipe, pair, **call) for pair in pairs]
 
 
-def shown(values: list[tuple[float, float]]) -> str:
-    default, planned = (mean(column) for column in zip(*values, strict=True))
-    return f"{default:.1f} → {planned:.1f}"
+def cell(pipe: Any, pairs: list[Pair], call: Call, untouched: list[np.ndarray], count: int, plan: Path) -> str:
+    """Mean PSNR of the default and of the plan, or that the plan is refused."""
+
+    def score(**options: Any) -> str:
+        with spectrum_diffusion.enable(pipe, **options), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a plan says that it was made for other conditions
+            try:
+                sampled = images(pipe, pairs, call)
+            except InvalidOptionError:
+                return "refused"
+        return f"{mean(map(psnr, sampled, untouched)):.1f}"
+
+    return f"{score(speedup=STEPS / count)} → {score(plan=str(plan))}"
 
 
 def main() -> None:

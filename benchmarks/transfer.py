@@ -80,7 +80,7 @@ def measured(model: str, images: int) -> list[str]:
         pipe = load(model)
         if change.disturbed:
             disturb(pipe)
-        untouched = images(pipe, pairs, change.call)
+        untouched = sampled(pipe, pairs, change.call)
         cells = [cell(pipe, pairs, change.call, untouched, count, plans[count]) for count in COUNTS]
         rows.append(f"| {model} | {change.name} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
@@ -103,7 +103,7 @@ def disturb(pipe: Any) -> None:
                 weights += DISTURBANCE * weights.std() * torch.randn(weights.shape, generator=generator)
 
 
-def images(pipe: Any, pairs: list[Pair], call: Call) -> list[np.ndarray]:
+def sampled(pipe: Any, pairs: list[Pair], call: Call) -> list[np.ndarray]:
     return [pixels(pipe, pair, **call) for pair in pairs]
 
 
@@ -114,10 +114,10 @@ def cell(pipe: Any, pairs: list[Pair], call: Call, untouched: list[np.ndarray], 
         with spectrum_diffusion.enable(pipe, **options), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a plan says that it was made for other conditions
             try:
-                sampled = images(pipe, pairs, call)
+                results = sampled(pipe, pairs, call)
             except InvalidOptionError:
                 return "refused"
-        return f"{mean(map(psnr, sampled, untouched)):.1f}"
+        return f"{mean(map(psnr, results, untouched)):.1f}"
 
     return f"{score(speedup=STEPS / count)} → {score(plan=str(plan))}"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidOptionError, MissingPackageError
+from .errors import InvalidOptionError, MissingPackageError, SpectrumError
 
 LOCAL = "local"
 """The address that stands for a cluster of this machine, which ends with the command."""
@@ -78,7 +78,8 @@ class Pool:
         """What a function returns in a process that has an actor's resources.
 
         Raises:
-            RuntimeError: it failed there.
+            SpectrumError: it raised this error.
+            RuntimeError: it failed in another way.
         """
         task = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus)(_called)
         with self.explained(AGAIN):
@@ -113,9 +114,13 @@ class Pool:
 
     @contextmanager
     def explained(self, advice: str) -> Iterator[None]:
-        """Raise a :class:`RuntimeError` with the reason and an advice in place of Ray's errors."""
+        """Raise this library's own errors as they are, and a :class:`RuntimeError` with an advice for Ray's."""
         try:
             yield
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, SpectrumError):  # as where the work is done here
+                raise error.cause from None
+            raise RuntimeError(f"the cluster gave up ({reason_of(error)}): {advice}") from error
         except self.ray.exceptions.RayError as error:
             raise RuntimeError(f"the cluster gave up ({reason_of(error)}): {advice}") from error
 

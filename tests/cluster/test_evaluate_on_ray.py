@@ -105,10 +105,17 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(prompts: Path, tmp_pa
 
 
 def test_a_pipeline_that_fails_ends_the_evaluation_with_its_reason(prompts: Path, tmp_path: Path) -> None:
-    process = start(evaluation(prompts, tmp_path, *RAY, "--size", "60"))
+    process = start(evaluation(prompts, tmp_path, *RAY, "--call", "prompt_embeds=1"))
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert "the untouched pipeline failed in an actor" in stderr
+    assert "the untouched pipeline failed in an actor: ValueError: Cannot forward both `prompt`" in stderr
+
+
+def test_a_mistake_that_only_the_model_shows_is_that_of_a_local_run(prompts: Path, tmp_path: Path) -> None:
+    process = start(evaluation(prompts, tmp_path, *RAY, "--size", "60"))
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert "Error: --size 60x60 does not fit FluxPipeline" in stderr
 
 
 def test_a_model_that_cannot_be_loaded_is_a_message(prompts: Path, tmp_path: Path) -> None:
@@ -119,8 +126,8 @@ def test_a_model_that_cannot_be_loaded_is_a_message(prompts: Path, tmp_path: Pat
     next((broken / "transformer").glob("*.safetensors")).unlink()
     process = start(evaluation(prompts, tmp_path / "out", *RAY, "--model", str(broken)))
     _, stderr = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert f"Error: the cluster gave up (--model '{broken}' can't be loaded" in stderr
+    assert process.returncode == 2
+    assert f"Error: --model '{broken}' can't be loaded" in stderr
 
 
 def test_options_of_actors_without_a_cluster_are_refused(prompts: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.deprecated.semantic_stable_diffusion.pipeline_semantic_stable_diffusion import (
     SemanticStableDiffusionPipeline,
 )
+from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import StableDiffusionAttendAndExcitePipeline
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import StableDiffusionSAGPipeline
 from PIL import Image
 from pipelines import PIPELINES
@@ -20,7 +21,7 @@ from tiny_clip import TOKENS, save_tiny_clip
 from torch import nn
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion import SpectrumError, UnsupportedModelError
 
 STEPS = 8
 METHODS: list[tuple[str, dict[str, Any]]] = [
@@ -103,6 +104,15 @@ def test_attention_maps(kind: str, method: str, options: dict[str, Any], tmp_pat
         sample(lambda pipe: spectrum_diffusion.enable(pipe, method, **options))
     evaluated = list(range(STEPS))  # nothing is skipped, so nothing is missing
     assert torch.isfinite(sample(lambda pipe: spectrum_diffusion.enable(pipe, "paper", evaluated=evaluated))).all()
+
+
+@every_site
+def test_guidance_by_gradients_is_refused(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    parts = {**prompted(tmp_path), "scheduler": ddim(), "safety_checker": None, "feature_extractor": None}
+    pipe = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
+    with spectrum_diffusion.enable(pipe, method, **options):
+        with pytest.raises(SpectrumError, match=r"gradients enabled.*or to guide by gradients"):
+            pipe("red apple", token_indices=[1], height=32, width=32, attn_res=(16, 16), num_inference_steps=STEPS)
 
 
 class Keeper:

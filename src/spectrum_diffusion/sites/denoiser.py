@@ -161,7 +161,8 @@ class Denoiser:
         if torch.is_grad_enabled():
             raise SpectrumError(
                 f"{self.name} was called with gradients enabled, but forecasts are for sampling: call it under "
-                "torch.no_grad() or torch.inference_mode(), or call disable(…) to train"
+                "torch.no_grad() or torch.inference_mode(), or call disable(…) to train, or to guide by gradients "
+                "(attend-and-excite)"
             )
         return self.session.call(self, call)
 

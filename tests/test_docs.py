@@ -20,6 +20,7 @@ from benchmarks import results, skip_cost
 from spectrum_diffusion import METHODS, make_method
 from spectrum_diffusion.bench.reproduce.claims import LEGEND
 from spectrum_diffusion.bench.reproduce.page import EXPLANATION, OVERVIEW_LEGEND, SWEEP_LEGEND
+from spectrum_diffusion.methods.spectrum import FEW
 from spectrum_diffusion.sites import SITES, denoisers
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,18 @@ def test_every_method_has_a_row_in_the_index() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if ":" not in name])
 def test_every_option_is_explained(method_pages: ModuleType, name: str) -> None:
     assert set(METHODS[name].defaults()) <= set(method_pages.descriptions(METHODS[name]))
+
+
+def test_the_answers_give_the_evaluations_of_the_default() -> None:
+    answers = " ".join((ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
+    counts = re.search(
+        r"with the defaults, (\d+) steps evaluate (\d+), (\d+) evaluate (\d+), (\d+) evaluate (\d+)", answers
+    )
+    assert counts
+    numbers = [int(number) for number in counts.groups()]
+    default = make_method("spectrum")
+    assert numbers[1::2] == [len(default.schedule(steps)) for steps in numbers[::2]]
+    assert f"runs of fewer than {FEW} steps" in answers
 
 
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")

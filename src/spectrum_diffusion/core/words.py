@@ -31,3 +31,13 @@ def first_line(error: BaseException) -> str:
 def counted_name(number: int, what: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    """A number in a cell of a table; a dash if there is none."""
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def mebibytes(count: float | None) -> float | None:
+    """From bytes to MiB."""
+    return None if count is None else count / 2**20

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...core.words import counted_name
+from ...core.words import counted_name, mebibytes, number
 from ..cost import ALLOCATED
 from .results import Results
 
@@ -159,10 +159,6 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def number(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{form}}{unit}"
-
-
 def metric_text(metric: dict[str, Any], digits: int, *, intervals: bool = True) -> str:
     """Mean, interval and verdict of a metric."""
     if metric["mean"] is None:
@@ -222,11 +218,6 @@ def _peak(row: dict[str, Any]) -> str:
         return "–"
     median, most = (f"{row['memory'][name] / 2**20:.0f}" for name in ("median", "most"))
     return median if median == most else f"{median} ({most})"
-
-
-def mebibytes(count: float | None) -> float | None:
-    """From bytes to MiB."""
-    return None if count is None else count / 2**20
 
 
 def _of(row: dict[str, Any], *names: str) -> float | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ...core.words import counted_name
-from ..evaluate.tables import flops, hours, line, mebibytes, number
+from ...core.words import counted_name, mebibytes, number
+from ..evaluate.tables import flops, hours, line
 from .claims import claims_table, header
 from .paper import RMSE, Setting, is_reported, paper_value
 from .result import TableResult

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ...core.words import number
 from ..evaluate import Results
-from ..evaluate.tables import flops, number
+from ..evaluate.tables import flops
 from .paper import MODELS, TABLES, Model, Table
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core.words import mebibytes, number
+
 HEAD = (
     "| architecture | method | NFE | evaluated ms | skipped ms | speed-up | share of T/NFE | peak above, MiB "
     "| history, MiB | evaluations by FLOP |"
@@ -33,14 +35,6 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def number(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{form}}{unit}"
-
-
-def mebibytes(value: int | None) -> float | None:
-    return None if value is None else value / 2**20
 
 
 def plot(results: Iterable[Mapping[str, Any]], path: Path) -> None:

@@ -90,7 +90,7 @@ def _compare(request: SamplingRequest, specs: tuple[MethodSpec, ...], folder: Pa
 
 def _table(request: SamplingRequest, result: Comparison) -> Table:
     """NFE, time and similarity of each method."""
-    from ...bench.evaluate.tables import number
+    from ...core.words import number
 
     sample = "video" if result.frames > 1 else "image"
     count = counted_name(len(result.references), sample)

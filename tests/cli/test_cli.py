@@ -797,6 +797,7 @@ def test_help_cuts_no_word_at_80_columns(command: str, monkeypatch: pytest.Monke
         (["evaluate", "x", "-o", "out", "--metrics", "psrn"], "psnr"),
         (["reproduce", "tabel2", "-o", "out"], "table2"),
         (["reproduce", "table2", "-o", "out", "--model", "rael"], "real"),
+        (["reproduce", "table2", "-o", "out", "--only", "hunyaun"], "hunyuan"),
         (["tune", "-o", "plan.json", "--strategy", "budchache"], "budcache"),
         (["bench", "--arch", "sd35-lage"], "sd35-large"),
     ],

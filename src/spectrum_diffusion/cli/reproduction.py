@@ -59,8 +59,7 @@ def parse_models(keys: Iterable[str]) -> tuple[str, ...]:
 
     keys = tuple(dict.fromkeys(keys))
     for key in keys:
-        if key not in MODELS:
-            raise MistakeError(f"--only {key!r} is unknown: choose among {', '.join(MODELS)}")
+        check_choice("--only", key, MODELS)
     return keys
 
 

@@ -44,7 +44,7 @@ Model = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help="Methods and plans: paper,plan:FILE; options follow a colon: taylor:order=2,speedup=5.",
+        help="Methods and plans: paper,plan:FILE; options follow a colon: paper:degree=3,ridge=1.",
         autocompletion=complete_methods,
     ),
 ]

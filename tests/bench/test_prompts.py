@@ -16,7 +16,7 @@ from extras import needs
 from spectrum_diffusion import loading as default_model
 from spectrum_diffusion.bench import prompts
 from spectrum_diffusion.bench.prompts import COCO, DRAWBENCH, Prompt, load_prompts
-from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError
+from spectrum_diffusion.errors import InvalidOptionError, MissingPackageError, SpectrumWarning
 from spectrum_diffusion.loading import ASSETS
 
 
@@ -103,6 +103,16 @@ def test_files(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert load_prompts(tmp_path / name) == expected
     assert load_prompts(str(tmp_path / name), limit=1) == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "prompt,Seed,steps\ndog,1,20\n"), ("a.jsonl", '{"prompt": "dog", "seed": 1, "steps": 20}\n')],
+)
+def test_columns_of_settings_are_not_ignored_in_silence(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.warns(SpectrumWarning, match="seed, steps ignored, because all prompts of a list share"):
+        assert load_prompts(tmp_path / name) == [Prompt("dog")]
 
 
 @pytest.mark.parametrize(

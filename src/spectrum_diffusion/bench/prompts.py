@@ -6,13 +6,14 @@ import csv
 import importlib.util
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.words import did_you_mean
-from ..errors import InvalidOptionError, MissingPackageError
+from ..errors import InvalidOptionError, MissingPackageError, SpectrumWarning
 from ..loading import named_models
 from ..untrusted import parse_json
 from .metrics.programs.environment import environment_of
@@ -28,6 +29,11 @@ VBENCH_FILE = "VBench_full_info.json"
 
 TEXT_COLUMNS = ("prompt", "prompts", "prompt_en", "text", "caption")
 CATEGORY_COLUMNS = ("category", "dimension")
+SETTING_COLUMNS = {
+    *("seed", "seeds", "negative_prompt", "steps", "num_inference_steps", "guidance", "guidance_scale", "image"),
+    *("height", "width", "num_frames", "strength", "method", "speedup"),
+}
+"""Columns that look as if each prompt had settings of its own, which a list of prompts cannot give."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def _parquet(path: Path) -> list[Any]:
         with parquet.ParquetFile(path) as file:
             known = {*TEXT_COLUMNS, *CATEGORY_COLUMNS}
             columns = [name for name in file.schema_arrow.names if name.strip().lower() in known]
+            _warn_of_settings(file.schema_arrow.names, str(path))
             rows: list[Any] = file.read(columns=columns or None).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InvalidOptionError(
@@ -123,7 +130,21 @@ def _not_empty(prompts: list[Prompt], name: str) -> list[Prompt]:
 
 
 def _from_records(records: Iterable[Any], name: str) -> list[Prompt]:
+    records = list(records)
+    _warn_of_settings({key for record in records if isinstance(record, dict) for key in record}, name)
     return [prompt for record in records if (prompt := _prompt(record, name)).text]
+
+
+def _warn_of_settings(columns: Iterable[Any], name: str) -> None:
+    """Warn of columns that a reader of the file may take for settings."""
+    ignored = sorted({str(column).strip().lower() for column in columns} & SETTING_COLUMNS)
+    if ignored:
+        warnings.warn(
+            f"{name}: {', '.join(ignored)} ignored, because all prompts of a list share their settings and seeds: give "
+            "them as options, and run a list for each setting",
+            SpectrumWarning,
+            stacklevel=2,
+        )
 
 
 def _prompt(record: Any, name: str) -> Prompt:

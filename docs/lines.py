@@ -32,7 +32,12 @@ MOVED = {
     ),
 }
 FOLDERS = ("core", "sites", "methods", "interop", "serve", "bench", "demo", "cli")
-ORDER = ("core", "sites", "methods", "interop", "enable, tune, load", "serve", "bench", "demo", "cli")
+NEW = {"bench/speed": "`spectrum bench`", "bench/batch": "batches"}
+"""Folders of the bench with what it could not do before."""
+ORDER = (
+    *("core", "sites", "methods", "interop", "enable, tune, load", "serve", "bench", *NEW.values()),
+    *("demo", "cli"),
+)
 
 
 def part_of(path: str, *, old: bool) -> str:
@@ -41,6 +46,9 @@ def part_of(path: str, *, old: bool) -> str:
         for part, names in MOVED.items():
             if any(path == name or path.startswith(f"{name}/") for name in names):
                 return part
+    for folder, part in NEW.items():
+        if path.startswith(f"{folder}/"):
+            return part
     top = path.split("/")[0]
     return top if top in FOLDERS and "/" in path else "enable, tune, load"
 

@@ -1,6 +1,6 @@
 """Plans of `spectrum tune` beside the default and calibrated methods of others, on prompts and seeds of their own.
 
-python -m benchmarks.plans [tiny-flux …] [--pairs 32] [--runs 100] [--strategies] [--write docs/results]
+python -m benchmarks.plans [tiny-flux …] [--pairs 32] [--runs 100] [--strategies all] [--write docs/results]
 
 Half of a model's prompts are tuned on, with seeds from 0; the others are measured, with seeds from 5000. A cell is the
 mean PSNR to the untouched pipeline's results and, after the stroke, the mean of the lowest tenth. The work is kept in
@@ -98,11 +98,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="schedules that each search tries")
     parser.add_argument("--fitted", type=int, default=24, help="pairs to fit to")
     parser.add_argument("--left-out", type=int, default=8, help="pairs to validate on")
-    parser.add_argument("--strategies", action="store_true", help="also the calibrated methods of others")
+    parser.add_argument(
+        "--strategies", default="", help=f"also calibrated methods of others: all, or some of {','.join(STRATEGIES)}"
+    )
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    strategies = (PLAN, *STRATEGIES) if arguments.strategies else (PLAN,)
+    others = STRATEGIES if arguments.strategies == "all" else filter(None, arguments.strategies.split(","))
+    strategies = (PLAN, *others)
     effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}
     cells = {model: measured(model, arguments.pairs, strategies, effort) for model in arguments.models}
     work = f"{arguments.fitted} pairs to fit, {arguments.left_out} to validate, {arguments.runs} schedules tried"

@@ -42,7 +42,8 @@ class Reference:
     @classmethod
     def read(cls, pairs: Sequence[Pair], values: Mapping[str, Any]) -> Reference:
         """What :meth:`to_dict` gave."""
-        latents, factors, shares, outputs = (list(values[name]) for name in ("latents", "factors", "shares", "outputs"))
+        latents, factors, outputs = (list(values[name]) for name in ("latents", "factors", "outputs"))
+        shares = list(values.get("shares", WHOLE))  # runs that were kept before branches were told apart
         return cls(pairs, latents, factors, values["scale"], shares, outputs)
 
     def to_dict(self) -> dict[str, Any]:

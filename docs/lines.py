@@ -32,8 +32,12 @@ MOVED = {
     ),
 }
 FOLDERS = ("core", "sites", "methods", "interop", "serve", "bench", "demo", "cli")
-NEW = {"bench/speed": "`spectrum bench`", "bench/batch": "batches"}
-"""Folders of the bench with what it could not do before."""
+NEW = {
+    "bench/speed": "`spectrum bench`",
+    "bench/batch": "batches",
+    "bench/evaluate/crew": "evaluations on a cluster",
+}
+"""Files and folders of the bench with what it could not do before."""
 ORDER = (
     *("core", "sites", "methods", "interop", "enable, tune, load", "serve", "bench", *NEW.values()),
     *("demo", "cli"),
@@ -46,8 +50,8 @@ def part_of(path: str, *, old: bool) -> str:
         for part, names in MOVED.items():
             if any(path == name or path.startswith(f"{name}/") for name in names):
                 return part
-    for folder, part in NEW.items():
-        if path.startswith(f"{folder}/"):
+    for place, part in NEW.items():
+        if path == place or path.startswith(f"{place}/"):
             return part
     top = path.split("/")[0]
     return top if top in FOLDERS and "/" in path else "enable, tune, load"

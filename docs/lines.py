@@ -33,7 +33,7 @@ MOVED = {
 }
 FOLDERS = ("core", "sites", "methods", "interop", "serve", "bench", "demo", "cli")
 NEW = {
-    "bench/speed": "`spectrum bench`",
+    "bench/speed": "speed and memory",
     "bench/batch": "batches",
     "bench/evaluate/crew": "evaluations on a cluster",
 }

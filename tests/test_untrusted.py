@@ -138,7 +138,7 @@ class _Work:
 @example({"runs": {"a": 1}})
 def test_any_manifest_of_an_evaluation(tmp_path: Path, manifest: Any) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert _begin(tmp_path, _Work)["runs"][-1]["begun"]  # type: ignore[arg-type]
+    assert _begin(tmp_path, _Work, {})["runs"][-1]["begun"]  # type: ignore[arg-type]
 
 
 class _Unit:

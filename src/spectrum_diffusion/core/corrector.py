@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .history import memory_of
-from .path import Path
+from .path import Path, over_batch
 from .replay import Replay, StepCall
 from .summary import Trace
 
@@ -68,7 +68,15 @@ class Corrector:
             self._replay.clear()
 
     def _corrected(self, replay: Replay, last: int, call: StepCall) -> torch.Tensor:
-        if not replay.reaches(call):
+        followed = replay.reaches(call)
+        if followed is True:
+            return replay.again(lambda since, used: self.path.corrected(last + since, used))
+        if followed is False or not followed.all():  # read once for the gap
             self._trace.note(CHANGED)
+        if followed is False:
             return call.sample
-        return replay.again(lambda since, used: self.path.corrected(last + since, used))
+        # Each sample by itself: it must not matter whether another one of the batch was changed.
+        sample = replay.again(
+            lambda since, used: torch.where(over_batch(followed, used), self.path.corrected(last + since, used), used)
+        )
+        return torch.where(over_batch(followed, sample), sample, call.sample)

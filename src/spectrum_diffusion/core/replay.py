@@ -81,8 +81,8 @@ class Replay:
         self._start: torch.Tensor | None = None
         self._taken: list[tuple[StepCall, torch.Tensor]] = []  # each with the output that it was given
         self._handed: tuple[torch.Tensor, int] | None = None
-        # Whether each step of the gap was given the sample that the step before handed out. Some values are on the
-        # device, and are read once for the gap.
+        # Whether each step of the gap was given the sample that the step before handed out: for all samples of the
+        # batch, or, on the device, for each of them, (B,).
         self._followed: list[bool | torch.Tensor] = []
 
     @property
@@ -120,9 +120,16 @@ class Replay:
         self._handed = handed, version_of(handed)
         return result
 
-    def reaches(self, call: StepCall) -> bool:
-        """Whether each step of the gap, and this one, was given the sample that the step before handed out."""
-        return all((*self._followed, self._follows(call)))
+    def reaches(self, call: StepCall) -> bool | torch.Tensor:
+        """Whether each step of the gap, and this one, was given the sample that the step before handed out.
+
+        For the whole batch; or, where samples had to be compared, for each, (B,) on the device.
+        """
+        followed = [*self._followed, self._follows(call)]
+        if not all(whole for whole in followed if isinstance(whole, bool)):
+            return False
+        apart = [each for each in followed if isinstance(each, torch.Tensor)]
+        return torch.stack(apart).all(0) if apart else True
 
     def again(self, corrected: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Take the steps of the gap again.
@@ -185,14 +192,14 @@ def _tensors_in(state: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def _is_copy(sample: torch.Tensor, handed: torch.Tensor) -> bool | torch.Tensor:
-    """Whether a sample is what a step handed out, perhaps rounded to half precision meanwhile; () on the device.
+    """Which samples of the batch are what a step handed out, perhaps rounded to half precision meanwhile, (B,).
 
     Pipelines cut the frames that are sampled out of all of them (image to video), or keep latents in bfloat16.
     """
     if sample.shape != handed.shape or sample.device != handed.device:
         return False
     kinds = (handed.dtype, torch.bfloat16, torch.float16)
-    return torch.stack([(handed.to(kind).to(sample.dtype) == sample).all() for kind in kinds]).any()
+    return torch.stack([(handed.to(kind).to(sample.dtype) == sample).flatten(1).all(1) for kind in kinds]).any(0)
 
 
 def sample_of(result: Any) -> torch.Tensor:

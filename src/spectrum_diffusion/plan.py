@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .conditions import Conditions
+from .core.words import misfit
 from .errors import InvalidOptionError
 from .untrusted import LARGEST, parse_json, read_text
 
@@ -97,10 +98,7 @@ class Plan:
         reasons, doubts = planned.contradictions(now), planned.other_size(now)
         (reasons if self._weighs_branches else doubts).extend(planned.other_guidance(now))
         if reasons:
-            raise InvalidOptionError(
-                f"the plan was made with {'; '.join(reasons)}: its weights do not fit. Sample as the plan was made, or "
-                "make another with `spectrum tune`"
-            )
+            raise InvalidOptionError(misfit("; ".join(reasons)))
         return [
             f"the plan was made with {reason}: it may lose what it gains. `spectrum tune` makes a plan for this call"
             for reason in doubts

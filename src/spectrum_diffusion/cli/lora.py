@@ -25,9 +25,10 @@ def parse_lora(text: str) -> tuple[str, float]:
     source, _, scale = text.rpartition(":")
     try:
         value = float(scale) if source else 1.0
-    except ValueError:  # a colon of the path
-        value = math.nan if Path(source).exists() else 1.0
-        source = source if Path(source).exists() else text
+    except ValueError:
+        value = math.nan
+        if not Path(source).exists():  # a colon of the path
+            source, value = text, 1.0
     source = source or text
     if not math.isfinite(value):
         raise InvalidOptionError(f"--lora {text!r} has the scale {scale}: give a finite number, as in {source}:0.8")

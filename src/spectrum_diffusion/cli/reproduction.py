@@ -39,9 +39,9 @@ def parse_weights(pairs: Iterable[str]) -> dict[str, str]:
     from ..bench.reproduce import MODELS
 
     weights = {}
+    published = [name for name, model in MODELS.items() if model.real]
     for pair in pairs:
         key, _, source = pair.partition("=")
-        published = [name for name, model in MODELS.items() if model.real]
         if key not in published or not source:
             raise MistakeError(f"--weights {pair!r}: write KEY=DIR, with {', '.join(published)} for KEY")
         check_model(source, f"--weights {key}:")

@@ -11,6 +11,7 @@ from .forecast import taylor_weights
 from .history import Feature, weighted_sum
 from .path import Path
 from .replay import StepCall
+from .words import misfit
 
 Rows = Sequence[Sequence[float]]
 """For each step t the weights of the outputs evaluated up to t; with branches apart, those of all branches of an
@@ -57,11 +58,16 @@ class PlannedPath(Path):
             return (call.output,)
         branches = call.branches
         if len(branches) != len(self._shares):
-            raise _misfit(f"{len(self._shares)} guidance branches, but this run has {len(branches) or 'none'}")
+            raise InvalidOptionError(
+                misfit(f"{len(self._shares)} guidance branches, but this run has {len(branches) or 'none'}")
+            )
         if not len(self):
             combined = weighted_sum(self._shares, branches)
             if float((combined - call.output).norm()) > GUIDED * float(call.output.norm()):
-                raise _misfit(f"guidance that combines the branches as {_shown(self._shares)}, and this one does not")
+                shown = ", ".join(f"{share:.3g}" for share in self._shares)
+                raise InvalidOptionError(
+                    misfit(f"guidance that combines the branches as {shown}, and this one does not")
+                )
         return branches
 
     def _fits(self, step: int) -> bool:
@@ -77,14 +83,3 @@ class PlannedPath(Path):
 def along_line(evaluated: Sequence[int], step: int, shares: Sequence[float]) -> list[float]:
     """The weights of all branches' outputs with which the guided output follows the line through its last two."""
     return [float(weight) * share for weight in taylor_weights(evaluated, step, 1) for share in shares]
-
-
-def _shown(shares: Sequence[float]) -> str:
-    return ", ".join(f"{share:.3g}" for share in shares)
-
-
-def _misfit(what: str) -> InvalidOptionError:
-    return InvalidOptionError(
-        f"the plan was made with {what}: its weights do not fit. Sample as the plan was made, or make another with "
-        "`spectrum tune`"
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .calls import version_of
 from .history import memory_of
@@ -28,7 +29,7 @@ class StepCall:
     scheduler: Any
     take: Callable[..., Any]
     bound: inspect.BoundArguments
-    computed: tuple[torch.Tensor, ...] = ()
+    computed: tuple[Any, ...] = ()
 
     @property
     def output(self) -> torch.Tensor:
@@ -44,12 +45,17 @@ class StepCall:
     def branches(self) -> tuple[torch.Tensor, ...]:
         """The outputs of the guidance branches, each of the shape of the guided one; empty if they have other shapes.
 
-        One call may return several branches, one after the other along the batch.
+        A branch is the first tensor of what a call returned. One call may return several, one after the other along the
+        batch.
         """
         size, *rest = self.output.shape
-        if any(list(tensor.shape[1:]) != rest or tensor.shape[0] % size for tensor in self.computed):
-            return ()
-        return tuple(branch for tensor in self.computed for branch in tensor.split(size))
+        branches: list[torch.Tensor] = []
+        for output in self.computed:
+            tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)), None)
+            if tensor is None or list(tensor.shape[1:]) != rest or tensor.shape[0] % size:
+                return ()
+            branches += tensor.split(size)
+        return tuple(branches)
 
     def proceed(self) -> Any:
         """Take the step as it was asked for; what the scheduler returns."""
@@ -126,7 +132,7 @@ class Replay:
         For the whole batch; or, where samples had to be compared, for each, (B,) on the device.
         """
         followed = [*self._followed, self._follows(call)]
-        if not all(whole for whole in followed if isinstance(whole, bool)):
+        if any(each is False for each in followed):
             return False
         apart = [each for each in followed if isinstance(each, torch.Tensor)]
         return torch.stack(apart).all(0) if apart else True

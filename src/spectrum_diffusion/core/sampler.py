@@ -7,7 +7,6 @@ thrown away, so the last real output stands in for it. The scheduler's own code 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +170,7 @@ class SamplerRun(Loop):
             return call.proceed()
         if self._controller is not None and len(self._path):
             self._controller.compare(self._path.line(record.step), (call.output,))
-        return self.corrector.evaluated(record.step, replace(call, computed=tuple(self._first_tensors)))
-
-    @property
-    def _first_tensors(self) -> Iterator[torch.Tensor]:
-        """The first tensor of what each call returned at the last evaluated step."""
-        for output in self._outputs.values():
-            yield next(leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+        return self.corrector.evaluated(record.step, replace(call, computed=tuple(self._outputs.values())))
 
     @property
     def _stand_ins(self) -> int:

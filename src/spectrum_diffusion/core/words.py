@@ -22,6 +22,14 @@ def unknown_choice(given: str, value: object, choices: Iterable[str]) -> str:
     return f"{given} is unknown{did_you_mean(value, known)}: choose one of {', '.join(known)}"
 
 
+def misfit(conditions: str) -> str:
+    """The message about a plan whose weights are of no use under other conditions than it was made with."""
+    return (
+        f"the plan was made with {conditions}: its weights do not fit. Sample as the plan was made, or make another "
+        "with `spectrum tune`"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The message of an exception on one line; libraries write paragraphs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -7,7 +7,7 @@ and whatever needs the reference's frames finds them. Files are those of a local
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,12 +128,10 @@ def _finished(plan: WorkPlan, store: Store) -> set[str]:
     return {name for name, unit in plan.distinct.items() if store.record(unit)}
 
 
-def _lacks(
-    plan: WorkPlan, index: int, store: Store, metrics: Mapping[str, PictureJudge], finished: Iterable[str]
-) -> bool:
+def _lacks(plan: WorkPlan, index: int, store: Store, metrics: Mapping[str, PictureJudge], finished: set[str]) -> bool:
     """Whether a unit or a metric of a case is missing."""
     reference, units = plan.references[index], (units[index] for units in plan.by_label.values())
-    return not plan.of_case(index).keys() <= set(finished) or any(
+    return not plan.of_case(index).keys() <= finished or any(
         unmeasured(store, unit, reference, metrics) for unit in units
     )
 

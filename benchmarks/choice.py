@@ -20,8 +20,7 @@ from unittest import mock
 
 import torch
 
-import spectrum_diffusion
-from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.evaluate import Row
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.core import schedule
 from spectrum_diffusion.core.schedule import Noise, distinct
@@ -29,12 +28,9 @@ from spectrum_diffusion.handle import enable_method
 from spectrum_diffusion.methods.spectrum import Spectrum
 
 from .marks import replace_block
+from .small_models import BUILD, COUNTS, MODELS, STEPS, VIDEOS, evaluated, load, psnr_of
 
-FOLDER = Path(__file__).parents[1] / "build" / "choice"
-STEPS = 50
-COUNTS = (14, 10)
-MODELS = ("tiny-flux", "tiny-sd3", "tiny-sdxl", "tiny-wan", "tiny-hunyuan", "tiny-rough")
-VIDEOS = ("tiny-wan", "tiny-hunyuan")
+FOLDER = BUILD / "choice"
 SHIPPED = "output, gain 2"
 SITES = ("output", "sampler", "last_block")
 GAINS = (0.0, 2.0)
@@ -93,24 +89,15 @@ def noise_in(pipe: Any, prompt: str) -> Noise:
 
 def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
     """The candidates' scores on a model: on the prompts for choosing, or on those for reporting."""
-    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(model)
     count = max(2, pairs // 2) if model in VIDEOS else pairs
-    half = tuple(spread(load_prompts("tiny", model=model), 2 * count)[0 if chosen else 1 :: 2])
+    half = spread(load_prompts("tiny", model=model), 2 * count)[0 if chosen else 1 :: 2]
     noise = noise_in(pipe, half[0].text)
-    request = Request(
-        model=model,
-        rows=tuple(row for count in COUNTS for row in candidates(count, noise)),
-        prompts=half,
-        seeds=(0 if chosen else 1000,),
-        metrics=("psnr",),
-        flops=False,
-    )
-    results = evaluate(pipe, request, FOLDER / f"{model}-{'chosen' if chosen else 'reported'}")
+    rows = [row for count in COUNTS for row in candidates(count, noise)]
+    folder = FOLDER / f"{model}-{'chosen' if chosen else 'reported'}"
     values: dict[str, list[float]] = {}
-    for unit in results.units:
-        if unit["row"] != "reference":
-            values.setdefault(unit["row"].partition(" / ")[0], []).append(unit["metrics"]["psnr"])
+    for name, images in evaluated(pipe, model, rows, half, [0 if chosen else 1000], folder).items():
+        values.setdefault(name.partition(" / ")[0], []).extend(psnr_of(images))
     return {name: mean(psnr) for name, psnr in values.items()}
 
 
@@ -141,7 +128,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8, help="prompts of each half; videos get half as many")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     choosing: Scores = {}
     reporting: Scores = {}
     for model in MODELS:

@@ -9,22 +9,20 @@ Seed 2000 took part in no choice. The worst tenth is the mean of the ⌈n/10⌉ 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-import spectrum_diffusion
-from spectrum_diffusion.bench.evaluate import Request, Row, evaluate, files, plots
+from spectrum_diffusion.bench.evaluate import Row, files, plots
 from spectrum_diffusion.bench.evaluate.statistics import difference
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 
-from .choice import MODELS, STEPS, VIDEOS
 from .marks import replace_block
+from .small_models import BUILD, MODELS, STEPS, VIDEOS, evaluated, load, shown
 
-FOLDER = Path(__file__).parents[1] / "build" / "counts"
+FOLDER = BUILD / "counts"
 FIGURES = Path(__file__).parents[1] / "docs" / "images" / "results"
 SEED = 2000
 COUNTS = (8, 10, 14, 20, 30)
@@ -49,28 +47,14 @@ def rows(count: int) -> list[Row]:
 
 def measured(model: str, pairs: int) -> dict[str, tuple[float, Cell]]:
     """Row → mean cost in evaluations, and the values."""
-    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    request = Request(
-        model=model,
-        rows=tuple(row for count in COUNTS for row in rows(count)),
-        prompts=tuple(spread(load_prompts("tiny", model=model), pairs)),
-        seeds=(SEED,),
-        metrics=("psnr",),
-    )
-    results = evaluate(pipe, request, FOLDER / model)
-    by_row: dict[str, tuple[list[int], Cell]] = {}
-    for unit in results.units:
-        if unit["row"] != "reference":
-            costs, values = by_row.setdefault(unit["row"], ([], {}))
-            costs.append(unit["nfe"])
-            values[unit["prompt"], unit["seed"]] = unit["metrics"]["psnr"]
-    return {name: (mean(costs), values) for name, (costs, values) in by_row.items()}
-
-
-def worst_tenth(values: list[float]) -> float:
-    """The mean of the ⌈n/10⌉ lowest."""
-    return mean(sorted(values)[: math.ceil(len(values) / 10)])
+    pipe = load(model)
+    prompts = spread(load_prompts("tiny", model=model), pairs)
+    all_rows = [row for count in COUNTS for row in rows(count)]
+    cells = {}
+    for name, images in evaluated(pipe, model, all_rows, prompts, [SEED], FOLDER / model).items():
+        values = {(image["prompt"], image["seed"]): image["metrics"]["psnr"] for image in images}
+        cells[name] = mean(image["nfe"] for image in images), values
+    return cells
 
 
 def table(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
@@ -79,8 +63,8 @@ def table(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
     lines = [f"| {model} | {' | '.join(f'about {count}' for count in COUNTS)} |"]
     lines.append(f"| --- |{' --- |' * len(COUNTS)}")
     for name in names:
-        shown = [_cell(cells, name, count) for count in COUNTS]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+        row = [_cell(cells, name, count) for count in COUNTS]
+        lines.append(f"| {name} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -88,7 +72,7 @@ def _cell(cells: Mapping[str, tuple[float, Cell]], name: str, count: int) -> str
     if f"{name} / {count}" not in cells:
         return "–"
     cost, values = cells[f"{name} / {count}"]
-    text = f"{mean(values.values()):.1f} / {worst_tenth(list(values.values())):.1f} ({cost:.3g})"
+    text = f"{shown(list(values.values()))} ({cost:.3g})"
     if name == "spectrum":
         return text
     ahead = difference(cells[f"spectrum / {count}"][1], values)
@@ -112,7 +96,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32, help="prompts of each model; videos get a quarter")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     tables = []
     for model in arguments.models.split(","):
         cells = measured(model, arguments.pairs // 4 if model in VIDEOS else arguments.pairs)

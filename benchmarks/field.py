@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import spectrum_diffusion
 from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
 from spectrum_diffusion.bench.evaluate.tables import markdown
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 
 from .marks import replace_block
+from .small_models import load
 
 FOLDER = Path(__file__).parents[1] / "build" / "field"
 LITE = {"taylor_factors_dtype": "float32", "use_lite_mode": True}
@@ -130,12 +128,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.tables) - set(TABLES):
         parser.error(f"table {', '.join(sorted(unknown))} is unknown: choose among {', '.join(TABLES)}")
-    torch.set_num_threads(1)
     prompts = tuple(spread(load_prompts("tiny"), arguments.pairs))
     for name in arguments.tables or TABLES:
         table = TABLES[name]
-        pipe = spectrum_diffusion.load_pipeline(table.model, torch_dtype=torch.float32)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = load(table.model)
         command = f"python -m benchmarks.field {name} --pairs {arguments.pairs}"
         request = Request(
             model=table.model,

@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 
-import spectrum_diffusion
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.handle import enable_method
 from spectrum_diffusion.methods import make_method
@@ -28,9 +25,8 @@ from spectrum_diffusion.tune.pairs import Pair
 from spectrum_diffusion.tune.reference import Reference, record
 from spectrum_diffusion.tune.search import Limits, Schedule, Search, cost_of, symmetric
 
-from .choice import COUNTS, MODELS, STEPS, VIDEOS
-from .counts import worst_tenth
 from .marks import replace_block
+from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr, shown
 
 SEED = 3000
 RIDGE = 1e-4
@@ -70,28 +66,15 @@ def oracles(session: Session, schedule: Schedule, reference: Reference, runs: in
         yield fitted(search.best([schedule, symmetric(STEPS, len(schedule))]))
 
 
-def pixels(pipe: Any, pair: Pair, **call: Any) -> np.ndarray:
-    """The image or video of a pair, in 0 … 255."""
-    generator = torch.Generator("cpu").manual_seed(pair.seed)
-    result = pipe(pair.prompt, generator=generator, output_type="np", **CALL, **call)
-    values = result.frames if hasattr(result, "frames") else result.images
-    return np.round(np.asarray(values[0], dtype=np.float64) * 255)
-
-
-def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / max(np.mean((image - reference) ** 2), 1e-6)))
-
-
 def measured(model: str, images: int, runs: int) -> str:
     """A row of the table."""
-    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(model)
     prompts = spread(load_prompts("tiny", model=model), images)
     pairs = [Pair(prompt.text, SEED + number) for number, prompt in enumerate(prompts)]
     cells = []
     for count in COUNTS:
         for values in zip(*(scores(pipe, pair, count, runs) for pair in pairs), strict=True):
-            cells.append(f"{mean(values):.1f} / {worst_tenth(list(values)):.1f}")
+            cells.append(shown(values))
     return f"| {model} | {' | '.join(cells)} |"
 
 
@@ -103,7 +86,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=40, help="schedules that each search tries")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     runs = arguments.runs if arguments.searched else 0
     names = ("default", "oracle", "oracle, searched")[: 3 if runs else 2]
     heads = [f"{name}, {count}" for count in COUNTS for name in names]

@@ -13,23 +13,20 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 
-import spectrum_diffusion
-from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.evaluate import Row
 from spectrum_diffusion.bench.evaluate.identity import environment, fingerprint, key_of
 from spectrum_diffusion.bench.prompts import Prompt, load_prompts, spread
 from spectrum_diffusion.tune import tune
 from spectrum_diffusion.tune.strategies import STRATEGIES
 
-from .choice import COUNTS, MODELS, STEPS, VIDEOS
-from .counts import worst_tenth
 from .marks import replace_block
+from .small_models import BUILD, COUNTS, MODELS, STEPS, VIDEOS, evaluated, load, psnr_of, shown
 
-FOLDER = Path(__file__).parents[1] / "build" / "plans"
+FOLDER = BUILD / "plans"
 FIRST_SEED = 5000
 PLAN = "spectrum"
 
@@ -59,8 +56,7 @@ def tuned(pipe: Any, prompts: Sequence[Prompt], strategy: str, folder: Path, eff
 
 def measured(model: str, pairs: int, strategies: Sequence[str], effort: dict[str, int]) -> Cells:
     """The rows of a model, on prompts that were not tuned on."""
-    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(model)
     folder = FOLDER / model
     folder.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts("tiny", model=model)
@@ -69,19 +65,9 @@ def measured(model: str, pairs: int, strategies: Sequence[str], effort: dict[str
         rows += tuned(pipe, prompts[1::2], strategy, folder, effort)
     count = max(2, pairs // 4) if model in VIDEOS else pairs
     held_out = spread(prompts[0::2], count)
-    request = Request(
-        model=model,
-        rows=tuple(rows),
-        prompts=tuple(held_out),
-        seeds=tuple(FIRST_SEED + i for i in range(math.ceil(count / len(held_out)))),
-        metrics=("psnr",),
-        flops=False,
-    )
-    values: dict[str, list[float]] = {}
-    for unit in evaluate(pipe, request, folder / "evaluate").units:
-        if unit["row"] != "reference":
-            values.setdefault(unit["row"], []).append(unit["metrics"]["psnr"])
-    return {name: f"{mean(psnr):.1f} / {worst_tenth(psnr):.1f}" for name, psnr in values.items()}
+    seeds = [FIRST_SEED + i for i in range(math.ceil(count / len(held_out)))]
+    measured = evaluated(pipe, model, rows, held_out, seeds, folder / "evaluate")
+    return {name: shown(psnr_of(images)) for name, images in measured.items()}
 
 
 def report(cells: dict[str, Cells]) -> str:
@@ -103,7 +89,6 @@ def main() -> None:
     )
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     others = STRATEGIES if arguments.strategies == "all" else filter(None, arguments.strategies.split(","))
     strategies = (PLAN, *others)
     effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}

@@ -21,16 +21,14 @@ import torch
 
 import spectrum_diffusion
 from spectrum_diffusion import SpectrumError
-from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.evaluate import Row
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.tune import tune
 
-from .counts import worst_tenth
 from .marks import replace_block
+from .small_models import BUILD, COUNTS, STEPS, evaluated, load, psnr_of, shown
 
-FOLDER = Path(__file__).parents[1] / "build" / "tolerance"
-STEPS = 50
-COUNTS = (14, 10)
+FOLDER = BUILD / "tolerance"
 MODELS = ("tiny-flux", "tiny-sd3", "tiny-sdxl", "tiny-rough")
 SEEDS = (0, 1000)
 """For finding thresholds, and for reporting."""
@@ -40,8 +38,8 @@ ROUNDS, CLOSE = 9, 0.2
 """Bisections at most, and the distance to the wanted mean NFE that ends them earlier."""
 FIXED = "fixed schedule"
 
-Measured = dict[str, list[tuple[int, float]]]
-"""Label of a row → NFE and PSNR of each image."""
+Measured = dict[str, list[dict[str, Any]]]
+"""Label of a row → what was measured of each image."""
 
 
 @dataclass(frozen=True)
@@ -110,27 +108,14 @@ def _evaluations(pipe: Any, method: str, options: dict[str, Any], texts: Sequenc
 
 def measured(model: str, pairs: int) -> Measured:
     """Every method on the prompts for reporting."""
-    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(model)
     halves = spread(load_prompts("tiny", model=model), 2 * pairs)
     texts = [prompt.text for prompt in spread(halves[0::2], SEARCHED)]
     rows = [Row("spectrum", {"speedup": STEPS / count}, f"{FIXED} / {count}") for count in COUNTS]
     for name in COMPETITORS:
         for count, options in searched(pipe, model, name, texts).items():
             rows.append(Row(COMPETITORS[name].method, options, f"{name} / {count}"))
-    request = Request(
-        model=model,
-        rows=tuple(rows),
-        prompts=tuple(halves[1::2]),
-        seeds=(SEEDS[1],),
-        metrics=("psnr",),
-        flops=False,
-    )
-    values: Measured = {}
-    for unit in evaluate(pipe, request, FOLDER / model).units:
-        if unit["row"] != "reference":
-            values.setdefault(unit["row"], []).append((unit["nfe"], unit["metrics"]["psnr"]))
-    return values
+    return evaluated(pipe, model, rows, halves[1::2], [SEEDS[1]], FOLDER / model)
 
 
 def report(results: dict[str, Measured]) -> str:
@@ -144,12 +129,11 @@ def report(results: dict[str, Measured]) -> str:
     return "\n".join(lines[1:])
 
 
-def _cell(images: list[tuple[int, float]] | None) -> str:
+def _cell(images: list[dict[str, Any]] | None) -> str:
     if not images:
         return "–"
-    psnr = [value for _, value in images]
-    counts = [count for count, _ in images]
-    return f"{mean(psnr):.1f} / {worst_tenth(psnr):.1f} ({mean(counts):.1f}: {min(counts)}–{max(counts)})"
+    counts = [image["nfe"] for image in images]
+    return f"{shown(psnr_of(images))} ({mean(counts):.1f}: {min(counts)}–{max(counts)})"
 
 
 def main() -> None:
@@ -158,7 +142,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8, help="prompts of each half")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     results = {}
     for model in arguments.models.split(","):
         results[model] = measured(model, arguments.pairs)

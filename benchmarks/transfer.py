@@ -28,10 +28,9 @@ from spectrum_diffusion.core.signatures import call_parameters
 from spectrum_diffusion.discovery import denoisers_of
 from spectrum_diffusion.tune.pairs import Pair
 
-from .choice import COUNTS, MODELS, STEPS, VIDEOS
 from .marks import replace_block
-from .oracle import pixels, psnr
 from .plans import FOLDER, PLAN
+from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr
 
 SEED = 7000
 DISTURBANCE = 0.02
@@ -87,12 +86,6 @@ def measured(model: str, images: int) -> list[str]:
     return rows
 
 
-def load(model: str) -> Any:
-    pipe = spectrum_diffusion.load_pipeline(model, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @torch.no_grad()
 def disturb(pipe: Any) -> None:
     """Add noise to every weight of the denoisers."""
@@ -128,7 +121,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="images of each cell; videos are a quarter")
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     heads = " | ".join(f"default → plan, {count}" for count in COUNTS)
     lines = [f"| model | condition | {heads} |", f"| --- | --- |{' ---: |' * len(COUNTS)}"]
     for model in arguments.models:

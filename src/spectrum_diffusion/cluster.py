@@ -42,37 +42,55 @@ class Cluster:
     cpus: float | None = None
 
 
-class Pool:
-    """The actors for which a cluster has room. This process has joined it until :meth:`leave`.
-
-    Attributes:
-        ray: the module.
-        size: number of actors.
-        gpus, cpus: of each.
+@contextmanager
+def joined(cluster: Cluster) -> Iterator[Pool]:
+    """The actors for which a cluster has room. This process leaves it at the end of the block, which ends them.
 
     Raises:
         MissingPackageError: Ray is not installed.
         InvalidOptionError: the cluster cannot be reached, or is too small.
     """
+    ray = _reach(cluster.address)
+    try:
+        yield Pool.on(ray, cluster)
+    finally:
+        ray.shutdown()
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.ray = ray = _joined(cluster.address)
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of a cluster that this process has joined.
+
+    Attributes:
+        ray: the module.
+        size: number of actors.
+        gpus, cpus: of each.
+    """
+
+    ray: Any
+    size: int
+    gpus: float
+    cpus: float
+
+    @classmethod
+    def on(cls, ray: Any, cluster: Cluster) -> Pool:
+        """As many actors as were asked for, or as there is room for.
+
+        Raises:
+            InvalidOptionError: the cluster is too small for them.
+        """
         resources = ray.cluster_resources()
-        self.gpus = cluster.gpus if cluster.gpus is not None else float(resources.get("GPU", 0) >= 1)
-        self.cpus = cluster.cpus if cluster.cpus is not None else USUAL_CPUS
-        room = resources["GPU"] / self.gpus if self.gpus and "GPU" in resources else resources.get("CPU", 1) / 2
-        self.size = cluster.actors or max(1, int(room))
-        for name, each in (("GPU", self.gpus), ("CPU", self.cpus)):
-            if self.size * each > resources.get(name, 0):
-                self.leave()
+        gpus = cluster.gpus if cluster.gpus is not None else float(resources.get("GPU", 0) >= 1)
+        cpus = cluster.cpus if cluster.cpus is not None else USUAL_CPUS
+        room = resources["GPU"] / gpus if gpus and "GPU" in resources else resources.get("CPU", 1) / 2
+        size = cluster.actors or max(1, int(room))
+        for name, each in (("GPU", gpus), ("CPU", cpus)):
+            if size * each > resources.get(name, 0):
                 raise InvalidOptionError(
-                    f"{self.size} actors with {each:g} {name} each need more than the cluster's "
+                    f"{size} actors with {each:g} {name} each need more than the cluster's "
                     f"{resources.get(name, 0):g}: ask for fewer actors, or a smaller share each"
                 )
-
-    def leave(self) -> None:
-        """Leave the cluster, which ends the actors."""
-        self.ray.shutdown()
+        return cls(ray, size, gpus, cpus)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function returns in a process that has an actor's resources.
@@ -120,18 +138,18 @@ class Pool:
         except self.ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, SpectrumError):  # as where the work is done here
                 raise error.cause from None
-            raise RuntimeError(f"the cluster gave up ({reason_of(error)}): {advice}") from error
+            raise RuntimeError(f"the cluster gave up ({remote_reason(error)}): {advice}") from error
         except self.ray.exceptions.RayError as error:
-            raise RuntimeError(f"the cluster gave up ({reason_of(error)}): {advice}") from error
+            raise RuntimeError(f"the cluster gave up ({remote_reason(error)}): {advice}") from error
 
 
-def reason_of(error: BaseException) -> str:
+def remote_reason(error: BaseException) -> str:
     """The message of an exception in another process, which Ray puts last, as ``module.Name: text``."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
 
 
-def _joined(address: str) -> Any:
+def _reach(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..cluster import Cluster
+from ..cluster import Cluster, joined
 from ..plan import versions
 from . import outputs, pipelines
 from .evaluation import progress_meter
@@ -19,7 +19,9 @@ from .printing import echo_json
 from .request import DEFAULT_MODEL, MethodSpec, SamplingRequest
 
 if TYPE_CHECKING:
-    from ..bench.batch import Item, Job, Report
+    from collections.abc import Iterator
+
+    from ..bench.batch import Item, Job, Outcome, Plan, Report
     from ..bench.evaluate.sampling import Sample
 
 KEPT = "Finished files are kept; the same command goes on from there."
@@ -72,13 +74,15 @@ def run(request: SamplingRequest, spec: MethodSpec, folder: Path, batch: Batch, 
     _show(report, folder, as_json, f"process {rank} of {world}: " if world > 1 else "")
 
 
-def _outcomes(plan: Any, batch: Batch, report: Report) -> Any:
+def _outcomes(plan: Plan, batch: Batch, report: Report) -> Iterator[Outcome]:
     from ..bench.batch.engines import here, on_ray
 
     if batch.cluster is None:
-        return here(plan)
-    report.workers, outcomes = on_ray(plan, batch.cluster)
-    return outcomes
+        yield from here(plan)
+        return
+    with joined(batch.cluster) as pool:
+        report.workers = pool.size
+        yield from on_ray(plan, pool)
 
 
 def _share(batch: Batch) -> tuple[int, int]:

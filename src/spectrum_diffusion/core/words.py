@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ..errors import SpectrumError
+
 
 def did_you_mean(word: object, known: Iterable[str], similarity: float = 0.5) -> str:
     """`` (did you mean 'spectrum'?)``, or "" if nothing known is similar."""
@@ -34,6 +36,13 @@ def first_line(error: BaseException) -> str:
     """The message of an exception on one line; libraries write paragraphs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, on one line: the messages of other libraries need the exception's name."""
+    if isinstance(error, SpectrumError):
+        return str(error)
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def counted_name(number: int, what: str) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-from ..cluster import Pool, reason_of, stand_in
+from ..cluster import Pool, remote_reason, stand_in
 from .abilities import Abilities, Settings
 from .engine import Engine, Generated, Item, LostError
 
@@ -72,8 +72,8 @@ class Replica:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
-            log.info("a replica died: %s", reason_of(error))
-            raise LostError(reason_of(error).partition(". ")[0]) from error
+            log.info("a replica died: %s", remote_reason(error))
+            raise LostError(remote_reason(error).partition(". ")[0]) from error
         return images
 
     def restore(self, is_over: Callable[[], bool]) -> bool:
@@ -89,7 +89,7 @@ class Replica:
                 except ray.exceptions.GetTimeoutError:
                     continue  # it waits for room on the cluster, or loads
                 except ray.exceptions.RayError as error:
-                    log.warning("a replica could not be started again: %s", reason_of(error))
+                    log.warning("a replica could not be started again: %s", remote_reason(error))
                     time.sleep(PATIENCE)
                     break
                 return True

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...cluster import Cluster, Pool
+from ...cluster import Cluster, joined
 from . import files
 from .crew import Actors, Crew, Here
 from .identity import machine
@@ -65,11 +65,8 @@ def evaluate_on_ray(
         InvalidOptionError: the cluster cannot be reached, or is too small.
         RuntimeError: the untouched pipeline fails, or actors can't be made. Finished work is kept.
     """
-    pool = Pool(cluster)
-    try:
+    with joined(cluster) as pool:
         return _evaluated(Actors(pool, load), request, Path(folder), on_unit)
-    finally:
-        pool.leave()
 
 
 def _evaluated(crew: Crew, request: Request, folder: Path, on_unit: OnUnit | None) -> Results:

@@ -17,6 +17,7 @@ import torch
 from ...atomic import StoreError
 from ...cluster import Pool
 from ...cluster import Work as RowWork
+from ...core.words import reason_of
 from ...errors import InvalidOptionError
 from ..cost import device_of
 from ..metrics import PictureJudge
@@ -24,7 +25,7 @@ from .measures import choose_metrics, unmeasured
 from .request import Request
 from .store import Store
 from .units import WorkPlan, make_work_plan, settings_of
-from .work import OnUnit, Work, reason_of
+from .work import OnUnit, Work
 
 
 class Crew(Protocol):

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from ...atomic import StoreError
-from ...core.words import first_line
-from ...errors import SpectrumError
+from ...core.words import reason_of
 from ..metrics import PictureJudge
 from .measures import measure_unit
 from .request import Row
@@ -171,10 +170,3 @@ def _measured(sample: Sample) -> dict[str, Any]:
         "memory": asdict(sample.spent.memory),
         "size": list(sample.frames[0].size),
     }
-
-
-def reason_of(error: BaseException) -> str:
-    """The message of an exception on one line: libraries write paragraphs."""
-    if isinstance(error, SpectrumError):
-        return str(error)
-    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

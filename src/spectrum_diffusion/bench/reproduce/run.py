@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ...atomic import StoreError
+from ...core.words import reason_of
 from ...errors import ConflictError, InvalidOptionError, SpectrumError
 from ..evaluate import Request, evaluate, files
 from ..evaluate.lock import locked
 from ..evaluate.measures import CLIP_SCORE, check_metrics, judges
 from ..evaluate.units import slug
-from ..evaluate.work import OnUnit, reason_of
+from ..evaluate.work import OnUnit
 from ..prompts import Prompt, load_prompts, spread
 from .figures import draw_figure
 from .page import results_page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...cluster import Cluster
+from ...cluster import Cluster, joined
 from ...core.words import counted_name
 from ...serve import check_packages
 from ...serve.limits import Limits
@@ -119,14 +119,10 @@ def _engines(load: Callable[[], Engine], cluster: Cluster | None) -> Iterator[li
     if cluster is None:
         yield [load()]
         return
-    from ...cluster import Pool
     from ...serve.replicas import replicas
 
-    pool = Pool(cluster)
-    try:
+    with joined(cluster) as pool:
         yield replicas(pool, load)
-    finally:
-        pool.leave()
 
 
 def _plan(file: Path | None) -> Any:

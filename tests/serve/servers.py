@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 SRC = str(Path(__file__).parents[2] / "src")
@@ -51,10 +51,19 @@ def environment(key: str | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def serving(*arguments: str, key: str | None = None, port: int | None = None) -> Iterator[Server]:
-    """A server with these options; it is killed at the end if it still runs."""
+def serving(
+    *arguments: str, key: str | None = None, port: int | None = None, log: Path | None = None
+) -> Iterator[Server]:
+    """A server with these options; it is killed at the end if it still runs.
+
+    Args:
+        log: where its stderr goes, if not to that of the tests.
+    """
     port = port or free_port()
-    process = subprocess.Popen(command("--port", str(port), *arguments), env=environment(key), text=True)
+    with log.open("w") if log else nullcontext() as stderr:
+        process = subprocess.Popen(
+            command("--port", str(port), *arguments), env=environment(key), text=True, stderr=stderr
+        )
     server = Server(process, port)
     try:
         deadline = time.monotonic() + STARTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import runpy
 import signal
 import socket
@@ -194,6 +195,21 @@ def test_a_broken_body_is_refused(server: Server, body: bytes) -> None:
     assert answer["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b'{"prompt": "panda",}', "application/json", "the body is not JSON: .*character"),
+        (b"prompt=panda", "application/x-www-form-urlencoded", "the body is of type application/x-www-form-urlencoded"),
+        (b'{"prompt": "panda"}', "text/plain", "send JSON, with the header Content-Type: application/json"),
+        (b'["panda"]', "application/json", "the body: Input should be"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_what_to_send(server: Server, body: bytes, kind: str, words: str) -> None:
+    status, answer = post(server, body, **{"Content-Type": kind})
+    assert (status, answer["error"]["param"]) == (400, None)
+    assert re.search(words, answer["error"]["message"])
+
+
 def test_a_body_above_the_limit_is_refused_unread(server: Server) -> None:
     status, body = post(server, b'{"prompt": "' + b" " * 4000 + b'panda"}')
     assert (status, body["error"]["code"]) == (413, "body_too_large")
@@ -295,12 +311,14 @@ def test_a_request_past_its_deadline_ends_and_the_next_is_bit_equal() -> None:
         np.testing.assert_array_equal(pixels(images(client, seed=3, steps=5).data[0]), pixels(before.data[0]))
 
 
-def test_a_client_that_goes_away_ends_its_generation() -> None:
-    with serving("--max-steps", "1000") as server:
+def test_a_client_that_goes_away_ends_its_generation(tmp_path: Path) -> None:
+    with serving("--max-steps", "1000", log=tmp_path / "log") as server:
         impatient = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=0.5)
         with pytest.raises(openai.APITimeoutError):
             images(impatient, steps=1000, speedup=1)
         until(lambda: metric(server, 'spectrum_failures_total{reason="abandoned"}') == 1)
+        assert images(client_of(server), steps=2).data
+    assert "exception" not in (tmp_path / "log").read_text(encoding="utf-8").lower()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -325,6 +343,23 @@ def test_what_the_grace_time_cuts_off_is_told_so() -> None:
             assert server.end() == 0
             for future in futures:
                 assert future.exception().status_code == 503  # type: ignore[union-attr]
+
+
+def test_a_second_signal_ends_at_once_and_clients_are_told_so(tmp_path: Path) -> None:
+    with serving("--max-batch", "1", "--max-steps", "1000", log=tmp_path / "log") as server:
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(images, client_of(server), steps=1000, speedup=1) for _ in range(2)]
+            until(lambda: metric(server, "spectrum_queue_images") == 1)
+            server.process.send_signal(signal.SIGINT)
+            until(lambda: "a second signal" in (tmp_path / "log").read_text(encoding="utf-8"))
+            begin = time.monotonic()
+            assert server.end(signal.SIGINT) == 130
+            assert time.monotonic() - begin < 30
+            for future in futures:
+                assert future.exception().status_code == 503  # type: ignore[union-attr]
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert "2 images to finish within 60 s" in log.replace("\n", " ").replace("  ", "")
+    assert "Traceback" not in log
 
 
 def test_a_server_that_is_killed_is_replaced_and_clients_that_retry_lose_nothing() -> None:

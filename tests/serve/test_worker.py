@@ -34,10 +34,15 @@ def pipe() -> Any:
 
 
 @pytest.fixture
-def hooked(pipe: Any) -> Iterator[Callable[[Callable[..., Any]], None]]:
-    """Install a forward hook on the denoiser for one test."""
+def hooked(pipe: Any) -> Iterator[Callable[..., None]]:
+    """Install a forward hook for one test, on the denoiser or another part of the pipeline."""
     handles = []
-    yield lambda hook: handles.append(pipe.transformer.register_forward_hook(hook))
+
+    def install(hook: Callable[..., Any], part: str = "transformer") -> None:
+        name, _, inner = part.partition(".")
+        handles.append(getattr(pipe, name).get_submodule(inner).register_forward_hook(hook))
+
+    yield install
     for handle in handles:
         handle.remove()
 
@@ -122,19 +127,29 @@ def test_the_untouched_quality_evaluates_every_step_of_an_adaptive_method_too(pi
     np.testing.assert_array_equal(image, np.asarray(wanted))
 
 
-@pytest.mark.parametrize("kind", ["exception", "nan"])
-def test_a_generation_that_fails_leaves_the_next_bit_equal(start: Any, hooked: Any, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "call", "kind"),
+    [
+        ("transformer", 3, "exception"),
+        ("transformer", 3, "nan"),
+        ("text_encoder", 1, "exception"),
+        ("vae.decoder", 1, "exception"),
+    ],
+)
+def test_a_generation_that_fails_leaves_the_next_bit_equal(
+    start: Any, hooked: Any, part: str, call: int, kind: str
+) -> None:
     worker, calls, is_broken = start(), [0], [False]
 
     def fail(module: Any, inputs: Any, output: Any) -> Any:
         calls[0] += 1
-        if not is_broken[0] or calls[0] < 3:
+        if not is_broken[0] or calls[0] < call:
             return output
         if kind == "exception":
             raise RuntimeError("the accelerator is gone")
         return tuple(tensor * float("nan") for tensor in output)
 
-    hooked(fail)
+    hooked(fail, part)
     (before,) = generated(worker, tasks(1))
     calls[0], is_broken[0] = 0, True
     (broken,) = batch = tasks(1)
@@ -331,6 +346,24 @@ def test_an_adaptive_method_has_no_speedup_to_set(pipe: Any) -> None:
     abilities = Engine(pipe, "teacache", {}).abilities
     with pytest.raises(InvalidOptionError, match="speedup=2 cannot be set, since teacache decides at run time"):
         abilities.check(Settings(speedup=2.0))
+
+
+@pytest.mark.parametrize(("steps", "limit"), [(50, 5.0), (12, 5.0), (3, 5.0), (1, 5.0), (50, 100.0), (None, 5.0)])
+def test_the_fastest_speedup_is_one_that_the_steps_allow(pipe: Any, steps: int | None, limit: float) -> None:
+    abilities = Engine(pipe, "spectrum", {}).abilities
+    speedup = abilities.fastest(limit, steps)
+    assert 1 <= speedup <= limit
+    abilities.check(Settings(steps=steps, speedup=speedup))
+    if speedup < limit:
+        total = steps or 50
+        with pytest.raises(InvalidOptionError):
+            abilities.check(Settings(steps=steps, speedup=total / (total / speedup - 0.9)))
+
+
+def test_an_adaptive_method_has_no_fastest_speedup(pipe: Any) -> None:
+    abilities = Engine(pipe, "teacache", {}).abilities
+    with pytest.raises(InvalidOptionError, match="decides at run time"):
+        abilities.check(Settings(speedup=abilities.fastest(5.0, 12)))
 
 
 def test_a_speedup_replaces_the_evaluated_steps_of_the_server(pipe: Any) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.schedule import at_most
 from ..core.signatures import call_parameters, size_factor
 from ..errors import InvalidOptionError, UnsupportedModelError
 from ..methods import METHODS, AnyMethod, make_method
@@ -95,6 +97,12 @@ class Abilities:
             shares=_shares(default),
         )
 
+    @property
+    def takes_speedup(self) -> bool:
+        """Whether the method has a speed-up to set."""
+        cls = METHODS[self.method_name]
+        return cls.knows_options() and "speedup" in cls.defaults()
+
     def method(self, speedup: float | None) -> AnyMethod:
         """The method for the speed-up of a request.
 
@@ -103,8 +111,7 @@ class Abilities:
         """
         if speedup is None:
             return make_method(self.method_name, **self.options)
-        cls = METHODS[self.method_name]
-        if cls.knows_options() and "speedup" in cls.defaults():
+        if self.takes_speedup:
             kept = {name: value for name, value in self.options.items() if name not in FOUND_BY_SPEEDUP}
             return make_method(self.method_name, **{**kept, "speedup": speedup})
         if speedup == UNTOUCHED:
@@ -113,6 +120,21 @@ class Abilities:
             f"speedup={speedup:g} cannot be set, since {self.method_name} decides at run time which steps it skips: "
             'leave speedup out, or pass 1 (quality "high") to evaluate every step'
         )
+
+    def fastest(self, limit: float, steps: int | None) -> float:
+        """The largest speed-up up to a limit that the method can have: of few steps, few can be skipped.
+
+        Args:
+            steps: of the request; None is the pipeline's default.
+        """
+        total = self.steps(Settings(steps=steps))
+        if total is None or not self.takes_speedup:
+            return limit
+        for speedup in (limit, *(total / count for count in range(at_most(total, limit) + 1, total + 1))):
+            with suppress(InvalidOptionError):
+                self.method(speedup).begin(total)
+                return speedup
+        return limit
 
     def steps(self, settings: Settings) -> int | None:
         """The steps of a request, the pipeline's default included; None if its call does not say."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import repeat
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -98,7 +99,8 @@ def _add_images(app: FastAPI, worker: Worker, limits: Limits, names: Sequence[st
         if events is not None:
             return StreamingResponse(_stream(worker, request, tasks, events), media_type="text/event-stream")
         images = await _wait(http, worker, tasks, limits.seconds)
-        data = [image_data(request, task, image) for task, image in zip(tasks, images, strict=True)]
+        # In a thread, since large images take seconds to encode, in which the server would answer nobody.
+        data = await asyncio.to_thread(lambda: list(map(image_data, repeat(request), tasks, images)))
         _count(worker, 200)
         return JSONResponse({**common(request, images[0]), "data": [image.model_dump() for image in data]})
 
@@ -152,19 +154,22 @@ async def _wait(http: Request, worker: Worker, tasks: Sequence[Task], seconds: f
     Raises:
         RequestError: there is no image.
     """
-    pending = asyncio.gather(*(asyncio.wrap_future(task.result) for task in tasks))
+    futures = [asyncio.wrap_future(task.result) for task in tasks]
     try:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            with suppress(asyncio.TimeoutError):
-                return await asyncio.wait_for(asyncio.shield(pending), DISCONNECT_SECONDS)
+            done, left = await asyncio.wait(futures, timeout=DISCONNECT_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises what ended it
+            if not left:
+                return [future.result() for future in futures]
             if await http.is_disconnected():
                 raise AbandonedError("the client went away")
         raise DeadlineError(f"the request took longer than {seconds:g} s: ask for fewer steps or images")
     finally:
-        pending.cancel()
-        for task in tasks:
-            task.result.cancel()
+        for future in futures:
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # else asyncio complains of those that nobody looked at
 
 
 Event = dict[str, Any]
@@ -203,9 +208,9 @@ async def _stream(
                 continue
             left -= 1
             generated = tasks[event["index"]].result.result()
-            data = image_data(request, tasks[event["index"]], generated).model_dump()
+            data = await asyncio.to_thread(image_data, request, tasks[event["index"]], generated)
             done = {"type": "image_generation.completed", "index": event["index"]}
-            yield _sse({**done, **common(request, generated), **data})
+            yield _sse({**done, **common(request, generated), **data.model_dump()})
         status = 200
     except RequestError as error:
         status = error.status
@@ -236,10 +241,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = f"{param or 'the body'}: {first['msg']}"
-        return await refused(http, RequestError(message, param=param))
+        return await refused(http, _explained(error.errors()[0], http.headers.get("content-type", "")))
 
     @app.exception_handler(HTTPException)
     async def unknown(http: Request, error: HTTPException) -> JSONResponse:
@@ -249,6 +251,22 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(http: Request, error: Exception) -> JSONResponse:
         return JSONResponse(error_body(500, "the server failed: see its log", "internal_error"), 500)
+
+
+def _explained(problem: Mapping[str, Any], kind: str) -> RequestError:
+    """The answer to a body that does not fit the schema.
+
+    Args:
+        problem: Pydantic's first error.
+        kind: the header Content-Type.
+    """
+    if problem["type"] == "json_invalid":
+        return RequestError(f"the body is not JSON: {problem['ctx']['error']} (character {problem['loc'][-1]})")
+    param = ".".join(str(part) for part in problem["loc"][1:]) or None
+    if param is None and not kind.startswith("application/json"):
+        given = f"of type {kind}" if kind else "without a type"
+        return RequestError(f"the body is {given}: send JSON, with the header Content-Type: application/json")
+    return RequestError(f"{param or 'the body'}: {problem['msg']}", param=param)
 
 
 def _document(app: FastAPI) -> None:

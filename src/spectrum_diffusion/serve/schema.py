@@ -37,8 +37,8 @@ class ImageRequest(BaseModel):
     size: str = Field("auto", pattern=SIZE, description="WIDTHxHEIGHT in pixels, or auto.")
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] = Field(
         "auto",
-        description="high and hd evaluate every step, low has the largest speedup that the server allows; the others "
-        "are the server's default.",
+        description="high and hd evaluate every step, low has the largest speedup that the server and the number of "
+        "steps allow; the others are the server's default.",
     )
     response_format: Literal["b64_json"] = Field("b64_json", description="The server stores no images to link to.")
     output_format: Literal["png", "jpeg", "webp"] = "png"
@@ -75,7 +75,7 @@ class ImageRequest(BaseModel):
             steps=self.steps,
             guidance=self.guidance,
             true_guidance=self.true_cfg_scale,
-            speedup=self._speedup(limits),
+            speedup=self._speedup(abilities, limits),
             negative=self.negative_prompt is not None,
         )
         if (steps := abilities.steps(settings)) is not None and steps > limits.steps:
@@ -101,7 +101,7 @@ class ImageRequest(BaseModel):
             )
         return width, height
 
-    def _speedup(self, limits: Limits) -> float | None:
+    def _speedup(self, abilities: Abilities, limits: Limits) -> float | None:
         if self.speedup is not None and self.quality != "auto":
             raise RequestError(
                 f"speedup={self.speedup:g} and quality={self.quality!r} both set the speed-up: pass one of them",
@@ -109,7 +109,7 @@ class ImageRequest(BaseModel):
             )
         if self.quality in ("high", "hd"):
             return UNTOUCHED
-        return limits.speedup if self.quality == "low" else self.speedup
+        return abilities.fastest(limits.speedup, self.steps) if self.quality == "low" else self.speedup
 
     def tasks(self, settings: Settings, deadline: float) -> list[Task]:
         """A task for each image, with a seed of its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from ..core.words import counted_name
 from ..errors import InvalidOptionError
+from .address import bind as bind_address
+from .address import is_loopback
 from .app import build_app
 from .engine import AnyEngine
 from .limits import Limits
@@ -20,6 +23,8 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "SPECTRUM_API_KEY"
 LAST_ANSWERS = 5.0
@@ -37,41 +42,36 @@ def bind(host: str, port: int, key: str | None) -> socket.socket:
     Raises:
         InvalidOptionError: other machines could reach the address without a key, or it cannot be used.
     """
-    if key is None and not _is_loopback(host):
+    if key is None and not is_loopback(host):
         raise InvalidOptionError(
             f"the host {host!r} can be reached from other machines, and there is no API key: set the environment "
             f"variable {KEY_VARIABLE}, or leave the host out to serve this machine only"
         )
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidOptionError(f"the server cannot use {host}:{port} ({reason}): pass another host or port") from None
-    return bound
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name, which may mean any address
-        return False
+    return bind_address(host, port)
 
 
 class _Server(uvicorn.Server):
-    """A server that tells the worker of SIGTERM and SIGINT."""
+    """A server that finishes what is queued after SIGTERM or SIGINT, and answers it with an error after another one."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, grace: float) -> None:
         super().__init__(config)
         self._worker, self._grace = worker, grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._worker.close(self._grace)
-        super().handle_exit(sig, frame)
+        if self.should_exit:  # asked again; uvicorn would drop the connections
+            self._worker.close(0)
+        else:
+            self._worker.close(self._grace)
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if count := self._worker.unfinished:
+            log.warning(
+                "%s to finish within %g s, then the server ends; a second signal, such as Ctrl-C, ends it now",
+                counted_name(count, "image"),
+                self._grace,
+            )
+        await super().shutdown(sockets)
 
 
 def serve(
@@ -87,7 +87,7 @@ def serve(
     Args:
         engines: what generates, each with a pipeline of its own.
         names: of the model, as clients may write them.
-        bound: what :func:`bind` gave.
+        bound: listens where :func:`bind` bound it.
         grace: seconds.
     """
     worker = Worker(engines, limits)

@@ -108,6 +108,11 @@ class Worker:
         """Images in the queue."""
         return len(self._waiting)
 
+    @property
+    def unfinished(self) -> int:
+        """Images in the queue, and those that are being generated."""
+        return len(self._waiting) + sum(map(len, self._running.copy().values()))
+
     def submit(self, tasks: Sequence[Task]) -> None:
         """Queue the images of a request, all or none.
 
@@ -132,13 +137,12 @@ class Worker:
     def close(self, grace: float) -> None:
         """Take no more requests, and end those that are not done after ``grace`` seconds. Returns at once.
 
-        It takes no lock, so that a signal handler may call it.
+        A second call may shorten the time. It takes no lock, so that a signal handler may call it.
         """
-        if not self.is_closing:
-            self.is_closing = True
-            timer = threading.Timer(grace, self._end)
-            timer.daemon = True
-            timer.start()
+        self.is_closing = True
+        timer = threading.Timer(grace, self._end)
+        timer.daemon = True
+        timer.start()
 
     def join(self) -> None:
         """End what is left, and wait for the threads."""

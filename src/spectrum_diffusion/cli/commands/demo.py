@@ -29,6 +29,9 @@ def demo(
     check_packages()
     from ...demo.page import launch
     from ...demo.studio import Studio, image_models
+    from ...serve.address import bind, is_loopback, web_address
+
+    bind(host, port).close()  # a port in use is told before the model is loaded
 
     def load(name: str) -> object:
         request = SamplingRequest(prompts=(name,), model=name, device=device, dtype=dtype, offload=offload)
@@ -36,5 +39,6 @@ def demo(
 
     studio = Studio(load, list(dict.fromkeys([model, *image_models()])))
     studio.pipe(model)  # refuses a wrong model before the page opens
-    typer.echo(f"the page is at http://{host}:{port}", err=True)
+    reach = "" if is_loopback(host) else ", and all who reach this machine may generate"
+    typer.echo(f"the page is at {web_address(host, port)}{reach}", err=True)
     launch(studio, host, port, inbrowser=browser)

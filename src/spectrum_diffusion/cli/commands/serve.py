@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ...serve.engine import Engine
 
 USUAL = Limits()
+LONGEST_GRACE = 24 * 3600.0
 
 
 @app.command()
@@ -55,18 +56,20 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="Name of the model for clients. (default: --model)")] = None,
-    max_images: Annotated[int, typer.Option(help="Images of a request.")] = USUAL.images,
-    max_steps: Annotated[int, typer.Option(help="Steps of a request.")] = USUAL.steps,
-    max_side: Annotated[int, typer.Option(help="Pixels of each side of an image.")] = USUAL.side,
-    max_prompt: Annotated[int, typer.Option(help="Characters of a prompt.")] = USUAL.prompt,
-    max_speedup: Annotated[float, typer.Option(help="Speedup that a request may ask for.")] = USUAL.speedup,
-    max_queue: Annotated[int, typer.Option(help="Images that wait; more get the answer 429.")] = USUAL.queue,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = USUAL.images,
+    max_steps: Annotated[int, typer.Option(min=1, help="Steps of a request.")] = USUAL.steps,
+    max_side: Annotated[int, typer.Option(min=1, help="Pixels of each side of an image.")] = USUAL.side,
+    max_prompt: Annotated[int, typer.Option(min=1, help="Characters of a prompt.")] = USUAL.prompt,
+    max_speedup: Annotated[float, typer.Option(min=1, help="Speedup that a request may ask for.")] = USUAL.speedup,
+    max_queue: Annotated[int, typer.Option(min=1, help="Images that wait; more get the answer 429.")] = USUAL.queue,
     max_batch: Annotated[
-        int, typer.Option(help="Images in one call of the pipeline; 1 for results that are equal bit for bit.")
+        int, typer.Option(min=1, help="Images in one call of the pipeline; 1 for results that are equal bit for bit.")
     ] = USUAL.batch,
-    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = USUAL.body,
-    timeout: Annotated[float, typer.Option(help="Seconds from a request to its answer.")] = USUAL.seconds,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds to finish what is queued, on SIGTERM.")] = 60.0,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = USUAL.body,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds from a request to its answer.")] = USUAL.seconds,
+    grace: Annotated[
+        float, typer.Option(min=0, max=LONGEST_GRACE, help="Seconds to finish what is queued, on SIGTERM or Ctrl-C.")
+    ] = 60.0,
     ray: Ray = None,
     actors: Actors = None,
     actor_gpus: ActorGpus = None,
@@ -78,6 +81,7 @@ def serve(
 ) -> None:
     """Serve a model to clients of OpenAI's images API, until SIGTERM or Ctrl-C."""
     check_packages()
+    from ...serve.address import listen, web_address
     from ...serve.server import api_key, bind, serve
 
     limits = Limits(
@@ -101,8 +105,9 @@ def serve(
     load = functools.partial(_engine, request, spec, _plan(plan))
     cluster = cluster_of(ray, actors, actor_gpus, actor_cpus)
     with bind(host, port, key) as bound, _engines(load, cluster) as engines:
-        names = [name or Path(model).name if Path(model).is_dir() else name or model]
-        shown = f"{names[0]} is served at http://{host}:{port}/v1, {'with' if key else 'without'} a key"
+        names = [name or (Path(model).resolve().name if Path(model).is_dir() else model)]
+        shown = f"{names[0]} is served at {web_address(host, port)}/v1, {'with' if key else 'without'} a key"
+        listen(bound)
         typer.echo(shown if cluster is None else f"{shown}, by {counted_name(len(engines), 'replica')}", err=True)
         serve(engines, limits, names, key, bound, grace)
 

@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from spectrum_diffusion import load_default_pipeline
 from spectrum_diffusion.bench.batch import Generator, Job, Outcome, Plan, Report
-from spectrum_diffusion.bench.batch.plan import MANIFEST, STALE, files_digest
+from spectrum_diffusion.bench.batch.plan import BLOCK, BLOCKS, MANIFEST, STALE, contents_digest
 from spectrum_diffusion.bench.evaluate.request import Row
-from spectrum_diffusion.cli import app, pipelines
+from spectrum_diffusion.cli import app, batch, pipelines
+from spectrum_diffusion.cli.request import MethodSpec, SamplingRequest
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +107,62 @@ def test_other_settings_are_other_files(generate: Any, tmp_path: Path, change: t
     assert len(files(out)) == 2
 
 
+def test_files_of_other_prompts_stay_and_are_told(generate: Any, tmp_path: Path, capfd: Any) -> None:
+    out = tmp_path / "out"
+    generate(prompt_file(tmp_path, 2), out)
+    (tmp_path / "other.txt").write_text("panda\nred apple 1\n", encoding="utf-8")
+    line = ["generate", "--prompts", str(tmp_path / "other.txt"), "-o", str(out), *QUICK]
+    result = CliRunner().invoke(app, line)
+    assert "1 generated, 1 existed, 0 missing of 2" in result.stdout
+    assert f"{out} also has 1 file of other prompts or settings" in result.stderr
+    assert len(files(out)) == 3
+    assert len((out / MANIFEST).read_text(encoding="utf-8").splitlines()) == 2
+
+
 def test_other_files_of_a_model_are_another_model(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
     (tmp_path / "weights.bin").write_bytes(b"12")
-    before = files_digest(tmp_path)
-    assert files_digest(tmp_path) == before
-    (tmp_path / "weights.bin").write_bytes(b"123")
-    assert files_digest(tmp_path) != before
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights.bin").write_bytes(b"12")
+    before = contents_digest(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "note.json").write_text("downloaded today", encoding="utf-8")
+    assert contents_digest(tmp_path) == before
+    (tmp_path / "weights.bin").write_bytes(b"13")  # trained further, so of the same size
+    assert contents_digest(tmp_path) != before
+    (tmp_path / "weights.bin").write_bytes(b"12")
+    (tmp_path / "unet" / "weights.bin").write_bytes(b"123")
+    assert contents_digest(tmp_path) != before
+
+
+def test_large_weights_are_sampled_from_end_to_end(tmp_path: Path) -> None:
+    weights = bytearray(2 * BLOCK * BLOCKS)
+    (tmp_path / "weights.bin").write_bytes(weights)
+    before = contents_digest(tmp_path / "weights.bin")
+    for place in (0, len(weights) - 1):
+        changed = weights.copy()
+        changed[place] = 1
+        (tmp_path / "weights.bin").write_bytes(changed)
+        assert contents_digest(tmp_path / "weights.bin") != before
+    changed = bytearray(byte ^ 1 if place % 16 == 0 else byte for place, byte in enumerate(weights))
+    (tmp_path / "weights.bin").write_bytes(changed)
+    assert contents_digest(tmp_path / "weights.bin") != before
+
+
+def test_another_lora_under_the_same_name_is_another_job(tmp_path: Path) -> None:
+    lora = tmp_path / "style.safetensors"
+
+    def settings(text: str) -> Any:
+        return batch._settings(SamplingRequest(prompts=("x",), lora=(text,)), MethodSpec("spectrum"), None)
+
+    lora.write_bytes(b"first")
+    first = settings(f"{lora}:0.5")
+    assert settings(f"{lora}:0.5") == first
+    assert settings(f"{lora}:0.6") != first
+    lora.rename(tmp_path / "moved.safetensors")
+    assert settings(f"{tmp_path / 'moved.safetensors'}:0.5") == first
+    lora.write_bytes(b"other")
+    assert settings(f"{lora}:0.5") != first
 
 
 def test_unfinished_files_of_dead_processes_are_removed_and_those_of_others_stay(pipe: Any, tmp_path: Path) -> None:
@@ -258,8 +308,22 @@ def test_processes_of_a_launcher_split_the_job(launcher: str, tmp_path: Path) ->
     assert len((out / MANIFEST).read_text(encoding="utf-8").splitlines()) == 7
 
 
+@pytest.mark.parametrize(
+    "share", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}]
+)
+def test_variables_of_a_launcher_that_are_no_share_are_refused(
+    generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: dict[str, str]
+) -> None:
+    for name, value in share.items():
+        monkeypatch.setenv(name, value)
+    message = generate(prompt_file(tmp_path, 2), tmp_path / "out", code=2)
+    assert "which is no share of a job: set RANK" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_launcher_and_ray_do_not_mix(generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     message = generate(prompt_file(tmp_path, 1), tmp_path / "out", "--ray", "local", code=2)
     assert "--ray local starts processes of its own, but this is process 0 of 2" in message
 

@@ -94,6 +94,12 @@ FILES = {
         [Prompt("A dog."), Prompt("A cat.")],
     ),
     "a.jsonl": ('{"text": "dog"}\n\n{"caption": "cat"}\n', [Prompt("dog"), Prompt("cat")]),
+    # Line separators of other kinds, as in texts from the web, are part of a prompt.
+    "separators.txt": (
+        "a\u2028dog\r\na\x85cat\rone\x0bfox\n",
+        [Prompt("a\u2028dog"), Prompt("a\x85cat"), Prompt("one\x0bfox")],
+    ),
+    "separators.jsonl": ('{"text": "a\u2028dog"}\r\n{"text": "cat"}', [Prompt("a\u2028dog"), Prompt("cat")]),
 }
 
 
@@ -121,6 +127,7 @@ def test_columns_of_settings_are_not_ignored_in_silence(name: str, text: str, tm
         ("a.txt", b"\n \n", "holds no prompt"),
         ("a.txt", b"\xff\xfe\x00", "can't be read as .txt"),
         ("a.json", b"{", "can't be read as .json"),
+        ("a.jsonl", b'{"prompt": "dog"}\n\n{"prompt": }\n', "line 3: Expecting value"),
         ("a.json", b'[{"title": "dog"}]', "entry without a text named prompt or .*title"),
         ("a.json", b"[3]", "entry without a text"),
         ("a.json", b'[{"prompt": 3}]', "entry without a text"),

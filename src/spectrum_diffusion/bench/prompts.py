@@ -83,7 +83,7 @@ def read_file(path: Path) -> list[Prompt]:
         return _not_empty(_from_records(_parquet(path), str(path)), str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
-        prompts = _from_records(_PARSERS.get(path.suffix.lower(), str.splitlines)(text), str(path))
+        prompts = _from_records(_PARSERS.get(path.suffix.lower(), _lines)(text), str(path))
     except InvalidOptionError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -118,7 +118,7 @@ def _parquet(path: Path) -> list[Any]:
 
 def _read_stdin() -> list[Prompt]:
     try:
-        return _not_empty(_from_records(sys.stdin.read().removeprefix("\ufeff").splitlines(), "stdin"), "stdin")
+        return _not_empty(_from_records(_lines(sys.stdin.read().removeprefix("\ufeff")), "stdin"), "stdin")
     except UnicodeDecodeError as error:
         raise InvalidOptionError(f"stdin can't be read as text ({error}): pipe UTF-8, one prompt a line") from error
 
@@ -161,6 +161,21 @@ def _prompt(record: Any, name: str) -> Prompt:
     return Prompt(text.strip(), ",".join(map(str, category)) if isinstance(category, list | tuple) else str(category))
 
 
+def _lines(text: str) -> list[str]:
+    """The lines of a text whose newlines Python has read: ``splitlines`` would cut a prompt at a line separator too."""
+    return text.split("\n")
+
+
+def _json_lines(text: str) -> list[Any]:
+    records = []
+    for number, line in enumerate(_lines(text), 1):
+        try:
+            records += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
+    return records
+
+
 def _json(text: str) -> list[Any]:
     value = parse_json(text)
     if isinstance(value, dict) and isinstance(value.get("annotations"), list):
@@ -184,7 +199,7 @@ def _table(delimiter: str) -> Callable[[str], list[Any]]:
 
 _PARSERS: dict[str, Callable[[str], list[Any]]] = {
     ".json": _json,
-    ".jsonl": lambda text: [parse_json(line) for line in text.splitlines() if line.strip()],
+    ".jsonl": _json_lines,
     ".csv": _table(","),
     ".tsv": _table("\t"),
 }

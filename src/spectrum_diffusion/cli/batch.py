@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..cluster import Cluster, joined
+from ..core.words import counted_name
 from ..plan import versions
 from . import outputs, pipelines
 from .evaluation import progress_meter
 from .guard import FailureError, MistakeError, interruptible
+from .lora import parse_lora
 from .printing import echo_json
 from .request import DEFAULT_MODEL, MethodSpec, SamplingRequest
 
@@ -64,6 +66,8 @@ def run(request: SamplingRequest, spec: MethodSpec, folder: Path, batch: Batch, 
     if rank == 0:
         whole = plan if world == 1 else Plan.of(job, request.prompts, request.seeds)
         whole.write_manifest()
+        if others := whole.others:
+            typer.echo(f"{folder} also has {counted_name(others, 'file')} of other prompts or settings", err=True)
     missing = plan.missing
     report = Report(len(plan.items), len(plan.items) - len(missing), batch.price)
     if missing:
@@ -89,9 +93,21 @@ def _share(batch: Batch) -> tuple[int, int]:
     """Rank and number of the processes that torchrun or ``accelerate launch`` started.
 
     Raises:
-        MistakeError: they are for Ray too.
+        MistakeError: they contradict each other, or are for Ray too.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)}
+    if not given:
+        return 0, 1
+    shown = " and ".join(f"{name}={value}" for name, value in given.items())
+    try:
+        rank, world = int(given["RANK"]), int(given["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        rank, world = -1, 0
+    if not 0 <= rank < world:
+        raise MistakeError(
+            f"the environment has {shown}, which is no share of a job: set RANK to the number of this process, from 0, "
+            "and WORLD_SIZE to that of all processes, or unset both"
+        )
     if world > 1 and batch.cluster is not None:
         raise MistakeError(
             f"--ray {batch.cluster.address} starts processes of its own, but this is process {rank} of {world} of a "
@@ -136,20 +152,26 @@ def _save(path: Path, frames: Any, facts: dict[str, Any], *, fps: int) -> None:
 
 def _settings(request: SamplingRequest, spec: MethodSpec, fps: int | None) -> dict[str, Any]:
     """What determines a file beside its prompt and seed. Versions of packages do not: a job may outlast an update."""
-    from ..bench.batch.plan import files_digest
+    from ..bench.batch.plan import contents_digest
     from ..loading import ASSETS, named_models
 
     shipped = ASSETS / DEFAULT_MODEL if request.model == DEFAULT_MODEL else None
     source = shipped or (Path(request.model) if Path(request.model).is_dir() else named_models().get(request.model))
     return {
-        "model": files_digest(source) if source is not None else request.model,
+        "model": contents_digest(source) if source is not None else request.model,
         "dtype": request.dtype,
-        "lora": list(request.lora),
+        "lora": [_lora_settings(*parse_lora(text)) for text in request.lora],
         "method": spec.name,
         "options": spec.all_options(),
         "call": request.call_options(),
         "fps": fps,
     }
+
+
+def _lora_settings(source: str, scale: float) -> dict[str, Any]:
+    from ..bench.batch.plan import contents_digest
+
+    return {"weights": contents_digest(Path(source)) if Path(source).exists() else source, "scale": scale}
 
 
 def provenance(request: SamplingRequest, spec: MethodSpec, item: Item, result: Sample) -> dict[str, Any]:

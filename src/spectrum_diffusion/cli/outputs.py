@@ -49,7 +49,7 @@ def check_suffix(path: Path) -> None:
     if suffix not in known:
         raise MistakeError(
             f"--output {path} has no known extension: end it with one of {', '.join(known)}, or with none for a "
-            "folder, which needs --prompts"
+            "folder, which needs --prompts; create a folder with a dot in its name first"
         )
     if suffix == ".mp4" and not mp4.can_write():
         raise MistakeError(

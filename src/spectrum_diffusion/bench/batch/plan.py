@@ -19,6 +19,8 @@ from ..evaluate.request import Row
 MANIFEST = "manifest.jsonl"
 KEY, SHARD, WORDS = 16, 2, 40
 """Characters of the key in a name, of the key in a folder, and of the prompt in a name."""
+BLOCKS, BLOCK = 256, 4096
+"""Blocks of a file of weights that a digest covers, and bytes of each."""
 STALE = 3600.0
 """Seconds after which an unfinished file belongs to a process that is gone."""
 
@@ -89,6 +91,11 @@ class Plan:
         """The items that have no file yet."""
         return [item for item in self.items if item.file not in self.done]
 
+    @property
+    def others(self) -> int:
+        """The number of files that the folder has beside those of the plan."""
+        return len(self.done - {item.file for item in self.items})
+
     def write_manifest(self) -> None:
         """Write which file is of which prompt and seed, a line each. It says the same whenever it is written."""
         with written(self.job.folder / MANIFEST) as temporary:
@@ -97,10 +104,30 @@ class Plan:
                     file.write(json.dumps(vars(item), ensure_ascii=False) + "\n")
 
 
-def files_digest(folder: Path) -> str:
-    """A digest of the names and sizes of a folder's files: another model in the same folder is another job."""
-    files = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*.*"))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:KEY]
+def contents_digest(source: Path) -> str:
+    """A digest of a file, or of a folder's files: other weights in the same place are another job.
+
+    Of large files it covers the size and blocks that are spread evenly: a million prompts are planned in less time than
+    34 GB are read. Hidden files do not count, since downloads keep notes in them.
+    """
+    digest = hashlib.sha256()
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    for path in files:
+        name = path.relative_to(source).as_posix()
+        if not name.startswith(".") or path == source:
+            digest.update(json.dumps([name, path.stat().st_size]).encode())
+            digest.update(_sampled(path))
+    return digest.hexdigest()[:KEY]
+
+
+def _sampled(path: Path) -> bytes:
+    """A digest of blocks of a file; they cover a small one."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for block in range(BLOCKS):
+            file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+    return digest.digest()
 
 
 def _file(settings: str, prompt: str, seed: int, suffix: str) -> str:

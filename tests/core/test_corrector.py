@@ -22,6 +22,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "dpm++2m": d.DPMSolverMultistepScheduler.from_config,
     "unipc": d.UniPCMultistepScheduler.from_config,
     "pndm": lambda config: d.PNDMScheduler.from_config(config, skip_prk_steps=True),
+    "pndm, runge-kutta": lambda config: d.PNDMScheduler.from_config(config, skip_prk_steps=False),
     "deis": d.DEISMultistepScheduler.from_config,
 }
 

@@ -106,6 +106,55 @@ def test_latents_that_change_between_steps_are_not_corrected_over(
     assert "path not corrected" in str(summary)
 
 
+MULTISTEP = (d.DPMSolverMultistepScheduler, d.DPMSolverSinglestepScheduler, d.UniPCMultistepScheduler)
+"""Their memory is made of samples, and not of outputs alone."""
+
+
+def halved(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] * 0.5} if step == 2 else {}
+
+
+def halved_in_place(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    if step == 2:
+        tensors["latents"].mul_(0.5)
+    return {}
+
+
+def first_halved(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": torch.cat([tensors["latents"][:1] * 0.5, tensors["latents"][1:]])} if step == 2 else {}
+
+
+@pytest.mark.parametrize("scheduler", MULTISTEP)
+@pytest.mark.parametrize(("mode", "change"), [(torch.no_grad, halved), (torch.inference_mode, halved_in_place)])
+def test_what_a_scheduler_remembers_of_changed_latents_is_kept(scheduler: Any, mode: Any, change: Any) -> None:
+    entry = PIPELINES["sd15"]
+    pipe = entry.build()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    options = {"site": "sampler", "evaluated": [0, 1, *range(4, STEPS)]}
+    call = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents"]}
+    with mode():
+        changed, summary = sampled(entry, pipe, **options, call=call)
+        uncorrected, _ = sampled(entry, pipe, **options, gain=0.0, call=call)
+    assert torch.equal(changed, uncorrected)
+    assert summary.notes == {CHANGED: 1}
+
+
+@pytest.mark.parametrize("scheduler", MULTISTEP)
+def test_latents_that_change_in_one_sample_of_a_batch(scheduler: Any) -> None:
+    entry = PIPELINES["sd15"]
+    pipe = entry.build()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    options = {"site": "sampler", "evaluated": [0, 1, *range(4, STEPS)]}
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    embeds = {key: torch.cat([value] * 2) for key, value in entry.family.inputs.items() if key.endswith("embeds")}
+    change = {"callback_on_step_end": first_halved, "callback_on_step_end_tensor_inputs": ["latents"]}
+    both, _ = sampled(entry, pipe, **options, call={"latents": latents, **embeds, **change})
+    first, _ = sampled(entry, pipe, **options, call={"latents": latents[:1], **change})
+    second, _ = sampled(entry, pipe, **options, call={"latents": latents[1:]})
+    alone = torch.cat([first, second])
+    assert (both - alone).abs().max() < 1e-5 * alone.abs().max()
+
+
 def copied(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     frames = torch.cat([tensors["latents"][:, :, :1], tensors["latents"]], dim=2)
     return {"latents": frames[:, :, 1:]}

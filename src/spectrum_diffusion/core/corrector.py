@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .history import memory_of
-from .path import Path, over_batch
+from .path import Path
 from .replay import Replay, StepCall
 from .summary import Trace
 
@@ -68,15 +68,15 @@ class Corrector:
             self._replay.clear()
 
     def _corrected(self, replay: Replay, last: int, call: StepCall) -> torch.Tensor:
+        def corrected(since: int, used: torch.Tensor) -> torch.Tensor:
+            return self.path.corrected(last + since, used)
+
         followed = replay.reaches(call)
-        if followed is True:
-            return replay.again(lambda since, used: self.path.corrected(last + since, used))
-        if followed is False or not followed.all():  # read once for the gap
-            self._trace.note(CHANGED)
-        if followed is False:
+        samples = followed.tolist() if isinstance(followed, torch.Tensor) else [followed]  # read once for the gap
+        if all(samples):
+            return replay.again(corrected)
+        self._trace.note(CHANGED)
+        if not any(samples):
             return call.sample
         # Each sample by itself: it must not matter whether another one of the batch was changed.
-        sample = replay.again(
-            lambda since, used: torch.where(over_batch(followed, used), self.path.corrected(last + since, used), used)
-        )
-        return torch.where(over_batch(followed, sample), sample, call.sample)
+        return replay.again_for(torch.as_tensor(followed), call.sample, corrected)

@@ -108,6 +108,11 @@ def keep_finite(tensor: torch.Tensor, before: torch.Tensor | None) -> torch.Tens
     return finite
 
 
+def over_batch(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values for each sample, (B,), shaped to multiply a tensor (B, …)."""
+    return values.view(-1, *[1] * (like.dim() - 1)) if like.dim() else values[0]
+
+
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """A single tensor unchanged; several tensors as one vector, (N,)."""
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .forecast import interpolation_weights
-from .history import Feature, History, weighted_sum
+from .history import Feature, History, over_batch, weighted_sum
 from .replay import StepCall
 
 ROUNDS = 4
@@ -156,11 +156,6 @@ def reach(rate: torch.Tensor, horizon: int) -> torch.Tensor:
 def _share(rate: torch.Tensor) -> torch.Tensor:
     """``(1 − e^(−x))/x``, which is 1 at 0."""
     return torch.where(rate > 1e-4, -torch.expm1(-rate) / rate.clamp_min(1e-4), 1 - rate / 2)
-
-
-def over_batch(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Values for each sample, (B,), shaped to multiply a tensor (B, …)."""
-    return values.view(-1, *[1] * (like.dim() - 1)) if like.dim() else values[0]
 
 
 def _by_sample(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .calls import version_of
-from .history import memory_of
+from .history import memory_of, over_batch
+
+UNCOUNTED = -1
+"""In place of the version of an inference tensor, which does not count how often it was written into."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Replay:
         self._state: dict[str, Any] = {}
         self._start: torch.Tensor | None = None
         self._taken: list[tuple[StepCall, torch.Tensor]] = []  # each with the output that it was given
-        self._handed: tuple[torch.Tensor, int] | None = None
+        self._handed: tuple[torch.Tensor, int] | None = None  # with its version, or a copy of it without one
         # Whether each step of the gap was given the sample that the step before handed out: for all samples of the
         # batch, or, on the device, for each of them, (B,).
         self._followed: list[bool | torch.Tensor] = []
@@ -98,7 +100,8 @@ class Replay:
         See :func:`memory_of`.
         """
         start = () if self._start is None else (self._start,)
-        kept = memory_of((*(output for _, output in self._taken), *start, *_tensors_in(self._state)))
+        copied = self._handed[:1] if self._handed is not None and self._handed[1] == UNCOUNTED else ()
+        kept = memory_of((*(output for _, output in self._taken), *start, *copied, *_tensors_in(self._state)))
         current = memory_of(_tensors_in(vars(self._scheduler)))
         return {storage: nbytes for storage, nbytes in kept.items() if storage not in current}
 
@@ -123,7 +126,7 @@ class Replay:
         result = call.proceed_with(output, sample)
         self._taken.append((call.emptied(), output if kept is None else kept))
         handed = sample_of(result)
-        self._handed = handed, version_of(handed)
+        self._handed = (handed.clone(), UNCOUNTED) if handed.is_inference() else (handed, handed._version)
         return result
 
     def reaches(self, call: StepCall) -> bool | torch.Tensor:
@@ -156,11 +159,27 @@ class Replay:
             sample = sample_of(call.proceed_with(corrected(since, output) if since else output, sample))
         return sample
 
+    def again_for(
+        self, chosen: torch.Tensor, sample: torch.Tensor, corrected: Callable[[int, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Take the steps of the gap again for some samples of the batch. The others stay, in the scheduler too.
+
+        Args:
+            chosen: which samples, (B,).
+            sample: the sample after the gap, (B, …).
+            corrected: as in :meth:`again`.
+        """
+        state = vars(self._scheduler)
+        before = _copied(state)
+        again = self.again(corrected)
+        state.update({name: _chosen(chosen, value, before[name]) for name, value in state.items()})
+        return torch.where(over_batch(chosen, sample), again, sample)
+
     def _follows(self, call: StepCall) -> bool | torch.Tensor:
         if self._handed is None:
             return False
         handed, version = self._handed
-        if version_of(handed) != version:
+        if version != UNCOUNTED and handed._version != version:
             return False
         return handed is call.sample or _is_copy(call.sample, handed)
 
@@ -185,8 +204,23 @@ def unchanged(scheduler: Any) -> Iterator[None]:
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy that lasts: schedulers write into their lists in place, but replace their tensors."""
-    return {name: value.copy() if type(value) in (list, dict) else value for name, value in state.items()}
+    """A copy that lasts: schedulers write into their lists, and into sums of outputs (PNDM), in place."""
+    return {name: _copy_of(value) for name, value in state.items()}
+
+
+def _copy_of(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.dim() > 1 else value  # no copies of noise levels
+    return value.copy() if type(value) in (list, dict) else value
+
+
+def _chosen(chosen: torch.Tensor, value: Any, other: Any) -> Any:
+    """A part of a scheduler's state with each sample from one of two: ``value`` for those chosen, (B,)."""
+    if type(value) is list:
+        return [_chosen(chosen, *pair) for pair in zip(value, other, strict=True)]
+    if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == len(chosen):
+        return torch.where(over_batch(chosen, value), value, other)
+    return value
 
 
 def _tensors_in(state: dict[str, Any]) -> Iterator[torch.Tensor]:

@@ -19,17 +19,20 @@ NEWEST = {"Python": "3.13", "PyTorch": "2.14.1", "diffusers": "0.42.1", "transfo
 TRIED = ("last_block", "module", "residual", "first_block", "tokens", "deep")
 """The sites that need something of a model; output, output_residual and sampler need nothing."""
 RESULTS = {
+    "AceStepPipeline": "works; refused at the sampler, as its guidance has momentum",
     "AnimateDiffPipeline": "works, with FreeNoise too; FreeInit is a loop for each iteration",
     "CosmosTextToWorldPipeline": "works, but its path is not corrected; refused at the sampler",
     "HunyuanVideoFramepackPipeline": "works; a loop for each section",
     "KandinskyV22CombinedPipeline": "works; prior and decoder are stages",
     "LTX2ImageToVideoPipeline": "works; video and audio are one denoiser",
     "LTX2Pipeline": "works; video and audio are one denoiser",
-    "LTXConditionPipeline": "works, with a warning: it adds noise to the frames that are given",
+    "LTXConditionPipeline": "works; a warning says that it adds noise to the frames that are given",
     "LTXLatentUpsamplePipeline": "runs between two enabled pipelines",
     "SkyReelsV2DiffusionForcingPipeline": "works; with `ar_step` nothing is skipped, with a warning",
+    "ScoreSdeVePipeline": "untouched, with a warning: its steps are unknown; refused at the sampler",
     "StableCascadeCombinedPipeline": "works; prior and decoder are stages",
     "StableDiffusionPanoramaPipeline": "works, although it restores its scheduler for each view",
+    "StableDiffusionPix2PixZeroPipeline": "refused: it keeps attention maps and guides by gradients",
     "StableUnCLIPPipeline": "works; prior and decoder are stages",
     "UnCLIPPipeline": "works; three stages",
     "WuerstchenCombinedPipeline": "works; prior and decoder are stages",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
+from unittest.mock import MagicMock
 
 import diffusers as d
 import pytest
@@ -16,10 +18,11 @@ from pipelines import PIPELINES, schedulers
 from pipelines.families import COGVIDEOX, FLUX, FLUX_NEGATIVE, QWEN_IMAGE, SD3, SDXL, image, mask, noise
 from test_stages import beside, text_encoder, video_with_audio
 from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3Model
 from zoo import ZOO
 
 import spectrum_diffusion
-from spectrum_diffusion import UnsupportedModelError
+from spectrum_diffusion import SpectrumWarning, UnsupportedModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -148,6 +151,11 @@ def animated() -> dict[str, Any]:
     return {**parts, "unet": unet, "tokenizer": clip_tokenizer(), "vae": image_vae(), "scheduler": schedulers.ddim()}
 
 
+def animated_with_controlnet() -> dict[str, Any]:
+    parts = animated()
+    return {**parts, "controlnet": d.ControlNetModel.from_unet(parts["unet"])}
+
+
 def hunyuan15() -> dict[str, Any]:
     vae = d.AutoencoderKLHunyuanVideo15(
         latent_channels=4,
@@ -188,6 +196,38 @@ def stable_audio() -> dict[str, Any]:
     scheduler = d.EDMDPMSolverMultistepScheduler(prediction_type="v_prediction", sigma_data=1.0)
     denoiser = zoo("StableAudioDiTModel")
     return {"transformer": denoiser, "vae": vae, "projection_model": projection, "scheduler": scheduler}
+
+
+def ace_step() -> dict[str, Any]:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+    layers = {"num_lyric_encoder_hidden_layers": 1, "num_timbre_encoder_hidden_layers": 1}
+    conditions = beside(d.AceStepPipeline).AceStepConditionEncoder(
+        **sizes, **layers, text_hidden_dim=32, timbre_hidden_dim=8
+    )
+    return {
+        "transformer": zoo("AceStepTransformer1DModel"),
+        "vae": changed(stable_audio()["vae"], decoder_input_channels=8),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": Qwen3Model(Qwen3Config(**sizes, num_hidden_layers=1, vocab_size=600)),
+        "condition_encoder": conditions,
+        "scheduler": d.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1),
+    }
+
+
+def omnigen() -> dict[str, Any]:
+    module = beside(d.OmniGenPipeline)
+    if not hasattr(module, "OmniGenMultiModalProcessor"):  # it needs torchvision, but only for given images
+        processors = import_module("diffusers.pipelines.omnigen.processor_omnigen")
+        processors.transforms = MagicMock()
+        module.OmniGenMultiModalProcessor = processors.OmniGenMultiModalProcessor
+    encoder, decoder = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    return {
+        "transformer": zoo("OmniGenTransformer2DModel", vocab_size=600),
+        "vae": changed(image_vae(), block_out_channels=(4,) * 4, down_block_types=encoder, up_block_types=decoder),
+        "tokenizer": clip_tokenizer(),
+        "scheduler": d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
+    }
 
 
 def sana_vae() -> Any:
@@ -264,6 +304,8 @@ HIDREAM = {
     **size(8),
 }
 
+ACE_STEP = {"prompt": "piano", "lyrics": "la", "audio_duration": 2.0, "guidance_scale": 3.0}
+
 CASES: dict[str, Case] = {
     "animatediff-freeinit": Case(
         "AnimateDiffPipeline", animated, ANIMATED, lambda pipe: pipe.enable_free_init(num_iters=2), loops=2
@@ -273,6 +315,11 @@ CASES: dict[str, Case] = {
         animated,
         ANIMATED,
         lambda pipe: pipe.enable_free_noise(context_length=2, context_stride=1),
+    ),
+    "animatediff-controlnet": Case(
+        "AnimateDiffControlNetPipeline",
+        animated_with_controlnet,
+        {**ANIMATED, "conditioning_frames": [Image.radial_gradient("L").convert("RGB")] * 4},
     ),
     "ltx": Case("LTXPipeline", around("LTXVideoTransformer3DModel", ltx_vae), LTX),
     "ltx-i2v": Case(
@@ -337,6 +384,8 @@ CASES: dict[str, Case] = {
     ),
     "cosmos": Case("CosmosTextToWorldPipeline", cosmos, {**text(), **size(32, 9)}, refused="several steps"),
     "stable-audio": Case("StableAudioPipeline", stable_audio, {**text(), "audio_end_in_s": 2.0, "guidance_scale": 6.0}),
+    "ace-step": Case("AceStepPipeline", ace_step, ACE_STEP, refused="momentum"),
+    "omnigen": Case("OmniGenPipeline", omnigen, {"prompt": "horse", **size(16), "guidance_scale": 3.0}),
     "kontext": Case("FluxKontextPipeline", lambda: {**FLUX.parts(), "scheduler": schedulers.flux_euler()}, KONTEXT),
     "kontext-inpaint": Case(
         "FluxKontextInpaintPipeline",
@@ -353,6 +402,11 @@ CASES: dict[str, Case] = {
     ),
     "sd3-pag": Case(
         "StableDiffusion3PAGPipeline", lambda: {**SD3.parts(), "scheduler": schedulers.flow_euler()}, SD3.inputs
+    ),
+    "bria": Case(  # it compares the class of its scheduler
+        "BriaPipeline",
+        around("BriaTransformer2DModel", image_vae, in_channels=16),
+        {**text(32), **size(16), "guidance_scale": 5.0},
     ),
     "deepfloyd-if": Case("IFPipeline", deepfloyd, text(16)),
     "sana": Case(
@@ -427,6 +481,18 @@ def test_a_path_is_corrected_where_only_a_part_of_the_latents_is_sampled(name: s
     with enabled(pipe, "spectrum", "output") as handle:
         CASES[name].sample(pipe)
         assert handle.summary().notes == {}
+
+
+@pytest.mark.filterwarnings("error::spectrum_diffusion.SpectrumWarning")
+@pytest.mark.parametrize(("method", "site"), SITES.values())
+def test_noise_on_given_frames_is_not_taken_for_that_of_a_sampler(method: str, site: str) -> None:
+    case = CASES["ltx-condition"]
+    without = replace(case, call={**case.call, "image_cond_noise_scale": 0})
+    pipe = case.build()
+    with enabled(pipe, method, site):
+        without.sample(pipe)
+        with pytest.warns(SpectrumWarning, match="LTXConditionPipeline draws random numbers between the steps of its"):
+            case.sample(pipe)
 
 
 @pytest.mark.parametrize(("method", "site"), SITES.values())

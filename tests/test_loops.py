@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import spectrum_diffusion
-from spectrum_diffusion import InvalidOptionError, SpectrumWarning
+from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
 from spectrum_diffusion.scheduler_clock import SchedulerClock
 
 quiet = pytest.mark.filterwarnings("ignore::spectrum_diffusion.SpectrumWarning")
@@ -395,3 +395,31 @@ def test_a_call_between_two_loops_over_the_same_timesteps_runs_untouched(
         assert torch.equal(cached, pipe._predict(first, torch.tensor(cache_at)))
         assert torch.equal(cached_again, pipe._predict(second, torch.tensor(cache_at)))
     assert (summary.steps, summary.loops, summary.evaluated) == (10, 2, [0, 1, 3, 6, 9])
+
+
+@quiet
+@pytest.mark.parametrize("site", ["output", "last_block"])
+def test_a_scheduler_whose_steps_have_other_names(site: str) -> None:
+    """It predicts and corrects at each timestep; nothing is skipped, and the result is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = d.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            norm_num_groups=2,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        )
+    pipe = d.ScoreSdeVePipeline(unet.eval(), d.ScoreSdeVeScheduler())
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample() -> Any:
+        return pipe(generator=torch.Generator().manual_seed(0), num_inference_steps=6, output_type="np").images
+
+    plain = sample()
+    with spectrum_diffusion.enable(pipe, site=site) as handle:
+        assert (sample() == plain).all()
+        assert handle.summary().nfe == handle.summary().steps == 12
+    with pytest.raises(UnsupportedModelError, match="ScoreSdeVeScheduler has no method named step"):
+        spectrum_diffusion.enable(pipe, site="sampler")

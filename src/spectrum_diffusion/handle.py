@@ -180,11 +180,6 @@ class Handle:
         """Whether the scheduler is given forecasts, in place of features of the denoisers."""
         return site_class(self.method.site).at_scheduler
 
-    @property
-    def answers_steps(self) -> bool:
-        """Whether the scheduler's steps are answered: to forecast for it, or to follow and correct its path."""
-        return self.method.path() is not None
-
     def begins(self, conditions: Callable[[], Conditions]) -> None:
         """Check the plan against the conditions of a loop, before anything of it runs.
 

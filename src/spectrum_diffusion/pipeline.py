@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -93,7 +93,9 @@ class Generation:
 
     def step(self, call: StepCall) -> Any:
         """Answer a step of a scheduler: on a corrected path, or with a forecast."""
-        return self._run.step(call) if self._run is not None else call.proceed()
+        answer = self._run.step if self._run is not None else StepCall.proceed
+        with self._noise.stepping() if self._noise is not None else nullcontext():
+            return answer(call)
 
     def close(self) -> None:
         if self._run is not None:
@@ -124,14 +126,23 @@ class Generation:
         )
 
     def _warn_if_stochastic(self) -> None:
-        if self._noise is not None and self._clock is not None and self._noise.drawn():
-            self._noise = None
-            if self._run is not None and self._run.corrector is not None:
-                self._run.corrector.stop("noise is added at each step")
+        if self._noise is None or self._clock is None or not self._noise.drawn():
+            return
+        by_scheduler, self._noise = self._noise.by_scheduler, None
+        scheduler = self._clock.scheduler_name
+        if by_scheduler is False:  # a corrector sees for itself whether the latents were changed
             self._handle._warn_once(
-                f"noise is added at each step (scheduler: {self._clock.scheduler_name}), which no forecast can "
-                "predict: expect lower quality than with a deterministic scheduler at the same number of evaluations"
+                f"{type(self._pipe).__name__} draws random numbers between the steps of its scheduler ({scheduler}): "
+                "where they become noise in what is sampled, no forecast can predict it. Noise on frames or images "
+                "that are given is not sampled"
             )
+            return
+        if self._run is not None and self._run.corrector is not None:
+            self._run.corrector.stop("noise is added at each step")
+        self._handle._warn_once(
+            f"noise is added at each step (scheduler: {scheduler}), which no forecast can "
+            "predict: expect lower quality than with a deterministic scheduler at the same number of evaluations"
+        )
 
     def _warn_if_no_loop(self) -> None:
         self._handle._warn_once(
@@ -217,10 +228,9 @@ def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator
             stack.enter_context(denoiser.serving(generation))
             assert denoiser.model is not None
             stack.enter_context(generation.naming_branches(denoisers.unwrap(denoiser.model)))
-        if handle.answers_steps:
-            when_copied = refuse_copies if handle.at_scheduler else None
-            for scheduler in schedulers_in(pipe):
-                stack.enter_context(answering_steps(scheduler, generation.step, when_copied))
+        when_copied = refuse_copies if handle.at_scheduler else None
+        for scheduler in schedulers_in(pipe):
+            stack.enter_context(answering_steps(scheduler, generation.step, when_copied))
         yield
 
 

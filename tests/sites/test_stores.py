@@ -115,6 +115,28 @@ def test_guidance_by_gradients_is_refused(method: str, options: dict[str, Any], 
             pipe("red apple", token_indices=[1], height=32, width=32, attn_res=(16, 16), num_inference_steps=STEPS)
 
 
+@every_site
+def test_an_edit_by_stored_attention_maps_and_gradients_is_refused(method: str, options: dict[str, Any]) -> None:
+    taken = diffusers.StableDiffusionPix2PixZeroPipeline.__init__.__code__.co_varnames
+    parts = {name: part for name, part in components(scheduler=ddim()).items() if name in taken}
+    absent = dict.fromkeys(("inverse_scheduler", "caption_generator", "caption_processor"))
+    pipe = diffusers.StableDiffusionPix2PixZeroPipeline(**parts, **absent, requires_safety_checker=False)
+    embeds = {name: torch.randn(2, 6, 16) for name in ("source_embeds", "target_embeds")}
+    call = {**PIPELINES["sd15"].family.inputs, **embeds, "num_inference_steps": STEPS, "output_type": "latent"}
+
+    def sample() -> torch.Tensor:
+        return pipe(**call, generator=torch.Generator().manual_seed(0)).images
+
+    plain = sample()
+    with spectrum_diffusion.enable(pipe, method, **options):
+        with pytest.raises(UnsupportedModelError, match="the attention processor Pix2PixZeroAttnProcessor in unet"):
+            sample()
+    with spectrum_diffusion.enable(pipe, "paper", evaluated=range(STEPS)):
+        with pytest.raises(SpectrumError, match=r"gradients enabled.*or to guide by gradients"):
+            sample()
+    assert torch.equal(sample(), plain)
+
+
 class Keeper:
     """Hooks that keep what they see in different ways."""
 

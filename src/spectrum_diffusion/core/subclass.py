@@ -9,6 +9,8 @@ from typing import Any
 def thin_subclass(cls: type, members: Mapping[str, Any], when_copied: Callable[[], None] | None = None) -> type:
     """A subclass of the same name, for one instance. Pickles and copies of the instance are of the plain class.
 
+    It equals the plain class, because pipelines compare ``type(scheduler)`` with a class.
+
     Args:
         cls: the plain class.
         members: what the subclass overrides.
@@ -25,5 +27,10 @@ def thin_subclass(cls: type, members: Mapping[str, Any], when_copied: Callable[[
 
     inherited = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     kind: Any = type(cls)  # such as that of an abstract class
-    subclass: Any = kind(cls.__name__, (cls,), {**inherited, **members, "__reduce_ex__": __reduce_ex__})
+    equality = {
+        "__eq__": lambda self, other: other is self or other == cls,
+        "__hash__": lambda self: hash(cls),
+    }
+    equal: Any = type(kind.__name__, (kind,), equality)
+    subclass: Any = equal(cls.__name__, (cls,), {**inherited, **members, "__reduce_ex__": __reduce_ex__})
     return subclass  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ EXTRAS_TESTS := tests/demo tests/test_notebook.py tests/test_site.py tests/serve
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS_BIN := $(EXTRAS_VENV)/bin
-EXTRAS_STAMP := $(EXTRAS_VENV)/.installed
+EXTRAS_STAMP := $(EXTRAS_VENV)/.installed-test-extras
 # Idle threads that spin slow small models down many times where other processes run.
 export OMP_WAIT_POLICY ?= passive
 
@@ -52,17 +52,18 @@ demo: $(STAMP)
 	$(BIN)/spectrum compare $(DEMO_PROMPTS) --seed $(DEMO_SEED) --methods spectrum -o $(DEMO_OUT)
 	@echo "50 evaluations beside 14: $(DEMO_OUT)/grid.png"
 
-$(EXTRAS_STAMP): pyproject.toml constraints.txt
-	@echo "Installing the package with all extras into $(EXTRAS_VENV). The first time that takes minutes and gigabytes."
+# Each command installs its own extra only, beside those that are there; the tests need all of them.
+$(EXTRAS_VENV)/.installed-%: pyproject.toml constraints.txt
+	@echo "Installing the package with the extra $* into $(EXTRAS_VENV). The first time that takes minutes and gigabytes."
 	test -x $(EXTRAS_BIN)/python || $(PYTHON) -m venv $(EXTRAS_VENV)
 	sed 's/^pillow==.*/$(EXTRAS_PILLOW)/' constraints.txt > $(EXTRAS_VENV)/constraints.txt
-	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(EXTRAS_VENV)/constraints.txt -e '.[test-extras]'
+	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(EXTRAS_VENV)/constraints.txt -e '.[$*]'
 	touch $@
 
-demo-web: $(EXTRAS_STAMP)
+demo-web: $(EXTRAS_VENV)/.installed-demo
 	$(EXTRAS_BIN)/spectrum demo --port $(WEB_PORT)
 
-serve: $(EXTRAS_STAMP)
+serve: $(EXTRAS_VENV)/.installed-serve
 	$(EXTRAS_BIN)/spectrum serve --port $(SERVE_PORT)
 
 test: $(STAMP)
@@ -97,7 +98,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/compatibility.py
 
 # Nothing that it loads comes from another host; a warning is an error.
-docs-site: $(EXTRAS_STAMP)
+docs-site: $(EXTRAS_VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(EXTRAS_BIN)/python -m mkdocs build --strict
 
 lines:

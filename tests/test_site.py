@@ -14,6 +14,7 @@ import pytest
 from extras import needs
 
 import spectrum_diffusion
+from spectrum_diffusion.methods import METHODS
 
 needs("mkdocs", "material", "mkdocstrings")
 
@@ -102,6 +103,13 @@ def test_every_method_and_every_result_is_in_the_navigation(pages: dict[Path, Re
     for folder in ("methods", "results"):
         for page in (ROOT / "docs" / folder).glob("*.md"):
             assert f"{folder}/{page.stem}.html" in links, page.name
+
+
+def test_the_navigation_names_methods_as_they_are_called(site: Path) -> None:
+    page = (site / "faq.html").read_text(encoding="utf-8")
+    for name in (name for name in METHODS if ":" not in name):  # the others share a page
+        (title,) = set(re.findall(rf'href="methods/{name}\.html"[^>]*>\s*<span[^>]*>\s*(.*?)\s*<', page))
+        assert title == name
 
 
 def test_the_search_covers_the_reference(site: Path) -> None:

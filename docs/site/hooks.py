@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 NAMED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages of the navigation that lie outside docs/."""
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)((?:#[^)]*)?\))")
+LEADING = re.compile(r"\A(\s*<!--.*?-->)+", re.DOTALL)
 ROLE = re.compile(r":(?:func|class|meth|attr|data|mod|exc):(?=<code>)")
 LANGUAGES = {".py": "python", ".csv": "text", ".toml": "toml", ".sh": "bash", ".yml": "yaml", ".ipynb": "json"}
 
@@ -92,7 +93,10 @@ def _is_page(path: str) -> bool:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Turn links between files of the repository into links between pages."""
+    """Turn links between files of the repository into links between pages.
+
+    Comments before the title go: MkDocs finds no title behind them, and would name the page after its file.
+    """
     own = _repository[page.file.src_uri]
     base = posixpath.dirname(own)
 
@@ -103,7 +107,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         target = os.path.relpath(page_of(path), posixpath.dirname(page.file.src_uri) or ".")
         return f"{match[1]}{target}{match[3]}"
 
-    return LINK.sub(rewrite, markdown)
+    return LINK.sub(rewrite, LEADING.sub("", markdown))
 
 
 def on_page_content(html: str, page: Page, config: Any, files: Files) -> str:

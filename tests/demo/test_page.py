@@ -30,18 +30,21 @@ WISH = ("tiny-flux", "red apple", 12, 2.0, 1)
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     own = {"PYTHONPATH": SRC, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-m", "spectrum_diffusion", "demo", "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, **own})
+    log = tmp_path_factory.mktemp("demo") / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, env={**os.environ, **own}, stderr=stderr)
     try:
         yield _answering(f"http://127.0.0.1:{port}", process)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
+        assert "the prompt is empty" not in log.read_text(encoding="utf-8")  # mistakes are told on the page alone
     finally:
         process.kill()
         process.wait()
@@ -123,6 +126,17 @@ def test_the_tabs_work_in_a_browser(page: Page) -> None:
     page.wait_for_selector("#facts svg")
     assert "dB to the untouched image" in page.inner_text("#facts")
     assert page.locator(".pixels img").count() >= 2
+    page.get_by_role("tab", name="Methods").click()
+    page.click("#compare")
+    page.wait_for_selector(".thumbnail-lg img")
+    assert page.locator(".thumbnail-lg").count() == 7
+    for place in range(7):  # no caption hides its image
+        image = page.locator(".thumbnail-lg img").nth(place).bounding_box()
+        text = page.locator(".thumbnail-lg .caption-label").nth(place).bounding_box()
+        assert image is not None
+        assert text is not None
+        assert text["y"] >= image["y"] + image["height"] - 1
+        assert image["width"] >= 120
     page.get_by_role("tab", name="The idea").click()
     page.click("#record")
     page.wait_for_selector("#drawing circle")  # the page shows an svg of its own while it waits

@@ -220,6 +220,15 @@ def test_a_name_that_is_not_local_is_refused_without_a_key(server: Server) -> No
     assert (status, body["error"]["code"]) == (403, "wrong_host")
 
 
+@pytest.mark.parametrize("path", ["/", "/v1/chat/completions"])
+def test_a_path_that_is_none_names_those_that_are(server: Server, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server.get(path)
+    error = json.loads(caught.value.read())["error"]
+    assert caught.value.code == 404
+    assert f"there is nothing at {path}: POST /v1/images/generations" in error["message"]
+
+
 def test_the_model_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny-flux"]
     assert client.models.retrieve("tiny-flux").owned_by == "spectrum-diffusion"

@@ -31,7 +31,7 @@ def feature(curves: Curves) -> str:
 
     def polyline(points: Mapping[int, float], look: str) -> str:
         path = " ".join(place(step, value) for step, value in points.items())
-        return f'<polyline points="{path}" fill="none" {look}/>'
+        return f'<polyline points="{path}" fill="none" vector-effect="non-scaling-stroke" {look}/>'
 
     parts = [
         polyline(dict(enumerate(curves.truth)), f'stroke="{TRUTH}" stroke-width="6" stroke-opacity="0.55"'),
@@ -40,7 +40,8 @@ def feature(curves: Curves) -> str:
         polyline(curves.damped, f'stroke="{DAMPED}" stroke-width="3"'),
         *(_dot(place(step, float(curves.truth[step]))) for step in curves.known),
     ]
-    ticks = "".join(_tick(place(step, low).split(",")[0], step) for step in _round_steps(total))
+    ticks = "".join(_tick(place(step, low).split(",")[0], str(step)) for step in _round_steps(total))
+    ticks += _tick(WIDTH - RIGHT, "step", "end")
     frame = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" style="width:100%;height:auto" '
@@ -66,10 +67,10 @@ def _dot(place: str) -> str:
     return f'<circle cx="{x}" cy="{y}" r="4.5" fill="{RUN}"/>'
 
 
-def _tick(x: str, step: int) -> str:
+def _tick(x: str | int, text: str, anchor: str = "middle") -> str:
     return (
-        f'<text x="{x}" y="{HEIGHT - 10}" font-size="12" text-anchor="middle" fill="currentColor" '
-        f'fill-opacity="0.7">{step}</text>'
+        f'<text x="{x}" y="{HEIGHT - 8}" font-size="12" text-anchor="{anchor}" fill="currentColor" '
+        f'fill-opacity="0.7">{text}</text>'
     )
 
 

@@ -35,8 +35,15 @@ STEPS_KEY = (("#2563eb", "evaluated"), ("#94a3b8", "skipped"), ("#dc2626", "fall
 CSS = ".gradio-container {max-width: 1080px !important; margin: auto} footer {display: none !important}"
 LOOK = (
     ".pixels img {image-rendering: pixelated} "
-    ".caption-label {white-space: normal !important; max-width: 100% !important; overflow: visible !important} "
+    # Below its image, which it would hide on a phone.
+    ".caption-label {position: static !important; flex: none; text-align: left; white-space: normal !important; "
+    "max-width: 100% !important; overflow: visible !important; border: none !important} "
+    ".thumbnail-lg {height: auto !important; aspect-ratio: auto !important; display: flex !important; "
+    "flex-direction: column} "
+    ".thumbnail-lg img {aspect-ratio: 1; width: 100%} "
     ".grid-wrap {max-height: none !important} "
+    "@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important} "
+    "#drawing svg text {font-size: 24px} #drawing svg circle {r: 8px}} "
     "#facts table, #facts tr, #facts th, #facts td {border: none; padding: 0.15em 0.8em 0.15em 0; vertical-align: top}"
 )
 
@@ -57,11 +64,11 @@ class Page:
         except gr.Error:
             raise
         except SpectrumError as error:
-            raise gr.Error(str(error), title="This cannot be generated", duration=None) from error
+            raise _shown(str(error), "This cannot be generated") from error
         except Exception as error:
             log.exception("a generation failed")
             message = f"the generation failed: {first_line(error)}. The next one starts afresh."
-            raise gr.Error(message, title="Generation failed", duration=None) from error
+            raise _shown(message, "Generation failed") from error
 
     def side_by_side(
         self,
@@ -160,7 +167,7 @@ class Page:
         )
         button = gr.Button("Compare methods", variant="primary", elem_id="compare")
         images = gr.Gallery(
-            label="Methods", format="png", columns=3, height="auto", object_fit="contain", elem_classes="pixels"
+            show_label=False, format="png", columns=3, height="auto", object_fit="contain", elem_classes="pixels"
         )
         button.click(self.gallery, wish, images, concurrency_id="pipeline", api_name="gallery")
 
@@ -186,8 +193,13 @@ def wish_of(prompt: str, steps: int, speedup: float, seed: int) -> Wish:
         wish = Wish(prompt=str(prompt or ""), seed=int(seed or 0), steps=int(steps), speedup=float(speedup))
         wish.check()
     except (TypeError, ValueError, SpectrumError) as error:
-        raise gr.Error(str(error), title="This cannot be generated", duration=None) from error
+        raise _shown(str(error), "This cannot be generated") from error
     return wish
+
+
+def _shown(message: str, title: str) -> gr.Error:
+    """An error for the reader of the page. It is no news for the terminal, where Gradio would print a traceback."""
+    return gr.Error(message, title=title, duration=None, print_exception=False)
 
 
 def reporter(progress: Any, steps: int, generations: int) -> Report:

@@ -22,7 +22,7 @@ from ..core.summary import Summary
 from ..discovery import denoisers_of
 from ..errors import InvalidOptionError, UnsupportedModelError
 from ..handle import enable
-from ..loading import named_models
+from ..loading import named_models, quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -228,7 +228,8 @@ def image_models() -> list[str]:
     names = []
     for name, folder in named_models().items():
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        pipeline = getattr(diffusers, index["_class_name"], None)
+        with quiet():  # the import of a pipeline tells what some models would need
+            pipeline = getattr(diffusers, index["_class_name"], None)
         if pipeline is not None and "num_frames" not in inspect.signature(pipeline.__call__).parameters:
             names.append(name)
     return names

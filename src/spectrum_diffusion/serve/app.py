@@ -41,6 +41,7 @@ EVENT = {
     "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
     "required": ["event", "data"],
 }
+ROUTES = "POST /v1/images/generations makes images, and GET /openapi.json describes all routes"
 STREAM = {"text/event-stream": {"schema": EVENT}}
 REASONS = {
     400: "The request is wrong, or this pipeline cannot do it.",
@@ -245,7 +246,10 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(http: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(error.status_code, str(error.detail), str(error.detail).lower().replace(" ", "_"))
+        message, code = str(error.detail), str(error.detail).lower().replace(" ", "_")
+        if error.status_code == 404:
+            message = f"there is nothing at {http.url.path}: {ROUTES}"
+        body = error_body(error.status_code, message, code)
         return JSONResponse(body, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from pipelines import PIPELINES, PipelineEntry
+from test_families import CASES as CASES_OF_FAMILIES
 
 import spectrum_diffusion
 from spectrum_diffusion.core.allocations import Allocations
@@ -41,6 +42,7 @@ CASES = [
     *((name, method) for name in ("sd3", "wan22", "hunyuan-video", "qwen-image") for method in SITES),
 ]
 LARGER = {"height": 64, "width": 64}
+AUTOCAST = torch.autocast
 
 
 def call_of(entry: PipelineEntry, **changes: Any) -> dict[str, Any]:
@@ -67,6 +69,30 @@ def test_bytes_are_those_of_the_run(name: str, method: str) -> None:
     entry.call(pipe, steps=STEPS)
     assert estimate.history_bytes == handle.summary().history_bytes
     assert (estimate.history_bytes == 0) == (label == "fewer-steps")
+
+
+@pytest.mark.parametrize("method", ["output", "sampler", "last_block"])
+@pytest.mark.parametrize("name", ["mochi", "hunyuan15", "lumina2"])
+def test_bytes_of_models_that_read_their_masks(name: str, method: str) -> None:
+    case = CASES_OF_FAMILIES[name]
+    pipe = case.build()
+    label, options = METHODS[method]
+    with spectrum_diffusion.enable(pipe, label, **options, evaluated=[0, 1, 3]) as handle:
+        estimate = handle.memory_estimate(num_inference_steps=6, **case.call)
+        case.sample(pipe, 6)
+        assert estimate.history_bytes == handle.summary().history_bytes > 0
+        assert estimate.summary.evaluated == handle.summary().evaluated
+
+
+def test_what_depends_on_the_weights_values_is_refused() -> None:
+    case = CASES_OF_FAMILIES["hidream"]
+    pipe = case.build()
+    with spectrum_diffusion.enable(pipe) as handle:
+        with pytest.raises(
+            spectrum_diffusion.UnsupportedModelError, match=r"HiDream\w+ does not run on the meta device"
+        ):
+            handle.memory_estimate(num_inference_steps=6, **case.call)
+    assert torch.autocast is AUTOCAST
 
 
 def test_bytes_by_hand() -> None:
@@ -116,10 +142,12 @@ def test_an_estimate_leaves_everything_as_it_was() -> None:
     with spectrum_diffusion.enable(pipe) as handle:
         before = entry.call(pipe, steps=STEPS)
         summary, state = handle.summary(), torch.get_rng_state()
+        generator = torch.Generator().manual_seed(3)
         config, components = dict(pipe.config), dict(pipe.components)
         scheduler = dict(vars(pipe.scheduler))
-        handle.memory_estimate(num_inference_steps=7, **call_of(entry))
+        handle.memory_estimate(num_inference_steps=7, generator=generator, **call_of(entry))
         assert handle.summary() == summary
+        assert torch.equal(generator.get_state(), torch.Generator().manual_seed(3).get_state())
         assert torch.equal(torch.get_rng_state(), state)
         assert dict(pipe.config) == config
         assert all(pipe.components[name] is component for name, component in components.items())

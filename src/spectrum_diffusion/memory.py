@@ -3,6 +3,8 @@
 The generation is rehearsed: the pipeline's own call runs with its own scheduler, but each denoiser is a shadow on the
 meta device, which computes shapes only. The features that a method keeps have no data then, and all else has the size
 of latents. The bytes are those of the real run because the same code keeps them.
+
+Some denoisers read masks or lengths in their forward. For them the rehearsal is repeated with inputs that have values.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from .core.allocations import Allocations
+from .core.mixed import Mixed, autocast_of_meta
 from .core.signatures import call_parameters
 from .core.subclass import thin_subclass
 from .core.summary import Summary
@@ -35,7 +38,8 @@ from .sites import denoisers, site_class
 
 FRAMES = ("num_frames", "video_length", "frames")
 SAMPLES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-PROMPTS = ("prompt", "prompt_embeds")
+EMBEDS = "prompt_embeds"
+"""How the arguments begin that stand for a prompt; HiDream has one for each text encoder."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,15 @@ class Shadows:
     Attributes:
         allocations: counts the memory of the rehearsal; its peak is that of the sampling loop.
         calls: how often a denoiser was called with tensors of which shapes.
+        mixed: whether the inputs keep their values, for models that read masks and lengths; only the weights have none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, mixed: bool = False) -> None:
+        self.restart(mixed=mixed)
+
+    def restart(self, *, mixed: bool) -> None:
+        """Forget every call."""
+        self.mixed = mixed
         self.allocations = Allocations()
         self.calls: Counter[Any] = Counter()
         self._known: dict[Any, tuple[nn.Module, type, Any]] = {}
@@ -129,12 +139,13 @@ class Shadows:
         """Run a forward on the meta device: the shapes of its output, and the memory that it needs beyond what is held.
 
         Raises:
-            UnsupportedModelError: it reads values, and there are none.
+            UnsupportedModelError: it reads values that there are none of.
         """
         before, peak = self.allocations.live, self.allocations.peak
         self.allocations.peak = before
         try:
-            with torch.no_grad(), _FusedAttention():
+            mixed = Mixed() if self.mixed else nullcontext()
+            with torch.no_grad(), _FusedAttention(), autocast_of_meta(), mixed:
                 shapes = tree_map_only(torch.Tensor, _Shape.of, forward())
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise UnsupportedModelError(
@@ -163,7 +174,8 @@ class Shadows:
         @functools.wraps(cls.forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             device = _device_of((args, kwargs))
-            args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+            if not shadows.mixed:
+                args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
             key = (name, *((tensor.shape, tensor.dtype) for tensor in _tensors((args, kwargs))))
             shadows.begin(key, self, cls, kwargs)
             if opaque and key in results:
@@ -198,10 +210,20 @@ def rehearse(
             f"{name_of(method)} is the cache of another package, and its memory cannot be known before the run: "
             "measure the peak of a run, or use a method of this library"
         )
-    untouched, _ = _peak(pipe, None, method.site, arguments, shadows or Shadows())
-    peak, summary = _peak(pipe, method, method.site, arguments, Shadows())
+    shadows = shadows or Shadows()
+    untouched = _untouched(pipe, method.site, arguments, shadows)
+    peak, summary = _peak(pipe, method, method.site, arguments, Shadows(mixed=shadows.mixed))
     assert summary is not None
     return MemoryEstimate(summary.history_bytes, peak - untouched, summary)
+
+
+def _untouched(pipe: Any, site: str, arguments: Mapping[str, Any], shadows: Shadows) -> int:
+    """The peak without a method; the inputs keep their values where the denoisers do not run otherwise."""
+    try:
+        return _peak(pipe, None, site, arguments, shadows)[0]
+    except UnsupportedModelError:
+        shadows.restart(mixed=True)
+    return _peak(pipe, None, site, arguments, shadows)[0]
 
 
 def _peak(
@@ -289,13 +311,14 @@ def _call_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
             f"{type(pipe).__name__} takes no {', '.join(unknown)}: leave it out, or pass one of "
             f"{', '.join(name for name in known if name != 'self')}"
         )
-    if "prompt" in known and not any(name in call for name in PROMPTS):
+    if "prompt" in known and not any(name == "prompt" or name.startswith(EMBEDS) for name in call):
         call["prompt"] = ""
     if "output_type" in known:
         call["output_type"] = "latent"
     if "generator" in known:
         call.setdefault("generator", torch.Generator().manual_seed(0))  # the global one is left alone
-    return call
+    copied: dict[str, Any] = tree_map_only(torch.Generator, torch.Generator.clone_state, call)
+    return copied
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from .methods import AnyMethod, make_method, name_of
 from .pipeline import enabled_class
 from .plan import DEFAULT_METHOD, Plan, PlanLike, read_plan
 from .recipe import Recipe, resolve
-from .scheduler_steps import why_uncorrected
+from .scheduler_steps import check_scheduler, why_uncorrected
 from .sites import site_class
 from .sites.denoiser import Denoiser
 from .sites.imprint import Imprint
@@ -214,6 +214,8 @@ class Handle:
     def _corrector(self, scheduler: Any, trace: Trace) -> Corrector | None:
         if (path := self.method.path()) is None:
             return None
+        if self.at_scheduler:
+            check_scheduler(self.target, scheduler)  # the pipeline may have another one since enable(…)
         corrector = Corrector(scheduler, path, trace)
         if reason := why_uncorrected(scheduler):
             corrector.stop(reason)

@@ -44,10 +44,12 @@ class Generation:
         handle: the pipeline's handle.
         pipe: the pipeline, with the scheduler that it samples with.
         arguments: what the pipeline is called with.
+        stack: undoes what the generation changes.
     """
 
-    def __init__(self, handle: Handle, pipe: Any, arguments: Iterable[Any]) -> None:
-        self._handle, self._pipe = handle, pipe
+    def __init__(self, handle: Handle, pipe: Any, arguments: Iterable[Any], stack: ExitStack) -> None:
+        self._handle, self._pipe, self._stack = handle, pipe, stack
+        self._answered: list[Any] = []  # schedulers
         self._schedulers = Schedulers(pipe)
         self._noise: NoiseWatch | None = NoiseWatch(arguments)
         self._clock: SchedulerClock | None = None
@@ -58,6 +60,7 @@ class Generation:
 
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
         if (clock := self._schedulers.new_loop(call, denoiser.model)) is not None:
+            clock.locate(call)  # tells some schedulers where among the noise levels the loop begins
             self._handle.begins(lambda: Conditions.of(self._pipe, clock, call))
             self._begin(clock, denoiser.name)
         if self._run is None:  # before the first loop, calls are not steps: they encode a condition
@@ -97,6 +100,14 @@ class Generation:
         with self._noise.stepping() if self._noise is not None else nullcontext():
             return answer(call)
 
+    def answer_steps(self, scheduler: Any) -> None:
+        """Answer the steps of a scheduler from now on."""
+        if any(scheduler is answered for answered in self._answered):
+            return
+        self._answered.append(scheduler)
+        when_copied = refuse_copies if self._handle.at_scheduler else None
+        self._stack.enter_context(answering_steps(scheduler, self.step, when_copied))
+
     def close(self) -> None:
         if self._run is not None:
             self._run.close()
@@ -112,6 +123,7 @@ class Generation:
             self._run.close()
         if self._noise is not None:
             self._noise.forget()
+        self.answer_steps(clock.scheduler)  # if the pipeline made it in this call
         self._clock, self._run = clock, self._handle._new_run(clock, stage, clock.scheduler)
         self._imprints.clear()
         self._loops += 1
@@ -222,15 +234,14 @@ def enabled_class(cls: type, handle: Handle) -> type:
 def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator[None]:
     with handle._generating(), sampling_with(pipe, handle.method.solver), ExitStack() as stack:
         handle._traces = {}
-        generation = Generation(handle, pipe, arguments)
+        generation = Generation(handle, pipe, arguments, stack)
         stack.callback(generation.close)
         for denoiser in handle.denoisers:
             stack.enter_context(denoiser.serving(generation))
             assert denoiser.model is not None
             stack.enter_context(generation.naming_branches(denoisers.unwrap(denoiser.model)))
-        when_copied = refuse_copies if handle.at_scheduler else None
         for scheduler in schedulers_in(pipe):
-            stack.enter_context(answering_steps(scheduler, generation.step, when_copied))
+            generation.answer_steps(scheduler)
         yield
 
 

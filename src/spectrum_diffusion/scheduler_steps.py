@@ -67,10 +67,13 @@ def check_schedulers(target: Any) -> None:
             that remembers earlier outputs.
     """
     if reason := _obstacle_of(target):
-        raise UnsupportedModelError(
-            f'site="sampler" does not work with {type(target).__name__}: {reason}. Use site="output", which forecasts '
-            "for each guidance branch"
-        )
+        raise _refused(target, reason)
+
+
+def check_scheduler(target: Any, scheduler: Any) -> None:
+    """Likewise for one scheduler of a pipeline."""
+    if reason := _obstacle(scheduler):
+        raise _refused(target, reason)
 
 
 def schedulers_in(target: Any) -> list[Any]:
@@ -83,7 +86,7 @@ def why_uncorrected(scheduler: Any) -> str:
     if scheduler is None:
         return "you step in a loop of your own"
     if reason := _obstacle(scheduler):
-        return f"{type(scheduler).__name__} {reason}"
+        return reason
     config = getattr(scheduler, "config", {})
     clipped = [name for name in ("clip_sample", "thresholding") if config.get(name, False)]
     return f"the scheduler clips the samples that it predicts ({clipped[0]})" if clipped else ""
@@ -94,21 +97,29 @@ def _obstacle_of(target: Any) -> str:
         return "a bare denoiser has no scheduler"
     for scheduler in schedulers_in(target):
         if reason := _obstacle(scheduler):
-            return f"{type(scheduler).__name__} {reason}"
+            return reason
     for pipe in pipelines_of(target):
         if reason := why_steps_differ(type(pipe)):
             return reason
     return "its guidance remembers earlier outputs (momentum)" if _has_momentum(target) else ""
 
 
+def _refused(target: Any, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f'site="sampler" does not work with {type(target).__name__}: {reason}. Use site="output", which forecasts '
+        "for each guidance branch"
+    )
+
+
 def _obstacle(scheduler: Any) -> str:
+    name = type(scheduler).__name__
     if not hasattr(scheduler, "step"):
-        return "has no method named step"
+        return f"{name} has no method named step"
     missing = {"model_output", "sample"} - inspect.signature(scheduler.step).parameters.keys()
     if missing:
-        return f"takes no {' and no '.join(sorted(missing))} in its step"
+        return f"{name} takes no {' and no '.join(sorted(missing))} in its step"
     if getattr(scheduler, "order", 1) > 1:
-        return "evaluates the denoiser several times a step"
+        return f"{name} evaluates the denoiser several times a step"
     return ""
 
 

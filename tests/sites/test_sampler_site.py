@@ -227,6 +227,32 @@ def test_a_scheduler_of_two_evaluations_a_step_is_refused_or_left_uncorrected(na
     assert "several times a step" in next(iter(summary.notes))
 
 
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
+def test_a_scheduler_that_is_refused_is_refused_after_enable_too(name: str) -> None:
+    entry = PIPELINES["sdxl"]
+    pipe = entry.build()
+    with spectrum_diffusion.enable(pipe, site="sampler"):
+        pipe.scheduler = getattr(d, name).from_config(pipe.scheduler.config)
+        with pytest.raises(UnsupportedModelError, match=f"{name} evaluates the denoiser several times a step"):
+            entry.call(pipe, steps=STEPS)
+
+
+class MakesItsScheduler(d.StableDiffusionXLPipeline):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.scheduler = d.UniPCMultistepScheduler.from_config(self.scheduler.config)
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_scheduler_that_the_call_makes_is_followed(site: str) -> None:
+    entry = PIPELINES["sdxl-unipc"]
+    expected, _ = sampled(entry, entry.build(), site=site)
+    pipe = entry.build()
+    pipe.__class__ = MakesItsScheduler
+    assert torch.equal(sampled(entry, pipe, site=site)[0], expected)
+    assert type(pipe.scheduler) is d.UniPCMultistepScheduler
+
+
 def test_a_bare_denoiser_and_a_loop_of_ones_own_have_no_scheduler() -> None:
     with pytest.raises(UnsupportedModelError, match="a bare denoiser has no scheduler"):
         spectrum_diffusion.enable(Dummy().eval(), site="sampler")

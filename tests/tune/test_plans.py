@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import sys
 import warnings
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from tune.linear import SIZE, LinearPipeline, build, curved, diverging, embedded
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
+from spectrum_diffusion.atomic import StoreError
 from spectrum_diffusion.core.forecast import interpolation_weights, taylor_weights
 from spectrum_diffusion.core.planned import PlannedPath
 from spectrum_diffusion.handle import enable_method
@@ -420,15 +422,29 @@ def test_pipelines_whose_calls_change_midway_are_refused(name: str) -> None:
         tune(entry.build(), [inputs], nfe=6, call={"num_inference_steps": STEPS}, pairs=1, left_out=1, runs=1)
 
 
+def test_a_plan_holds_the_noise_levels_of_its_own_part_of_the_steps() -> None:
+    """DDIM does not know that image-to-image begins late."""
+    entry = PIPELINES["sd15-img2img"]
+    pipe = entry.build()
+    inputs = {**entry.family.inputs, **entry.arguments}
+    call = {"num_inference_steps": 20}
+    (fitted,) = tune(pipe, [inputs], nfe=6, call=call, pairs=1, left_out=1, runs=1)
+    alphas = pipe.scheduler.alphas_cumprod.double()[pipe.scheduler.timesteps[-12:]]
+    assert fitted.record["conditions"]["levels"] == pytest.approx(((1 - alphas) / alphas).sqrt().tolist(), rel=1e-4)
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"nfe": 13}, "nfe=13 is more than the 12 steps"),
-    ({"nfe": 1}, r"speedup=12 .* third of the run"),
+    ({"nfe": 1}, r"nfe=1 of 12 steps is out of reach: speedup=12 .* third of the run"),
+    ({"speedup": 100}, r"speedup=100 leaves 0 of 12 steps .* third of the run"),
     ({"nfe": 5, "runs": 0}, "runs=0 is out of range"),
     ({"nfe": 5, "pairs": 0}, "pairs=0 is out of range"),
     ({"nfe": 5, "left_out": 0}, "left_out=0 is out of range"),
     ({"nfe": 5, "batch": 0}, "batch=0 is out of range"),
     ({"nfe": 5, "seconds": float("nan")}, "seconds=nan is out of range"),
     ({"speedup": 0.5}, "speedup=0.5 is out of range"),
+    ({"nfe": 5, "seeds": [2**64]}, "seed=18446744073709551616 is out of range: give a whole number within 0 … 9223"),
+    ({"nfe": 5, "prompts": [3]}, "prompts holds 3: pass texts, or dicts"),
     ({"nfe": 5, "gain": 2}, "tune has no option 'gain' for spectrum"),
 ]
 
@@ -436,7 +452,37 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "message"), MISTAKES)
 def test_mistakes(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidOptionError, match=message):
-        tune(build(), PROMPTS, **{"pairs": 2, "left_out": 1, **given})
+        tune(build(), **{"prompts": PROMPTS, "pairs": 2, "left_out": 1, **given})
+
+
+@pytest.mark.parametrize("kind", [np.array, iter, tuple])
+def test_prompts_are_any_list(kind: Any) -> None:
+    effort = {"nfe": 5, "pairs": 2, "left_out": 1, "runs": 1}
+    plans = [tune(build(), prompts, seeds=kind([1]), **effort)[0] for prompts in (PROMPTS, kind(PROMPTS))]
+    assert plans[0].to_json() == plans[1].to_json()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_broken_reference_is_told(value: float) -> None:
+    broken = build(lambda x, t, prompt: torch.where(t < 0.5, value, prompt))
+    with pytest.raises(UnsupportedModelError, match="the untouched run has NaN, infinite or huge outputs at step 8"):
+        tune(broken, PROMPTS, nfe=5, pairs=2, left_out=1, runs=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    import resource
+
+    effort = {"nfe": 5, "pairs": 2, "left_out": 1, "runs": 1, "folder": tmp_path}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"reference-\w+\.pt can't be written \(File too large\)"):
+            tune(build(), PROMPTS, **effort)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    tune(build(), PROMPTS, **effort)
 
 
 def test_the_prompts_by_place_by_name_and_in_the_old_order() -> None:
@@ -627,6 +673,7 @@ WRONG_WEIGHTS: list[tuple[Any, str]] = [
     ([[1.0]] * 1001, "a row for each"),
     ([[1.0], [1.0], [1.0]], r"step_weights\[2\] has 1 numbers, but 2 steps are evaluated up to step 2"),
     ([[1.0, 2.0], [1.0, 2.0], [1.0] * 3], "but 2 steps are evaluated up to step 2: give 2 for each, as in the first"),
+    ([[1.0], [1.0], [1e308, 1.0]], r"weight=1e\+308 is out of range"),
     ([[1.0], [1.0], [float("nan"), 1.0]], "weight=nan is out of range"),
     ([[1.0], [1.0], ["x", 1.0]], "weight='x' is not a number"),
     ([[1.0]], "evaluated"),
@@ -643,6 +690,11 @@ def test_wrong_weights(weights: Any, message: str) -> None:
 def test_weights_need_a_schedule_and_the_sampler(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError, match="step_weights need the steps"):
         spectrum_diffusion.enable(build(), step_weights=[[1.0]], **given)
+
+
+def test_a_gain_beside_weights_would_do_nothing(plan: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match="gain=0 is the strength of a correction, which step_weights replace"):
+        spectrum_diffusion.enable(build(), plan=plan, gain=0.0)
 
 
 def test_files_that_are_no_plan(tmp_path: Path, plan: dict[str, Any]) -> None:

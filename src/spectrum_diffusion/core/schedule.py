@@ -343,6 +343,7 @@ def check_integer(name: str, value: object, *, least: int, most: int | None = No
     except TypeError as error:  # an array of several
         raise InvalidOptionError(f"{name}={value!r} is not an integer: give a whole number {span}") from error
     if not least <= number <= top:
+        span = span if number < least else f"within {least} … {top}"
         raise InvalidOptionError(f"{name}={number} is out of range: give a whole number {span}")
     return int(number)
 

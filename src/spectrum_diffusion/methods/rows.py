@@ -10,6 +10,9 @@ from ..errors import InvalidOptionError
 
 Rows = tuple[tuple[float, ...], ...]
 
+LARGEST = 1e6
+"""Weights beyond this leave nothing of a sum in float32."""
+
 
 def check_rows(weights: Any, evaluated: Iterable[int]) -> Rows:
     """The weights as tuples: for each step of a run a row, with a weight for each evaluated step up to it.
@@ -35,4 +38,4 @@ def check_rows(weights: Any, evaluated: Iterable[int]) -> Rows:
                 f"step_weights[{step}] has {len(row)} numbers, but {count} steps are evaluated up to step {step}: give "
                 f"{each}, or make the plan again"
             )
-    return tuple(tuple(check_number("weight", weight) for weight in row) for row in rows)
+    return tuple(tuple(check_number("weight", weight, least=-LARGEST, most=LARGEST) for weight in row) for row in rows)

@@ -136,6 +136,11 @@ class Spectrum(Scheduled):
                 f"step_weights need the steps that they weigh and the scheduler to give them to, but evaluated is "
                 f'{self.evaluated} and site is {self.site!r}: pass evaluated=[…] and site="sampler", or a plan'
             )
+        if self.gain != Spectrum.gain:
+            raise InvalidOptionError(
+                f"gain={self.gain:g} is the strength of a correction, which step_weights replace: leave out gain, or "
+                "the plan"
+            )
         object.__setattr__(self, "step_weights", check_rows(self.step_weights, self.evaluated))
 
     def path(self) -> Path:

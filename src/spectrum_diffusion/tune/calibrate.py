@@ -56,12 +56,18 @@ class Samples:
 
     def __post_init__(self) -> None:
         for name, values in (("prompts", self.prompts), ("seeds", self.seeds)):
-            if not is_list(values) or not values:
+            if is_list(values):  # perhaps an array, or what can be read once
+                object.__setattr__(self, name, values := tuple(values))
+            if not isinstance(values, tuple) or not values:
                 raise InvalidOptionError(
                     f"{name} must be a non-empty list, got {values!r}: pass a list with one or more {name}"
                 )
-        for seed in self.seeds:
-            check_integer("seed", seed, least=0)
+        for prompt in self.prompts:
+            if not isinstance(prompt, str | Mapping):
+                raise InvalidOptionError(
+                    f"prompts holds {prompt!r}: pass texts, or dicts with keyword arguments of the pipeline's call"
+                )
+        object.__setattr__(self, "seeds", tuple(check_integer("seed", seed, least=0) for seed in self.seeds))
         if not isinstance(self.call, Mapping):
             raise InvalidOptionError(
                 f"call must be a dict, got {self.call!r}: pass keyword arguments of the pipeline's call"

@@ -131,8 +131,10 @@ def tune_plan(
     workshop = Workshop(pipe, samples, effort, on_run, store, strategy)
     with torch.no_grad():
         workshop.sample_references()
-        counts = [*nfe, *([at_most(workshop.steps, factor)] if factor is not None else [])]
-        defaults = [workshop.default(count) for count in counts]  # all are refused before the first is searched
+        # All are refused before the first is searched.
+        defaults = [workshop.default(count) for count in nfe]
+        if factor is not None:
+            defaults.append(workshop.default_at(factor))
         return [workshop.plan(default) for default in defaults]
 
 
@@ -213,12 +215,17 @@ class Workshop:
         """What ``spectrum`` does without a plan, on the pairs left out."""
         if count > self.steps:
             raise InvalidOptionError(f"nfe={count} is more than the {self.steps} steps of the run: pass fewer")
-        method = make_method(METHOD, speedup=self.steps / count)
-        errors, evaluated = self._tried(method)
+        try:
+            return self.default_at(self.steps / count)
+        except InvalidOptionError as error:
+            raise InvalidOptionError(f"nfe={count} of {self.steps} steps is out of reach: {error}") from None
+
+    def default_at(self, speedup: float) -> Candidate:
+        """Likewise, by steps / evaluations."""
+        count = at_most(self.steps, speedup)
+        errors, evaluated = self._tried(make_method(METHOD, speedup=speedup))
         if len(evaluated) != count:
-            raise InvalidOptionError(
-                f"nfe={count} is out of reach: {METHOD} evaluates {len(evaluated)} of {self.steps} steps then"
-            )
+            raise InvalidOptionError(f"{METHOD} evaluates {len(evaluated)} of {self.steps} steps then, not {count}")
         return Candidate("default", {"evaluated": evaluated}, errors)
 
     def plan(self, default: Candidate) -> Plan:

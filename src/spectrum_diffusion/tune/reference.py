@@ -88,6 +88,7 @@ class Recorder(DrivenPath):
         return True
 
     def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+        norms = _norms(step, call.output)
         if not self.steps:
             self._check(call)
         self.steps.append(step)
@@ -98,7 +99,7 @@ class Recorder(DrivenPath):
         if self._keeps:
             self.outputs.append(call.output.float().cpu().clone())
         self._guidance.observe(call.branches, call.output)
-        self._norms.append(call.output.float().flatten(1).norm(dim=1).cpu())
+        self._norms.append(norms)
         return call.output
 
     def result(self, pairs: Sequence[Pair]) -> Reference:
@@ -123,6 +124,21 @@ def record(session: Session, pairs: Sequence[Pair], *, keep_outputs: bool = Fals
     recorder = Recorder(len(pairs), keep_outputs)
     session.run(pairs, recorder)
     return recorder.result(pairs)
+
+
+def _norms(step: int, output: torch.Tensor) -> torch.Tensor:
+    """The norm of each sample's output, float32, (B,).
+
+    Raises:
+        UnsupportedModelError: one of them is not a number.
+    """
+    norms = output.float().flatten(1).norm(dim=1).cpu()
+    if not torch.isfinite(norms).all():
+        raise UnsupportedModelError(
+            f"the untouched run has NaN, infinite or huge outputs at step {step}, to which nothing can be fitted: mend "
+            "it first, for example with another dtype"
+        )
+    return norms
 
 
 def _factor(call: StepCall, after: torch.Tensor) -> float:

@@ -33,8 +33,10 @@ class Store:
         if path is None:
             return make()
         if (kept := _loaded(path)) is None:
-            with written(path) as temporary:
-                torch.save(make(), temporary)
+            made = make()
+            # Through a file of Python's own, whose errors say that the disk is full.
+            with written(path) as temporary, temporary.open("wb") as file:
+                torch.save(made, file)
             kept = _loaded(path)
             assert kept is not None
         return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ USUAL_CPUS = 0.5
 """CPUs of an actor without a GPU. A whole one each can leave none to the tasks that feed the actors, which hangs."""
 BLOCKS = 8
 """Blocks of rows for each actor: what an actor that dies was at work on is at most one of them."""
+
+ANSWER_SECONDS = 10.0
+"""Time in which the head of a cluster takes a connection."""
 
 AGAIN = "what is finished is kept, run the same command again"
 
@@ -159,14 +163,35 @@ def _reach(address: str) -> Any:
             "--ray needs the package ray with its data library: pip install 'spectrum-diffusion[ray]'"
         ) from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised too, and told once
+    _check_answers(address)
     try:
         own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}} if address == LOCAL else {}
         ray.init(address=address, logging_level="error", log_to_driver=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InvalidOptionError(
-            f"--ray {address} cannot be reached ({error}): give the address of a running cluster, or local"
-        ) from error
+        raise _unreachable(address, error) from error
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Refuse the address of a machine or a port where nobody answers: Ray would try for many minutes.
+
+    Raises:
+        InvalidOptionError: nobody does.
+    """
+    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = meant.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # Ray finds it, or says what is wrong
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address if meant == address else f"{address}, RAY_ADDRESS={meant}", error) from None
+
+
+def _unreachable(address: str, error: Exception) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"--ray {address} cannot be reached ({error}): give the address of a running cluster, or local"
+    )
 
 
 def stand_in(folder: str) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
+import pytest
 from batches import PATIENCE, command, files, finish, prompt_file, start, until
 from extras import needs
 from rays import RAY, actors, children, has_ended
 
 needs("ray.data", "pyarrow")
 
+from spectrum_diffusion.cluster import Cluster, joined
+from spectrum_diffusion.errors import InvalidOptionError
 from spectrum_diffusion.loading import ASSETS, DEFAULT_MODEL
 
 COUNT = 12
@@ -68,6 +72,23 @@ def test_an_address_without_a_cluster_is_a_message(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "--ray auto cannot be reached" in stderr
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:99999"]
+)
+def test_an_address_where_nobody_answers_is_a_message_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = time.monotonic()
+    with pytest.raises(
+        InvalidOptionError, match=f"--ray {address} cannot be reached .*: give the address of a running"
+    ):
+        with joined(Cluster(address)):
+            pass
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InvalidOptionError, match=f"--ray auto, RAY_ADDRESS={address} cannot be reached"):
+        with joined(Cluster("auto")):
+            pass
+    assert time.monotonic() - begin < 60
 
 
 def test_a_model_that_no_actor_can_load_is_a_message(tmp_path: Path) -> None:

@@ -403,6 +403,17 @@ CASES: dict[str, Case] = {
     "sd3-pag": Case(
         "StableDiffusion3PAGPipeline", lambda: {**SD3.parts(), "scheduler": schedulers.flow_euler()}, SD3.inputs
     ),
+    "aura-flow": Case(
+        "AuraFlowPipeline",
+        around("AuraFlowTransformer2DModel", image_vae),
+        {**text(), **masks(), **size(8), "negative_prompt": None},
+    ),
+    "pixart": Case(
+        "PixArtSigmaPipeline",
+        with_ddim(around("PixArtTransformer2DModel", image_vae, caption_channels=TEXT)),
+        {**text(), **masks(), **size(8), **EMBEDDED, "use_resolution_binning": False},
+    ),
+    "cogview4": Case("CogView4Pipeline", around("CogView4Transformer2DModel", image_vae), {**text(), **size(16)}),
     "bria": Case(  # it compares the class of its scheduler
         "BriaPipeline",
         around("BriaTransformer2DModel", image_vae, in_channels=16),

@@ -5,6 +5,8 @@ DEMO_OUT ?= out/demo
 DEMO_PROMPTS ?= "red apple" "panda" "blue car"
 DEMO_SEED ?= 1
 BOUNDS ?= lowest newest
+# Processes that run test files side by side; each takes one thread and up to 2 GB.
+WORKERS ?= 2
 SERVE_PORT ?= 8000
 WEB_PORT ?= 7860
 # The extras have an environment of their own, so that `make test` shows that the core needs none of them.
@@ -15,6 +17,7 @@ EXTRAS_TESTS := tests/demo tests/test_notebook.py tests/test_site.py tests/serve
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile
 EXTRAS_BIN := $(EXTRAS_VENV)/bin
 EXTRAS_STAMP := $(EXTRAS_VENV)/.installed-test-extras
 # Idle threads that spin slow small models down many times where other processes run.
@@ -67,10 +70,10 @@ serve: $(EXTRAS_VENV)/.installed-serve
 	$(EXTRAS_BIN)/spectrum serve --port $(SERVE_PORT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" $(SIDE_BY_SIDE)
 
 # A missing extra is a failure here; `make test` skips its tests.
 test-extras: $(EXTRAS_STAMP)

@@ -34,6 +34,8 @@ FOLDER = BUILD / "choice"
 SHIPPED = "output, gain 2"
 SITES = ("output", "sampler", "last_block")
 GAINS = (0.0, 2.0)
+SLOPES = {14: 0.75, 10: 3.0}
+"""With which the paper's schedule has so many evaluations."""
 
 Scores = dict[str, dict[str, float]]
 """Model → candidate → score in dB."""
@@ -66,6 +68,7 @@ def candidates(count: int, noise: Noise) -> list[Row]:
         "noise share 0.6": by_noise(count, noise, 0.6),
         "symmetric, half even": skewed(count, 1.0, 0.5),
         "skewed, exponent 1.5": skewed(count, 1.5),
+        "the paper's": tuple(schedule.adaptive(STEPS, slope=SLOPES[count])),
     }
     return rules + [
         Row("spectrum", {"evaluated": steps}, f"{SHIPPED}, {name} / {count}") for name, steps in spacings.items()

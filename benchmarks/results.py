@@ -29,7 +29,6 @@ SHOWN = (
     "TeaCache",
     "Spectrum, the paper's",
     "spectrum",
-    "fewer steps, UniPC",
 )
 """Rows of the overview that the README has room for."""
 TABLE = r"^\| about .*(?:\n\|.*)*"

@@ -204,7 +204,8 @@ def test_the_results_read_as_they_are_generated() -> None:
     assert all(text in benchmarks for text in (skip_cost.INTRODUCTION, skip_cost.FLOOR, skip_cost.WEIGHTED_SUM))
     for path in folder.glob("tiny-*.md"):
         text = path.read_text(encoding="utf-8")
-        assert text.count(SWEEP_LEGEND) == len(re.findall(r"^## fig(?:5|6|10):", text, re.MULTILINE)) == 3
+        sweeps = 0 if path.stem == "tiny-rough" else 3  # no model of the paper's
+        assert text.count(SWEEP_LEGEND) == len(re.findall(r"^## fig(?:5|6|10):", text, re.MULTILINE)) == sweeps
         assert all(re.findall(r"^Ours on ([\w-]+), (?:32 images|8 videos) per row\.$", text, re.MULTILINE))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._interrupts import EXIT_CODE, exit_interrupted, notice_interrupts, was_interrupted
+from ._interrupts import exit_interrupted, notice_interrupts, was_interrupted, was_said
 
 
 def main() -> None:
@@ -12,9 +12,8 @@ def main() -> None:
         from .cli import main as run
 
         run()
-    except BaseException as error:
-        said_already = isinstance(error, SystemExit) and error.code == EXIT_CODE
-        if said_already or not was_interrupted():
+    except BaseException:
+        if was_said() or not was_interrupted():
             raise
         exit_interrupted()
 

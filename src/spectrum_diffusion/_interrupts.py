@@ -11,6 +11,7 @@ EXIT_CODE = 130
 """What a shell reports for a process that SIGINT ended."""
 
 _noticed: list[int] = []
+_said: list[str] = []
 
 
 def notice_interrupts() -> None:
@@ -24,8 +25,14 @@ def was_interrupted() -> bool:
     return bool(_noticed)
 
 
+def was_said() -> bool:
+    """Whether the user has been told so. Typer exits with the same code without a word."""
+    return bool(_said)
+
+
 def exit_interrupted(kept: str = "") -> NoReturn:
     """Say that the command was interrupted, and what of its work is ``kept``."""
+    _said.append(kept)
     sys.stderr.write(f"Interrupted. {kept}".strip() + "\n")
     sys.exit(EXIT_CODE)
 

@@ -18,9 +18,9 @@ from spectrum_diffusion.bench.evaluate.tables import markdown
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 
 from .marks import replace_block
-from .small_models import load
+from .small_models import BUILD, load
 
-FOLDER = Path(__file__).parents[1] / "build" / "field"
+FOLDER = BUILD / "field"
 LITE = {"taylor_factors_dtype": "float32", "use_lite_mode": True}
 """diffusers' TaylorSeer after the last block. Per module it skips less than half of the work of a FLUX block."""
 

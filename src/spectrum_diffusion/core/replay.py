@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from .calls import version_of
 from .history import memory_of, over_batch
-
-UNCOUNTED = -1
-"""In place of the version of an inference tensor, which does not count how often it was written into."""
 
 
 @dataclass
@@ -88,7 +86,7 @@ class Replay:
         self._state: dict[str, Any] = {}
         self._start: torch.Tensor | None = None
         self._taken: list[tuple[StepCall, torch.Tensor]] = []  # each with the output that it was given
-        self._handed: tuple[torch.Tensor, int] | None = None  # with its version, or a copy of it without one
+        self._handed: tuple[torch.Tensor, int] | None = None  # with its version
         # Whether each step of the gap was given the sample that the step before handed out: for all samples of the
         # batch, or, on the device, for each of them, (B,).
         self._followed: list[bool | torch.Tensor] = []
@@ -100,7 +98,7 @@ class Replay:
         See :func:`memory_of`.
         """
         start = () if self._start is None else (self._start,)
-        copied = self._handed[:1] if self._handed is not None and self._handed[1] == UNCOUNTED else ()
+        copied = self._handed[:1] if self._handed is not None and self._handed[0].is_inference() else ()
         kept = memory_of((*(output for _, output in self._taken), *start, *copied, *_tensors_in(self._state)))
         current = memory_of(_tensors_in(vars(self._scheduler)))
         return {storage: nbytes for storage, nbytes in kept.items() if storage not in current}
@@ -126,7 +124,9 @@ class Replay:
         result = call.proceed_with(output, sample)
         self._taken.append((call.emptied(), output if kept is None else kept))
         handed = sample_of(result)
-        self._handed = (handed.clone(), UNCOUNTED) if handed.is_inference() else (handed, handed._version)
+        if handed.is_inference():  # which does not count how often it is written into: a copy tells by its values
+            handed = handed.clone()
+        self._handed = handed, version_of(handed)
         return result
 
     def reaches(self, call: StepCall) -> bool | torch.Tensor:
@@ -179,7 +179,7 @@ class Replay:
         if self._handed is None:
             return False
         handed, version = self._handed
-        if version != UNCOUNTED and handed._version != version:
+        if version_of(handed) != version:
             return False
         return handed is call.sample or _is_copy(call.sample, handed)
 

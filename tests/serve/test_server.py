@@ -392,7 +392,7 @@ def test_many_clients_lose_nothing(server: Server) -> None:
     assert metric(server, "spectrum_queue_images") == 0
 
 
-def test_the_openapi_document_holds_under_fuzzing() -> None:
+def test_the_openapi_document_holds_under_fuzzing(tmp_path: Path) -> None:
     with serving(*LIMITS, "--max-batch", "1") as server:
         # Valid data is refused where fields contradict each other, which a schema cannot say.
         fuzz = [
@@ -400,7 +400,7 @@ def test_the_openapi_document_holds_under_fuzzing() -> None:
             *("--max-examples", "15", "--request-timeout", "60", "--no-color"),
             *("--exclude-checks", "positive_data_acceptance"),
         ]
-        run = subprocess.run(fuzz, capture_output=True, text=True, timeout=400, check=False)
+        run = subprocess.run(fuzz, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
         assert run.returncode == 0, run.stdout[-4000:]
         assert "5 selected / 5 total" in run.stdout
         assert metric(server, 'spectrum_requests_total{status="200"}') > 0

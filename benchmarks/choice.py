@@ -49,9 +49,9 @@ def skewed(count: int, exponent: float, even: float = 0.0) -> tuple[int, ...]:
     return tuple(distinct([(STEPS - 1) * place for place in mixed], STEPS))
 
 
-def by_noise(count: int, noise: Noise, share: float) -> tuple[int, ...]:
-    """The default's nodes with another share of the noise in the pace."""
-    with mock.patch.object(schedule, "BY_NOISE", share):
+def spaced(count: int, noise: Noise, **constants: float) -> tuple[int, ...]:
+    """The default's nodes with other constants."""
+    with mock.patch.multiple(schedule, **constants):
         return tuple(schedule.nodes(STEPS, count, noise=noise))
 
 
@@ -63,9 +63,12 @@ def candidates(count: int, noise: Noise) -> list[Row]:
         for gain in GAINS
     ]
     spacings = {
-        "by steps alone": by_noise(count, noise, 0.0),
-        "noise share 0.2": by_noise(count, noise, 0.2),
-        "noise share 0.6": by_noise(count, noise, 0.6),
+        "by steps alone": spaced(count, noise, BY_STEPS=1.0, BY_RATIO=0.0),
+        "by steps and ratio": spaced(count, noise, BY_STEPS=1.0),
+        "by the noise alone": spaced(count, noise, BY_STEPS=0.0),
+        "ratio 0.15": spaced(count, noise, BY_RATIO=0.15),
+        "ratio 0.25": spaced(count, noise, BY_RATIO=0.25),
+        "closer at both ends": spaced(count, noise, EVEN=0.0),
         "symmetric, half even": skewed(count, 1.0, 0.5),
         "skewed, exponent 1.5": skewed(count, 1.5),
         "the paper's": tuple(schedule.adaptive(STEPS, slope=SLOPES[count])),

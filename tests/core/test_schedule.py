@@ -351,16 +351,27 @@ def test_any_noise_leaves_a_speedup_of_four_within_reach(name: str) -> None:
     assert all(fewest_nodes(total, 1, NOISES[name](total)) <= total // 4 for total in range(44, 1001, 14))
 
 
-def test_pace_rises_from_0_to_1_and_fastest_where_the_noise_is_decided() -> None:
+def test_pace_rises_and_fastest_where_the_noise_is_decided() -> None:
     for make in NOISES.values():
         if (noise := make(50)) is not None and len(set(noise.ratios)) > 1:
             along = pace(noise)
             assert along[0] == 0
-            assert along[-1] == pytest.approx(1)
             assert all(after > before for before, after in pairwise(along))
-    along = pace(Noise((1e9, 64.0, 8.0, 1.0, 0.1), size=64**2))
-    fast, slow = 0.6 / 4 + 0.4 / 2, 0.6 / 4
-    assert [after - before for before, after in pairwise(along)] == pytest.approx([slow, fast, fast, slow])
+    ratios = (1e9, 64.0, 8.0, 1.0, 0.1)
+    along = pace(Noise(ratios, size=64**2))
+    removed = [before / (1 + before) - after / (1 + after) for before, after in pairwise(ratios)]
+    fallen = [0.0, math.log(8), math.log(8), 0.0]  # between √n and 1
+    each = [0.5 / 4 + 0.5 * share / sum(removed) + 0.2 * log for share, log in zip(removed, fallen, strict=True)]
+    assert [after - before for before, after in pairwise(along)] == pytest.approx(each)
+
+
+def test_steps_that_remove_little_noise_get_few_evaluations() -> None:
+    """A shift below 1 removes most of the noise in the first steps, one above 1 in the last ones."""
+    early, even, late = (nodes(50, 14, noise=flow(50, shift, 1024)) for shift in (0.28, 1.0, 3.0))
+    in_the_end = [sum(step >= 35 for step in steps) for steps in (early, even, late)]
+    at_the_start = [sum(step < 10 for step in steps) for steps in (early, even, late)]
+    assert in_the_end[0] < in_the_end[1] < in_the_end[2]
+    assert at_the_start[0] > at_the_start[1] > at_the_start[2]
 
 
 def test_nodes_are_near_those_that_a_search_found_on_flux_at_full_size() -> None:

@@ -134,7 +134,7 @@ class SlowController:
             return
         product = (0.25 * 14**2) ** 12 * np.prod([error * count**2 for error, count in self.pairs])
         wanted = round(math.sqrt(product ** (1 / (12 + len(self.pairs))) / self.tolerance))
-        fewest = fewest_nodes(STEPS, 1, self.noise)
+        fewest = fewest_nodes(STEPS)
         for count in range(min(max(wanted, fewest), STEPS, self.most), 0, -1):
             self.count, schedule = count, np.array(nodes(STEPS, count, 1, self.noise))
             places = np.arange(count)

@@ -347,8 +347,22 @@ def test_nodes(total: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOISES)
-def test_any_noise_leaves_a_speedup_of_four_within_reach(name: str) -> None:
-    assert all(fewest_nodes(total, 1, NOISES[name](total)) <= total // 4 for total in range(44, 1001, 14))
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_no_more_than_a_third_is_forecast_at_once_whatever_the_noise(warmup: int, name: str) -> None:
+    for total in (3, 8, 12, 28, 50, 100, 1000):
+        fewest = fewest_nodes(total, warmup)
+        for count in range(fewest, min(fewest + 6, total) + 1):
+            steps = nodes(total, count, warmup, NOISES[name](total))
+            assert len(set(steps)) == count
+            assert steps[:warmup] == list(range(warmup))
+            assert all(3 * (after - before - 1) <= total for before, after in pairwise([*steps, total]))
+
+
+def test_fewest_nodes_are_as_few_as_any() -> None:
+    for total in range(3, 200):
+        count = fewest_nodes(total)
+        even = [round(i * (total - 1) / (count - 2)) for i in range(count - 1)] if count > 2 else [0]
+        assert any(3 * (after - before - 1) > total for before, after in pairwise([*even, total]))
 
 
 def test_pace_rises_and_fastest_where_the_noise_is_decided() -> None:

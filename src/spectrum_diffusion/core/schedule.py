@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, TypeGuard
 
 from ..errors import InvalidOptionError
@@ -112,7 +112,11 @@ def nodes(total: int, count: int, warmup: int = 1, noise: Noise | None = None) -
     warmup = check_integer("warmup", warmup, least=1, most=count)
     span = pace(noise or unshifted(total))[warmup - 1 :]
     spread = [span[0] + (span[-1] - span[0]) * share for share in _spread(count - warmup + 1)]
-    return [*range(warmup - 1), *(warmup - 1 + step for step in distinct([_place(span, x) for x in spread], len(span)))]
+    steps = [
+        *range(warmup - 1),
+        *(warmup - 1 + step for step in distinct([_place(span, x) for x in spread], len(span))),
+    ]
+    return steps if count < fewest_nodes(total, warmup) else _within_reach(steps, farthest(total))
 
 
 def pace(noise: Noise) -> list[float]:
@@ -186,7 +190,7 @@ def nodes_for_speedup(
             no evaluations beside the warm-up.
     """
     warmup = min(warmup, total)
-    fewest = fewest_nodes(total, warmup, noise)
+    fewest = fewest_nodes(total, warmup)
     if speedup is None:
         return nodes(total, max(at_most(total, default), fewest), warmup, noise)
     if (count := at_most(total, speedup)) < fewest:
@@ -198,14 +202,21 @@ def nodes_for_speedup(
     return nodes(total, count, warmup, noise)
 
 
-@lru_cache(maxsize=1024)
-def fewest_nodes(total: int, warmup: int = 1, noise: Noise | None = None) -> int:
+def fewest_nodes(total: int, warmup: int = 1) -> int:
     """The fewest :func:`nodes` between which never more than a third of the run is forecast."""
-    for count in range(warmup, total):
-        steps = [*nodes(total, count, warmup, noise), total]
-        if all(3 * (after - before - 1) <= total for before, after in pairwise(steps)):
-            return count
-    return total
+    return warmup + math.ceil((total - warmup) / farthest(total))
+
+
+def farthest(total: int) -> int:
+    """The longest distance between evaluated steps with no more than a third of the run between them."""
+    return total // 3 + 1
+
+
+def _within_reach(steps: Sequence[int], distance: int) -> list[int]:
+    """The steps, moved where two neighbours are farther apart than ``distance``; the first and the last stay."""
+    forward = list(accumulate(steps, lambda before, step: min(step, before + distance)))
+    forward[-1] = steps[-1]
+    return list(accumulate(reversed(forward), lambda after, step: max(step, after - distance)))[::-1]
 
 
 def explicit(total: int, evaluated: Iterable[int]) -> list[int]:

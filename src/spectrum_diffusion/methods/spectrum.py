@@ -114,7 +114,7 @@ class Spectrum(Scheduled):
             return None
         from ..core.controller import Controller
 
-        least = schedule.fewest_nodes(total, min(self.warmup, total), self.noise)
+        least = schedule.fewest_nodes(total, min(self.warmup, total))
         most = total if self.max_nfe is None else min(self.max_nfe, total)
         if most < least:
             raise InvalidOptionError(

@@ -326,6 +326,7 @@ NOISES = {
     "shift 3": lambda total: flow(total, 3, 16 * 128 * 128),
     "shift 12": lambda total: flow(total, 12, 16 * 21 * 90 * 90),
     "added noise": lambda total: Noise(tuple(700 * (1 - i / total) ** 7 for i in range(total)), 4 * 64 * 64),
+    "no signal at the start": lambda total: Noise(tuple(math.inf if i == 0 else 5 / i for i in range(total)), 1024),
     "one level": lambda total: Noise((1.0,) * total, 4 * 64 * 64),
     "without noise": lambda total: Noise((0.0,) * total, 4 * 64 * 64),
 }

@@ -131,7 +131,7 @@ def pace(noise: Noise) -> list[float]:
     """
     coarsest = max(math.sqrt(noise.size), 2 * FINEST)
     logs = [math.log(min(max(ratio, FINEST), coarsest)) for ratio in noise.ratios]
-    shares = [ratio / (1 + ratio) for ratio in noise.ratios]
+    shares = [1 - 1 / (1 + ratio) for ratio in noise.ratios]  # the first ratio may be infinite
     steps, removed = max(len(logs) - 1, 1), (shares[0] - shares[-1]) or 1.0
     return [
         BY_STEPS * i / steps + (1 - BY_STEPS) * (shares[0] - share) / removed + BY_RATIO * (logs[0] - log)

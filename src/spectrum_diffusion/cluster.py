@@ -22,7 +22,10 @@ BLOCKS = 8
 """Blocks of rows for each actor: what an actor that dies was at work on is at most one of them."""
 
 ANSWER_SECONDS = 10.0
-"""Time in which the head of a cluster takes a connection."""
+"""Time in which the head of a cluster takes a connection, and in which it greets."""
+SETTINGS = 4
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
+"""How a client of HTTP/2, and so of gRPC, begins: a fixed text and a frame of settings (RFC 9113, § 3.4)."""
 
 AGAIN = "what is finished is kept, run the same command again"
 
@@ -173,19 +176,33 @@ def _reach(address: str) -> Any:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse the address of a machine or a port where nobody answers: Ray would try for many minutes.
+    """Refuse the address of a machine or a port where no cluster answers: Ray would try for many minutes.
 
     Raises:
-        InvalidOptionError: nobody does.
+        InvalidOptionError: nobody answers, or something that is no cluster, such as Ray's dashboard.
     """
     meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     host, _, port = meant.rpartition("://")[2].rpartition(":")
     if not port.isdigit():  # Ray finds it, or says what is wrong
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            _check_greets(connection)
     except (OSError, OverflowError) as error:
         raise _unreachable(address if meant == address else f"{address}, RAY_ADDRESS={meant}", error) from None
+
+
+def _check_greets(connection: socket.socket) -> None:
+    """Raise :class:`ConnectionError` unless the other side speaks gRPC, as a cluster does on all its ports."""
+    if os.environ.get("RAY_USE_TLS", "0") == "1":
+        return
+    connection.sendall(GREETING)
+    try:
+        frame = connection.recv(9)
+    except OSError:
+        frame = b""
+    if frame[3:4] != bytes([SETTINGS]):
+        raise ConnectionError("what answers there is not a cluster, whose head usually listens at port 6379")
 
 
 def _unreachable(address: str, error: Exception) -> InvalidOptionError:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
+from threading import Thread
 
 import pytest
 from batches import PATIENCE, command, files, finish, prompt_file, start, until
@@ -89,6 +94,36 @@ def test_an_address_where_nobody_answers_is_a_message_at_once(address: str, monk
         with joined(Cluster("auto")):
             pass
     assert time.monotonic() - begin < 60
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers as Ray's dashboard does to what it does not know."""
+
+
+@pytest.mark.parametrize("handler", [Page, BaseRequestHandler], ids=["a page", "a port that is closed at once"])
+def test_an_address_where_something_else_answers_is_a_message_at_once(handler: type[BaseRequestHandler]) -> None:
+    with TCPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(InvalidOptionError, match="what answers there is not a cluster, whose head usually listens"):
+            with joined(Cluster(f"127.0.0.1:{server.server_address[1]}")):
+                pass
+        assert time.monotonic() - begin < 60
+        server.shutdown()
+
+
+def test_a_running_cluster_is_joined_by_its_address() -> None:
+    import ray
+
+    head = ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False).address_info["address"]
+    try:
+        code = f"from spectrum_diffusion.cluster import *\nwith joined(Cluster({head!r})) as pool: print(pool.size)"
+        joining = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert joining.stdout.split() == ["1"], joining.stderr
+    finally:
+        ray.shutdown()
 
 
 def test_a_model_that_no_actor_can_load_is_a_message(tmp_path: Path) -> None:

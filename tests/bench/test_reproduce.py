@@ -105,8 +105,9 @@ def without_duration(page: str) -> str:
     return re.sub(r"this folder took [^.]*\.", "", page)
 
 
-def test_tables_on_the_small_models(tmp_path: Path) -> None:
-    arguments = ["reproduce", "table5", "fig3", "table8", "--pairs", "1", "-o", str(tmp_path), "--json"]
+@pytest.mark.parametrize("only", [["--only", "flux"], pytest.param([], marks=pytest.mark.slow)], ids=["flux", "all"])
+def test_tables_on_the_small_models(only: list[str], tmp_path: Path) -> None:
+    arguments = ["reproduce", "table5", "fig3", "table8", *only, "--pairs", "1", "-o", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "results.md").read_text(encoding="utf-8")

@@ -306,23 +306,23 @@ def run_many(count: int, method: str, options: dict[str, Any]) -> None:
     with enable(pipe) as handle:
         for _ in range(stretch):  # caches fill
             generate(entry, pipe, chance)
-        held, resided = [], []
         tracemalloc.start()
         try:
-            for _ in range(4):
-                gc.collect()
-                held.append(tracemalloc.get_traced_memory()[0])
-                resided.append(resident())
-                if len(held) < 4:
-                    compare_with_fresh(entry, pipe, handle, chance, stretch, enable)
+            held = [settled()]
+            for _ in range(3):
+                compare_with_fresh(entry, pipe, handle, chance, stretch, enable)
+                held.append(settled())
         finally:
             tracemalloc.stop()
-    grown = min(after - before for before, after in pairwise(held))
-    assert grown < min(7_000 * stretch, 200_000), (
-        f"{grown} bytes of Python objects are left over after {stretch} generations"
-    )
-    swollen = min(after - before for before, after in pairwise(resided))
-    assert swollen < 32 * 2**20, f"the process grew by {swollen} bytes in {stretch} generations"
+    grown, swollen = (3 * min(after[i] - before[i] for before, after in pairwise(held)) for i in (0, 1))
+    assert grown < 200_000, f"{grown} bytes of Python objects are left over after {3 * stretch} generations"
+    assert swollen < 64 * 2**20, f"the process grew by {swollen} bytes in {3 * stretch} generations"
+
+
+def settled() -> tuple[int, int]:
+    """Bytes of Python objects and of the process, without what only waits to be collected."""
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0], resident()
 
 
 def compare_with_fresh(

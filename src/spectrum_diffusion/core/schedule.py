@@ -91,7 +91,8 @@ def nodes(total: int, count: int, warmup: int = 1, noise: Noise | None = None) -
     """``count`` evaluated steps, closer together at both ends, with the first and the last step among them.
 
     Chebyshev-Lobatto nodes, at which a polynomial is best interpolated, mixed with even ones, along the :func:`pace` of
-    the sampling, rounded to steps and made distinct.
+    the sampling, rounded to steps and made distinct. Where more than a third of the run would lie between two, and so
+    many nodes can avoid it, they are moved.
 
     Args:
         total: number of steps T of the sampler, ≥ 1.

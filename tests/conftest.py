@@ -1,6 +1,10 @@
-"""One thread a test: the models are so small that a second one only waits, and results do not depend on the machine."""
+"""What all tests share.
+
+One thread a test: the models are so small that a second one only waits, and results do not depend on the machine.
+"""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -13,16 +13,13 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
-START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-"""A process started in the background of a shell ignores SIGINT; a user's terminal does not."""
-
 
 def interrupted(
     code: str, arguments: list[str], when: Path, cwd: Path, seconds: float = 0.1
 ) -> subprocess.CompletedProcess[str]:
     """Start the command, press Ctrl-C some seconds after a file is there, and wait for the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", START + code, *arguments],
+        [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

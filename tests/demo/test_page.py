@@ -29,11 +29,6 @@ PATIENCE = 180.0
 WISH = ("tiny-flux", "red apple", 12, 2.0, 1)
 
 
-def _interruptible() -> None:
-    """Whoever starts the tests in the background makes them and their children ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as probe:
@@ -43,7 +38,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "spectrum_diffusion", "demo", "--port", str(port)]
     log = tmp_path_factory.mktemp("demo") / "log"
     with log.open("w") as stderr:
-        process = subprocess.Popen(command, env={**os.environ, **own}, stderr=stderr, preexec_fn=_interruptible)
+        process = subprocess.Popen(command, env={**os.environ, **own}, stderr=stderr)
     try:
         yield _answering(f"http://127.0.0.1:{port}", process)
         assert process.poll() is None

@@ -36,10 +36,8 @@ from .strategies import STRATEGIES, found_by
 from .strategies.course import Course
 
 METHOD = "spectrum"
-RIDGES = (1e-3, 1e-2, 5e-2)
-"""Strengths λ between which the validation chooses."""
-SEARCHED_RIDGE = 1e-2
-"""λ during the search."""
+RIDGES = (1e-4, 1e-2)
+"""Strengths λ between which the validation chooses; the first is that of the search."""
 SEARCHED_PAIRS = 12
 """Pairs on which schedules are compared; a study of 1.37 million schedules finds 8 enough (arXiv 2609.39343)."""
 
@@ -280,11 +278,11 @@ class Workshop:
         references = _first(self.references, SEARCHED_PAIRS)
         memo, shares = Memo(), references[0].shares
         pairs = [_shown(reference.pairs) for reference in references]
-        key = {"model": self.model, "pairs": pairs, "ridge": SEARCHED_RIDGE, "shares": shares}
+        key = {"model": self.model, "pairs": pairs, "ridge": RIDGES[0], "shares": shares}
         costs = self.store.costs(f"search-{count}", key)
 
         def fitted_cost(schedule: Schedule) -> float:
-            return cost_of(fit(session, schedule, references, SEARCHED_RIDGE, memo, shares).errors)
+            return cost_of(fit(session, schedule, references, RIDGES[0], memo, shares).errors)
 
         def cost(schedule: Schedule) -> float:
             return costs.of(schedule, fitted_cost)
@@ -378,15 +376,13 @@ class Finalist:
 
 
 def _finalists(schedules: Mapping[str, Schedule], shares: Sequence[float]) -> Iterator[Finalist]:
-    """Each schedule once, and the first with each ridge; with the branches apart and together."""
-    seen: set[Schedule] = set()
-    ways = {", branches apart": shares, "": WHOLE} if len(shares) > 1 else {"": WHOLE}
+    """Each schedule once, with each ridge, and with the branches apart and together."""
+    names: dict[Schedule, str] = {}
     for name, schedule in schedules.items():
-        ridges = RIDGES if not seen else (SEARCHED_RIDGE, RIDGES[-1])
-        if schedule not in seen:
-            for ridge, (way, its_shares) in itertools.product(ridges, ways.items()):
-                yield Finalist(f"{name} schedule, ridge {ridge:g}{way}", schedule, ridge, its_shares)
-        seen.add(schedule)
+        names.setdefault(schedule, name)
+    ways = {", branches apart": shares, "": WHOLE} if len(shares) > 1 else {"": WHOLE}
+    for (schedule, name), ridge, (way, its_shares) in itertools.product(names.items(), RIDGES, ways.items()):
+        yield Finalist(f"{name} schedule, ridge {ridge:g}{way}", schedule, ridge, its_shares)
 
 
 def _options(schedule: Schedule, rows: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def measured(model: str, pairs: int, *, chosen: bool) -> dict[str, float]:
     folder = FOLDER / f"{model}-{'chosen' if chosen else 'reported'}"
     values: dict[str, list[float]] = {}
     for name, images in evaluated(pipe, model, rows, half, [0 if chosen else 1000], folder).items():
-        values.setdefault(name.partition(" / ")[0], []).extend(psnr_of(images))
+        values.setdefault(name.partition(" / ")[0], []).extend(psnr_of(images).values())
     return {name: mean(psnr) for name, psnr in values.items()}
 
 

@@ -9,29 +9,25 @@ Seed 2000 took part in no choice. The worst tenth is the mean of the ⌈n/10⌉ 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-from spectrum_diffusion.bench.evaluate import Row, files, plots
-from spectrum_diffusion.bench.evaluate.statistics import difference
+from spectrum_diffusion.bench.evaluate import Row
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 
 from .marks import replace_block
-from .small_models import BUILD, MODELS, STEPS, VIDEOS, evaluated, load, shown
+from .small_models import BUILD, MODELS, STEPS, VIDEOS, Cell, draw, evaluated, load, psnr_of, shown, verdict
 
 FOLDER = BUILD / "counts"
-FIGURES = Path(__file__).parents[1] / "docs" / "images" / "results"
 SEED = 2000
 COUNTS = (8, 10, 14, 20, 30)
 TAYLORSEER = {8: 11, 10: 8, 14: 5, 20: 3, 30: 2}
 FORA = {8: 7, 10: 5, 14: 4, 20: 3, 30: 2}
 """These have uniform schedules: the intervals that come nearest to a number of evaluations."""
-
-Cell = dict[tuple[str, int], float]
-"""PSNR by prompt and seed."""
 
 
 def rows(count: int) -> list[Row]:
@@ -46,19 +42,16 @@ def rows(count: int) -> list[Row]:
     ]
 
 
-def measured(model: str, pairs: int) -> dict[str, tuple[float, Cell]]:
+def measured(model: str, pairs: int) -> dict[str, Cell]:
     """Row → mean cost in evaluations, and the values."""
     pipe = load(model)
     prompts = spread(load_prompts("tiny", model=model), pairs)
     all_rows = [row for count in COUNTS for row in rows(count)]
-    cells = {}
-    for name, images in evaluated(pipe, model, all_rows, prompts, [SEED], FOLDER / model).items():
-        values = {(image["prompt"], image["seed"]): image["metrics"]["psnr"] for image in images}
-        cells[name] = mean(image["nfe"] for image in images), values
-    return cells
+    images = evaluated(pipe, model, all_rows, prompts, [SEED], FOLDER / model)
+    return {name: (mean(image["nfe"] for image in of_row), psnr_of(of_row)) for name, of_row in images.items()}
 
 
-def table(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
+def table(model: str, cells: Mapping[str, Cell]) -> str:
     """A row for each method, a column for each count: evaluations, mean, worst tenth, and whether ours is ahead."""
     names = list(dict.fromkeys(name.partition(" / ")[0] for name in cells))
     lines = [f"| {model} | {' | '.join(f'about {count}' for count in COUNTS)} |"]
@@ -69,26 +62,14 @@ def table(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(cells: Mapping[str, tuple[float, Cell]], name: str, count: int) -> str:
+def _cell(cells: Mapping[str, Cell], name: str, count: int) -> str:
     if f"{name} / {count}" not in cells:
         return "–"
     cost, values = cells[f"{name} / {count}"]
-    text = f"{shown(list(values.values()))} ({cost:.3g})"
+    text = f"{shown(values.values())} ({cost:.3g})"
     if name == "spectrum":
         return text
-    ahead = difference(cells[f"spectrum / {count}"][1], values)
-    if ahead.low is None or ahead.high is None or ahead.low <= 0 <= ahead.high:
-        return f"{text} ≈"
-    return f"{text} {'−' if ahead.low > 0 else '+'}"
-
-
-def figure(model: str, cells: Mapping[str, tuple[float, Cell]]) -> str:
-    """PSNR over evaluations, a curve for each method."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for name, (cost, values) in cells.items():
-        curves.setdefault(name.partition(" / ")[0], []).append((cost, mean(values.values())))
-    drawn = [plots.Curve(name, sorted(points), number) for number, (name, points) in enumerate(curves.items())]
-    return plots.lines(drawn, f"{model}, {STEPS} steps", "evaluations", "PSNR dB ↑", zero=False, lowest_first=False)
+    return f"{text} {verdict(values, cells[f'spectrum / {count}'][1])}"
 
 
 def main() -> None:
@@ -103,10 +84,9 @@ def main() -> None:
         tables.append(table(model, cells))
         print(tables[-1], flush=True)
         if arguments.write:
-            files.write_text(FIGURES / f"counts-{model}.svg", plots.standalone(figure(model, cells)))
-            tables.append(f"![PSNR over evaluations on {model}](../images/results/counts-{model}.svg)")
+            tables.append(draw("counts", model, cells))
     text = "\n\n".join(tables)
-    command = f"python -m benchmarks.counts --models {arguments.models} --pairs {arguments.pairs}"
+    command = f"python -m benchmarks.counts {' '.join(sys.argv[1:])}"
     text += (
         f"\n\n`{command}`; torch {torch.__version__}, CPU, one thread. A cell: PSNR in dB, mean / worst tenth "
         "(evaluations). Against spectrum, paired by prompt (95 % bootstrap): + better, − worse, ≈ no difference seen."

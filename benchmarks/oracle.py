@@ -10,6 +10,7 @@ since they need the untouched image: they bound what better weights and schedule
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,7 @@ def main() -> None:
     for model in arguments.models:
         lines.append(measured(model, arguments.images // 2 if model in VIDEOS else arguments.images, runs))
         print(lines[-1], flush=True)
-    search = f" --searched --runs {runs}" if runs else ""
-    command = f"python -m benchmarks.oracle {' '.join(arguments.models)} --images {arguments.images}{search}"
+    command = f"python -m benchmarks.oracle {' '.join(sys.argv[1:])}"
     text = "\n".join(lines) + f"\n\n`{command}`; torch {torch.__version__}, CPU, one thread; λ = {RIDGE:g}."
     if arguments.write:
         replace_block(arguments.write / "oracle.md", text, "searched" if runs else "oracle")

@@ -1,18 +1,22 @@
 """Plans of `spectrum tune` beside the default and calibrated methods of others, on prompts and seeds of their own.
 
-python -m benchmarks.plans [tiny-flux …] [--pairs 32] [--runs 100] [--strategies all] [--write docs/results]
+python -m benchmarks.plans [tiny-flux …] [--counts 14,10] [--pairs 32] [--runs 100] [--strategies all]
+                           [--write docs/results]
 
 Half of a model's prompts are tuned on, with seeds from 0; the others are measured, with seeds from 5000. A cell is the
-mean PSNR to the untouched pipeline's results and, after the stroke, the mean of the lowest tenth. The work is kept in
-build/plans: an interrupted run continues.
+mean PSNR to the untouched pipeline's results, after the stroke the mean of the lowest tenth, and whether it is better
+(+) or worse (−) than the default by a paired bootstrap over prompts. Of more than two counts, curves are drawn. The
+work is kept in build/plans: an interrupted run continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -24,22 +28,36 @@ from spectrum_diffusion.tune import tune
 from spectrum_diffusion.tune.strategies import STRATEGIES
 
 from .marks import replace_block
-from .small_models import BUILD, COUNTS, MODELS, STEPS, VIDEOS, evaluated, load, psnr_of, shown
+from .small_models import (
+    BUILD,
+    COUNTS,
+    MODELS,
+    STEPS,
+    VIDEOS,
+    Cell,
+    draw,
+    evaluated,
+    load,
+    psnr_of,
+    shown,
+    verdict,
+)
 
 FOLDER = BUILD / "plans"
 FIRST_SEED = 5000
 PLAN = "spectrum"
 
-Cells = dict[str, str]
-"""Row → mean and worst tenth."""
+Cells = dict[str, Cell]
 
 
-def tuned(pipe: Any, prompts: Sequence[Prompt], strategy: str, folder: Path, effort: dict[str, int]) -> list[Row]:
+def tuned(
+    pipe: Any, prompts: Sequence[Prompt], counts: Sequence[int], strategy: str, folder: Path, effort: dict[str, int]
+) -> list[Row]:
     """The plan of a strategy for each number of evaluations, as rows."""
     plans = tune(
         pipe,
         [prompt.text for prompt in prompts],
-        nfe=COUNTS,
+        nfe=counts,
         strategy=strategy,
         folder=folder / "tune",
         identity=key_of(pipeline=fingerprint(pipe), environment=environment(pipe)),
@@ -54,32 +72,41 @@ def tuned(pipe: Any, prompts: Sequence[Prompt], strategy: str, folder: Path, eff
     return rows
 
 
-def measured(model: str, pairs: int, strategies: Sequence[str], effort: dict[str, int]) -> Cells:
+def measured(model: str, counts: Sequence[int], pairs: int, strategies: Sequence[str], effort: dict[str, int]) -> Cells:
     """The rows of a model, on prompts that were not tuned on."""
     pipe = load(model)
     folder = FOLDER / model
     folder.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts("tiny", model=model)
-    rows = [Row(PLAN, {"speedup": STEPS / count}, f"default / {count}") for count in COUNTS]
+    rows = [Row(PLAN, {"speedup": STEPS / count}, f"default / {count}") for count in counts]
     for strategy in strategies:
-        rows += tuned(pipe, prompts[1::2], strategy, folder, effort)
-    count = max(2, pairs // 4) if model in VIDEOS else pairs
+        rows += tuned(pipe, prompts[1::2], counts, strategy, folder, effort)
+    count = pairs // 4 if model in VIDEOS else pairs
     held_out = spread(prompts[0::2], count)
     seeds = [FIRST_SEED + i for i in range(math.ceil(count / len(held_out)))]
-    measured = evaluated(pipe, model, rows, held_out, seeds, folder / "evaluate")
-    return {name: shown(psnr_of(images)) for name, images in measured.items()}
+    images = evaluated(pipe, model, rows, held_out, seeds, folder / "evaluate")
+    return {name: (mean(image["nfe"] for image in of_row), psnr_of(of_row)) for name, of_row in images.items()}
 
 
 def report(cells: dict[str, Cells]) -> str:
     lines = [f"| row / evaluations | {' | '.join(cells)} |", f"| --- |{' ---: |' * len(cells)}"]
     names = list(dict.fromkeys(name for rows in cells.values() for name in rows))
-    lines += [f"| {name} | {' | '.join(rows.get(name, '–') for rows in cells.values())} |" for name in names]
+    lines += [f"| {name} | {' | '.join(_cell(rows, name) for rows in cells.values())} |" for name in names]
     return "\n".join(lines)
+
+
+def _cell(rows: Cells, name: str) -> str:
+    if name not in rows:
+        return "–"
+    values, (_, default) = rows[name][1], rows[f"default / {name.rpartition(' / ')[2]}"]
+    text = shown(values.values())
+    return text if values is default else f"{text} {verdict(values, default)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="evaluations of 50 steps")
     parser.add_argument("--pairs", type=int, default=32, help="images to measure; videos are a quarter")
     parser.add_argument("--runs", type=int, default=100, help="schedules that each search tries")
     parser.add_argument("--fitted", type=int, default=24, help="pairs to fit to")
@@ -89,15 +116,27 @@ def main() -> None:
     )
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    others = STRATEGIES if arguments.strategies == "all" else filter(None, arguments.strategies.split(","))
-    strategies = (PLAN, *others)
+    others = tuple(STRATEGIES) if arguments.strategies == "all" else arguments.strategies.split(",")
+    strategies = (PLAN, *filter(None, others))
     effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}
-    cells = {model: measured(model, arguments.pairs, strategies, effort) for model in arguments.models}
-    work = f"{arguments.fitted} pairs to fit, {arguments.left_out} to validate, {arguments.runs} schedules tried"
-    text = f"{report(cells)}\n\n{work}; {arguments.pairs} pairs measured; torch {torch.__version__}, CPU, one thread."
+    counts = [int(count) for count in arguments.counts.split(",")]
+    cells = {model: measured(model, counts, arguments.pairs, strategies, effort) for model in arguments.models}
+    text = f"{report(cells)}\n\n{described(arguments, sys.argv[1:])}"
     print(text)
     if arguments.write:
-        replace_block(arguments.write / "plans.md", text, "plans")
+        if len(counts) > 2:
+            text += "\n\n" + "\n".join(draw("plans", model, rows) for model, rows in cells.items())
+        replace_block(arguments.write / "plans.md", text, "rivals" if arguments.strategies else "plans")
+
+
+def described(arguments: argparse.Namespace, given: Sequence[str]) -> str:
+    """How the numbers came about."""
+    return (
+        f"`python -m benchmarks.plans {' '.join(given)}`; {arguments.fitted} pairs to fit, {arguments.left_out} to "
+        f"validate, {arguments.runs} schedules tried; {arguments.pairs} pairs measured, of videos "
+        f"{arguments.pairs // 4}; torch {torch.__version__}, CPU, one thread. Against the default, paired by prompt "
+        "(95 % bootstrap): + better, − worse, ≈ no difference seen."
+    )
 
 
 if __name__ == "__main__":

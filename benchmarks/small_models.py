@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,15 +12,23 @@ import numpy as np
 import torch
 
 import spectrum_diffusion
-from spectrum_diffusion.bench.evaluate import Request, Row, evaluate
+from spectrum_diffusion.bench.evaluate import Request, Row, evaluate, files, plots
+from spectrum_diffusion.bench.evaluate.statistics import difference
 from spectrum_diffusion.bench.prompts import Prompt
 from spectrum_diffusion.tune.pairs import Pair
 
-BUILD = Path(__file__).parents[1] / "build"
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build"
+FIGURES = ROOT / "docs" / "images" / "results"
 STEPS = 50
 COUNTS = (14, 10)
 MODELS = ("tiny-flux", "tiny-sd3", "tiny-sdxl", "tiny-wan", "tiny-hunyuan", "tiny-rough")
 VIDEOS = ("tiny-wan", "tiny-hunyuan")
+
+Values = dict[tuple[str, int], float]
+"""PSNR by prompt and seed."""
+Cell = tuple[float, Values]
+"""Mean cost in evaluations, and the values."""
 
 
 def load(model: str) -> Any:
@@ -45,13 +53,39 @@ def evaluated(
     return images
 
 
-def psnr_of(images: Sequence[dict[str, Any]]) -> list[float]:
-    return [image["metrics"]["psnr"] for image in images]
+def psnr_of(images: Sequence[dict[str, Any]]) -> Values:
+    return {(image["prompt"], image["seed"]): image["metrics"]["psnr"] for image in images}
 
 
-def shown(psnr: Sequence[float]) -> str:
+def verdict(values: Values, baseline: Values) -> str:
+    """+ where the values are better by a paired bootstrap over prompts (95 %), − where they are worse, else ≈."""
+    apart = difference(values, baseline)
+    if apart.low is None or apart.high is None or apart.low <= 0 <= apart.high:
+        return "≈"
+    return "+" if apart.low > 0 else "−"
+
+
+def shown(psnr: Iterable[float]) -> str:
     """A cell: the mean, and after the stroke the mean of the worst tenth."""
-    return f"{mean(psnr):.1f} / {worst_tenth(psnr):.1f}"
+    values = list(psnr)
+    return f"{mean(values):.1f} / {worst_tenth(values):.1f}"
+
+
+def draw(kind: str, model: str, cells: Mapping[str, Cell]) -> str:
+    """Draw a curve for each method, PSNR over evaluations, beside the pages; the line that shows it on one.
+
+    Args:
+        kind: what the figure's name begins with.
+        model: the small model.
+        cells: by "method / count".
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, (cost, values) in cells.items():
+        curves.setdefault(name.partition(" / ")[0], []).append((cost, mean(values.values())))
+    drawn = [plots.Curve(name, sorted(points), number) for number, (name, points) in enumerate(curves.items())]
+    figure = plots.lines(drawn, f"{model}, {STEPS} steps", "evaluations", "PSNR dB ↑", zero=False, lowest_first=False)
+    files.write_text(FIGURES / f"{kind}-{model}.svg", plots.standalone(figure))
+    return f"![PSNR over evaluations on {model}](../images/results/{kind}-{model}.svg)"
 
 
 def worst_tenth(values: Sequence[float]) -> float:

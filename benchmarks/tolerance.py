@@ -133,7 +133,7 @@ def _cell(images: list[dict[str, Any]] | None) -> str:
     if not images:
         return "–"
     counts = [image["nfe"] for image in images]
-    return f"{shown(psnr_of(images))} ({mean(counts):.1f}: {min(counts)}–{max(counts)})"
+    return f"{shown(psnr_of(images).values())} ({mean(counts):.1f}: {min(counts)}–{max(counts)})"
 
 
 def main() -> None:

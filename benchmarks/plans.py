@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32, help="images to measure; videos are a quarter")
     parser.add_argument("--runs", type=int, default=100, help="schedules that each search tries")
     parser.add_argument("--fitted", type=int, default=24, help="pairs to fit to")
-    parser.add_argument("--left-out", type=int, default=8, help="pairs to validate on")
+    parser.add_argument("--left-out", type=int, default=16, help="pairs to validate on")
     parser.add_argument(
         "--strategies", default="", help=f"also calibrated methods of others: all, or some of {','.join(STRATEGIES)}"
     )

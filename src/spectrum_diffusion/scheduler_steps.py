@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from .core.replay import StepCall
+from .core.sampler import refused
 from .core.signatures import call_parameters
 from .core.subclass import thin_subclass
 from .discovery import pipelines_of, schedulers_of
-from .errors import UnsupportedModelError
 from .stepping import why_steps_differ
 
 
@@ -54,9 +54,7 @@ def answering_steps(
 
 def refuse_copies() -> None:
     """Raise :class:`UnsupportedModelError`: what a copy of the scheduler is given can't be forecast."""
-    raise UnsupportedModelError(
-        'site="sampler" does not work with this pipeline: it steps copies of its scheduler. Use site="output"'
-    )
+    raise refused("it steps copies of its scheduler")
 
 
 def check_schedulers(target: Any) -> None:
@@ -67,13 +65,13 @@ def check_schedulers(target: Any) -> None:
             that remembers earlier outputs.
     """
     if reason := _obstacle_of(target):
-        raise _refused(target, reason)
+        raise refused(reason, type(target).__name__)
 
 
 def check_scheduler(target: Any, scheduler: Any) -> None:
     """Likewise for one scheduler of a pipeline."""
     if reason := _obstacle(scheduler):
-        raise _refused(target, reason)
+        raise refused(reason, type(target).__name__)
 
 
 def schedulers_in(target: Any) -> list[Any]:
@@ -102,13 +100,6 @@ def _obstacle_of(target: Any) -> str:
         if reason := why_steps_differ(type(pipe)):
             return reason
     return "its guidance remembers earlier outputs (momentum)" if _has_momentum(target) else ""
-
-
-def _refused(target: Any, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f'site="sampler" does not work with {type(target).__name__}: {reason}. Use site="output", which forecasts '
-        "for each guidance branch"
-    )
 
 
 def _obstacle(scheduler: Any) -> str:

@@ -8,6 +8,7 @@ import math
 import random
 import sys
 import warnings
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,14 @@ def fitted(
     call: Any = None,
     apart: bool = False,
     memo: Memo | None = None,
+    pairs: Sequence[Pair] = PAIRS,
+    leave_out: bool = False,
 ) -> Any:
     with enable_method(pipe, Driven()) as handle, torch.no_grad():
         session = Session(pipe, handle, call or {})
-        references = [record(session, PAIRS[i : i + batch]) for i in range(0, len(PAIRS), batch)]
+        references = [record(session, pairs[i : i + batch]) for i in range(0, len(pairs), batch)]
         shares = references[0].shares if apart else WHOLE
-        return fit(session, schedule, references, ridge, memo, shares), references
+        return fit(session, schedule, references, ridge, memo, shares, leave_out=leave_out), references
 
 
 def slowly(scheduler: Any, ridge: float) -> tuple[list[np.ndarray], torch.Tensor]:
@@ -155,6 +158,23 @@ def test_batches_agree_with_one_batch() -> None:
         for row, expected in zip(apart.rows, together.rows, strict=True):
             np.testing.assert_allclose(row, expected, rtol=0.05, atol=0.05)
         np.testing.assert_allclose(apart.errors, together.errors, rtol=0.2, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [4, 3, 1])
+def test_pairs_left_out_are_led_by_the_weights_of_the_others(batch: int) -> None:
+    pipe = build(curved)
+    half, _ = fitted(pipe, pairs=PAIRS[::2], batch=min(batch, 2))
+    whole, _ = fitted(pipe, batch=batch, leave_out=True)
+    for row, expected in zip(whole.rows, half.rows, strict=True):
+        np.testing.assert_allclose(row, expected, atol=1e-3 if batch == 4 else 0.05)
+    options = {"site": "sampler", "evaluated": SCHEDULE, "step_weights": whole.rows}
+    assert len(whole.errors) == 2
+    for error, pair in zip(whole.errors, PAIRS[1::2], strict=True):
+        (untouched,) = pipe(pair.prompt, generator=torch.Generator().manual_seed(pair.seed))
+        with spectrum_diffusion.enable(pipe, **options):
+            (final,) = pipe(pair.prompt, generator=torch.Generator().manual_seed(pair.seed))
+        measured = float((final - untouched).square().sum() / untouched.square().sum())
+        assert measured == pytest.approx(error, rel=0.02, abs=1e-7)
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0])
@@ -295,14 +315,15 @@ def test_the_worst_tenth() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40, 300])
 def test_pairs_are_split_by_prompts_and_no_seed_is_shared(count: int) -> None:
     prompts = [f"prompt {i}" for i in range(count)]
-    fitted_pairs, left_out = split(prompts, 7, 24, 8)
-    assert (len(fitted_pairs), len(left_out)) == (24, 8)
+    fitted_pairs, left_out = split(prompts, 7, 24, 16)
+    assert (len(fitted_pairs), len(left_out)) == (24, 16)
     seeds = [pair.seed for pair in [*fitted_pairs, *left_out]]
-    assert sorted(seeds) == list(range(7, 39))
-    shared = {pair.prompt for pair in fitted_pairs} & {pair.prompt for pair in left_out}
-    assert not shared or count == 1
-    if count >= 32:
-        assert len({pair.prompt for pair in [*fitted_pairs, *left_out]}) == 32
+    assert sorted(seeds) == list(range(7, 47))
+    fitted_prompts, others = ({pair.prompt for pair in pairs} for pairs in (fitted_pairs, left_out))
+    assert not fitted_prompts & others or count == 1
+    if count > 1:  # in the proportion of the pairs
+        assert len(others) == max(1, min(count, 40) * 16 // 40)
+        assert len(fitted_prompts) == min(count, 40) - len(others)
 
 
 def candidate(name: str, *errors: float) -> Candidate:

@@ -9,11 +9,15 @@ is regressed on the outputs evaluated so far, A: K numbers for all samples toget
 where s_b is the norm of the sample's outputs, and w₀ what is done without a plan: the line through the last two outputs
 at a skipped step, the output itself at an evaluated one. The next step starts where w leads, so that later weights mend
 what earlier ones leave, and those of an evaluated step correct the gap before it.
+
+A search must not judge a schedule by the samples that its weights were fitted to, or it finds schedules that suit these
+alone. So every other pair can be left out of the sums, and is only led by the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +32,7 @@ from .driven import DrivenPath, Session, asked
 from .guidance import WHOLE
 from .reference import Reference
 
+ALL = slice(None)
 SWEEPS = 3
 """Passes over the batches where the pairs do not fit into one. Each step's weights depend on the weights before it."""
 
@@ -103,6 +108,7 @@ class FittingPath(DrivenPath):
         batch: which batch it is.
         memo: what is known of schedules with the same beginning. Only of use where all pairs are one batch.
         shares: what guidance multiplies each branch by, if branches are told apart, (branches,).
+        fitted: which of the pairs are fitted to.
     """
 
     def __init__(
@@ -113,10 +119,11 @@ class FittingPath(DrivenPath):
         batch: int = 0,
         memo: Memo | None = None,
         shares: Sequence[float] = WHOLE,
+        fitted: slice = ALL,
     ) -> None:
         super().__init__()
         self.schedule = set(schedule)
-        self._shares = shares
+        self._shares, self._pairs = shares, fitted
         self._reference, self._normal, self._batch = reference, normal, batch
         self._memo = memo if memo is not None else Memo()
         self._prefix: tuple[int, ...] = ()
@@ -186,14 +193,15 @@ class FittingPath(DrivenPath):
         return gram
 
     def _inner(self, first: torch.Tensor, second: torch.Tensor) -> float:
-        """Σ_b ⟨first, second⟩/s_b²."""
-        products = (first.flatten(1) * second.flatten(1)).sum(1).double().cpu()  # (B,)
-        return float((products / self._reference.scale.double().square()).sum())
+        """Σ_b ⟨first, second⟩/s_b² over the pairs that are fitted to."""
+        fitted = self._pairs
+        products = (first[fitted].flatten(1) * second[fitted].flatten(1)).sum(1).double().cpu()  # (B,)
+        return float((products / self._reference.scale[fitted].double().square()).sum())
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A schedule with its weights, and the errors of the pairs that they were fitted to."""
+    """A schedule with its weights, and the errors of the pairs: of those left out, if there are some."""
 
     schedule: tuple[int, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -207,21 +215,44 @@ def fit(
     ridge: float,
     memo: Memo | None = None,
     shares: Sequence[float] = WHOLE,
+    *,
+    leave_out: bool = False,
 ) -> Fitted:
     """The weights of a schedule, fitted to the references.
 
     With the shares of several guidance branches, each branch has weights of its own. One pass does where the pairs are
     one batch. Of several batches each pass renews the part of every batch in the normal equations, at the samples to
     which the weights of that time lead it.
+
+    Args:
+        session: of the pipeline.
+        schedule: the evaluated steps.
+        references: untouched runs, a batch each.
+        ridge: λ.
+        memo: what is known of schedules with the same beginning and the same other arguments.
+        shares: what guidance multiplies each branch by, if branches are told apart, (branches,).
+        leave_out: fit to every other pair, beginning with the first, and give the errors of the others.
     """
     normal = Normal(ridge)
+    together = memo if len(references) == 1 else None
+    halves = [_halves(start) if leave_out else (ALL, ALL) for start in _starts(references)]
     paths: list[FittingPath] = []
     for _ in range(1 if len(references) == 1 else SWEEPS):
         paths.clear()
         for batch, reference in enumerate(references):
-            path = FittingPath(schedule, reference, normal, batch, memo if len(references) == 1 else None, shares)
+            path = FittingPath(schedule, reference, normal, batch, together, shares, halves[batch][0])
             session.run(reference.pairs, path)
             paths.append(path)
-    errors = np.concatenate([path.errors() for path in paths])
+    errors = np.concatenate([path.errors()[judged] for path, (_, judged) in zip(paths, halves, strict=True)])
     rows = tuple(tuple(float(f"{weight:.9g}") for weight in row) for row in paths[-1].rows)
     return Fitted(tuple(sorted(schedule)), rows, errors)
+
+
+def _starts(references: Sequence[Reference]) -> Iterator[int]:
+    """The number of each batch's first pair."""
+    return itertools.accumulate((len(reference.pairs) for reference in references[:-1]), initial=0)
+
+
+def _halves(start: int) -> tuple[slice, slice]:
+    """The pairs with even numbers and those with odd ones, in a batch whose first one has the number ``start``."""
+    return slice(start % 2, None, 2), slice(1 - start % 2, None, 2)

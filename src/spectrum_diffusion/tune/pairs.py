@@ -12,8 +12,6 @@ from ..core.signatures import call_parameters
 
 Prompt: TypeAlias = str | Mapping[str, Any]
 """A text; or, for pipelines that need more, keyword arguments of their call."""
-EVERY = 4
-"""One of so many pairs is left out of the fit, while there are enough."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def split(prompts: Sequence[Prompt], seed: int, fitted: int, left_out: int) -> t
     """
     wanted = fitted + left_out
     chosen = [prompts[i * len(prompts) // wanted] for i in range(wanted)] if len(prompts) > wanted else list(prompts)
-    apart = _every(len(chosen), left_out) if len(chosen) > 1 else []
+    apart = _places(len(chosen), len(chosen) * left_out // wanted) if len(chosen) > 1 else []
     groups = [p for i, p in enumerate(chosen) if i not in apart], [p for i, p in enumerate(chosen) if i in apart]
     kept, validated = groups[0], groups[1] or groups[0]
     return (
@@ -44,9 +42,10 @@ def split(prompts: Sequence[Prompt], seed: int, fitted: int, left_out: int) -> t
     )
 
 
-def _every(count: int, most: int) -> list[int]:
-    """Places of every fourth of ``count`` prompts, at least one, and at most ``most``."""
-    return list(range(min(EVERY, count) - 1, count, EVERY))[:most]
+def _places(count: int, wanted: int) -> list[int]:
+    """So many of ``count`` places, at least one, spread evenly up to the last."""
+    number = max(1, wanted)
+    return [(i + 1) * count // number - 1 for i in range(number)]
 
 
 def chunks(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:

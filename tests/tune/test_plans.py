@@ -608,6 +608,21 @@ def test_lemica_takes_the_path_that_trying_every_path_finds() -> None:
         assert falling(least_worst(edges, count, 9)) == expected
 
 
+@pytest.mark.parametrize("scheduler", ["euler", "unipc"])
+def test_known_outputs_of_untouched_steps_change_nothing_and_save_evaluations(scheduler: str) -> None:
+    pipe = build(scheduler=SCHEDULERS[scheduler]())
+
+    def both(given: Course) -> Any:
+        for i, j in ((0, 3), (4, 7), (8, STEPS)):
+            kept = (*range(i + 1), *range(j, STEPS))
+            rows, before = rows_of(kept, STEPS), pipe.denoiser.calls
+            measured = [given.distance(kept, rows, untouched=0), given.distance(kept, rows, untouched=i + 1)]
+            assert measured[1] == pytest.approx(measured[0], rel=1e-4)
+            assert pipe.denoiser.calls - before == len(kept) + 1 + STEPS - j
+
+    course(pipe, 5, both)
+
+
 def test_meancache_forecasts_average_velocities() -> None:
     # With outputs linear in time the average over a gap is exact, but for the first two gaps, which repeat.
     linear = build(lambda x, t, prompt: prompt + t * prompt.roll(1, 1), FlowMatchEulerDiscreteScheduler())

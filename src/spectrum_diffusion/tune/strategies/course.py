@@ -62,35 +62,53 @@ class Course:
         """Relative squared errors of the final latents where the pairs are sampled with a plan, (B,)."""
         return np.concatenate([reference.errors(final) for reference, final in self._played(schedule, rows)])
 
-    def distance(self, schedule: Schedule, rows: Rows) -> float:
-        """Sum of the absolute errors of the final latents where the pairs are sampled with a plan."""
-        pairs = self._played(schedule, rows)
+    def distance(self, schedule: Schedule, rows: Rows, untouched: int) -> float:
+        """Sum of the absolute errors of the final latents where the pairs are sampled with a plan.
+
+        Args:
+            schedule: the evaluated steps.
+            rows: the weights of every step.
+            untouched: how many of the first steps are those of the untouched runs, so that their outputs are known.
+        """
+        pairs = self._played(schedule, rows, untouched)
         return sum(float((final.cpu().float() - reference.latents[-1]).abs().sum()) for reference, final in pairs)
 
-    def _played(self, schedule: Schedule, rows: Rows) -> Iterator[tuple[Reference, torch.Tensor]]:
+    def _played(self, schedule: Schedule, rows: Rows, untouched: int = 0) -> Iterator[tuple[Reference, torch.Tensor]]:
         for reference in self.references:
-            path = PlayingPath(schedule, rows, reference.steps)
+            path = PlayingPath(schedule, rows, reference.steps, reference.outputs[:untouched])
             self.session.run(reference.pairs, path)
             assert path.final is not None
             yield reference, path.final
 
 
 class PlayingPath(DrivenPath):
-    """Samples with the weights of a plan."""
+    """Samples with the weights of a plan.
 
-    def __init__(self, schedule: Schedule, rows: Rows, total: int) -> None:
+    Args:
+        schedule: the evaluated steps.
+        rows: the weights of every step.
+        total: number of steps T.
+        known: outputs of the first steps, for which the denoiser is not called.
+    """
+
+    def __init__(self, schedule: Schedule, rows: Rows, total: int, known: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
-        self._schedule, self._total = set(schedule), total
+        self._schedule, self._total, self._known = set(schedule), total, known
         self._planned = PlannedPath(schedule, rows)
         self.final: torch.Tensor | None = None
 
     def evaluates(self, step: int) -> bool:
-        return step in self._schedule
+        # The first step is always evaluated: its output stands in for that of the denoiser at skipped ones.
+        return step in self._schedule and (step == 0 or step >= len(self._known))
 
     def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
         return self._given(step, call, self._planned.evaluated(step, call))
 
     def skipped(self, step: int, call: StepCall) -> torch.Tensor:
+        if step < len(self._known):
+            output = self._known[step].to(call.output)
+            self._planned.append(step, (output,))
+            return self._given(step, call, output)
         return self._given(step, call, self._planned.skipped(step, call))
 
     def _given(self, step: int, call: StepCall, output: torch.Tensor) -> torch.Tensor:

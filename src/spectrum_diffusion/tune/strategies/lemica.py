@@ -37,7 +37,7 @@ def _edges(course: Course) -> Edges:
     begin = time.monotonic()
     for number, (i, j) in enumerate(wanted, 1):
         kept = (*range(i + 1), *range(j, total))
-        errors[i, j] = course.distance(kept, rows_of(kept, total))
+        errors[i, j] = course.distance(kept, rows_of(kept, total), untouched=i + 1)
         course.on_tried(number, (time.monotonic() - begin) * (len(wanted) - number) / number)
     return errors
 

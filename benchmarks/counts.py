@@ -9,18 +9,16 @@ Seed 2000 took part in no choice. The worst tenth is the mean of the ⌈n/10⌉ 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 from spectrum_diffusion.bench.evaluate import Row
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 
-from .marks import replace_block
-from .small_models import BUILD, MODELS, STEPS, VIDEOS, Cell, draw, evaluated, load, psnr_of, shown, verdict
+from .marks import command, replace_block
+from .small_models import BUILD, MODELS, STEPS, VIDEOS, Cell, cell_of, draw, evaluated, load, shown, verdict
 
 FOLDER = BUILD / "counts"
 SEED = 2000
@@ -48,7 +46,7 @@ def measured(model: str, pairs: int) -> dict[str, Cell]:
     prompts = spread(load_prompts("tiny", model=model), pairs)
     all_rows = [row for count in COUNTS for row in rows(count)]
     images = evaluated(pipe, model, all_rows, prompts, [SEED], FOLDER / model)
-    return {name: (mean(image["nfe"] for image in of_row), psnr_of(of_row)) for name, of_row in images.items()}
+    return {name: cell_of(of_row) for name, of_row in images.items()}
 
 
 def table(model: str, cells: Mapping[str, Cell]) -> str:
@@ -86,10 +84,10 @@ def main() -> None:
         if arguments.write:
             tables.append(draw("counts", model, cells))
     text = "\n\n".join(tables)
-    command = f"python -m benchmarks.counts {' '.join(sys.argv[1:])}"
     text += (
-        f"\n\n`{command}`; torch {torch.__version__}, CPU, one thread. A cell: PSNR in dB, mean / worst tenth "
-        "(evaluations). Against spectrum, paired by prompt (95 % bootstrap): + better, − worse, ≈ no difference seen."
+        f"\n\n`{command('counts')}`; torch {torch.__version__}, CPU, one thread. A cell: PSNR in dB, mean / worst "
+        "tenth (evaluations). Against spectrum, paired by prompt (95 % bootstrap): + better, − worse, ≈ no "
+        "difference seen."
     )
     if arguments.write:
         replace_block(arguments.write / "counts.md", text, "counts")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+
+def command(benchmark: str) -> str:
+    """The command that is running, as it was given."""
+    return " ".join(["python -m", f"benchmarks.{benchmark}", *sys.argv[1:]])
 
 
 def replace_block(path: Path, table: str, block: str) -> None:

@@ -10,7 +10,6 @@ since they need the untouched image: they bound what better weights and schedule
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from spectrum_diffusion.tune.pairs import Pair
 from spectrum_diffusion.tune.reference import Reference, record
 from spectrum_diffusion.tune.search import Limits, Schedule, Search, cost_of, symmetric
 
-from .marks import replace_block
+from .marks import command, replace_block
 from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr, shown
 
 SEED = 3000
@@ -94,8 +93,7 @@ def main() -> None:
     for model in arguments.models:
         lines.append(measured(model, arguments.images // 2 if model in VIDEOS else arguments.images, runs))
         print(lines[-1], flush=True)
-    command = f"python -m benchmarks.oracle {' '.join(sys.argv[1:])}"
-    text = "\n".join(lines) + f"\n\n`{command}`; torch {torch.__version__}, CPU, one thread; λ = {RIDGE:g}."
+    text = "\n".join(lines) + f"\n\n`{command('oracle')}`; torch {torch.__version__}, CPU, one thread; λ = {RIDGE:g}."
     if arguments.write:
         replace_block(arguments.write / "oracle.md", text, "searched" if runs else "oracle")
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from spectrum_diffusion.bench.prompts import Prompt, load_prompts, spread
 from spectrum_diffusion.tune import tune
 from spectrum_diffusion.tune.strategies import STRATEGIES
 
-from .marks import replace_block
+from .marks import command, replace_block
 from .small_models import (
     BUILD,
     COUNTS,
@@ -35,10 +33,10 @@ from .small_models import (
     STEPS,
     VIDEOS,
     Cell,
+    cell_of,
     draw,
     evaluated,
     load,
-    psnr_of,
     shown,
     verdict,
 )
@@ -81,11 +79,16 @@ def measured(model: str, counts: Sequence[int], pairs: int, strategies: Sequence
     rows = [Row(PLAN, {"speedup": STEPS / count}, f"default / {count}") for count in counts]
     for strategy in strategies:
         rows += tuned(pipe, prompts[1::2], counts, strategy, folder, effort)
-    count = pairs // 4 if model in VIDEOS else pairs
+    count = videos(pairs) if model in VIDEOS else pairs
     held_out = spread(prompts[0::2], count)
     seeds = [FIRST_SEED + i for i in range(math.ceil(count / len(held_out)))]
     images = evaluated(pipe, model, rows, held_out, seeds, folder / "evaluate")
-    return {name: (mean(image["nfe"] for image in of_row), psnr_of(of_row)) for name, of_row in images.items()}
+    return {name: cell_of(of_row) for name, of_row in images.items()}
+
+
+def videos(pairs: int) -> int:
+    """How many videos are measured where so many images are."""
+    return max(2, pairs // 4)
 
 
 def report(cells: dict[str, Cells]) -> str:
@@ -116,12 +119,12 @@ def main() -> None:
     )
     parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
-    others = tuple(STRATEGIES) if arguments.strategies == "all" else arguments.strategies.split(",")
-    strategies = (PLAN, *filter(None, others))
+    others = STRATEGIES if arguments.strategies == "all" else filter(None, arguments.strategies.split(","))
+    strategies = (PLAN, *others)
     effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}
     counts = [int(count) for count in arguments.counts.split(",")]
     cells = {model: measured(model, counts, arguments.pairs, strategies, effort) for model in arguments.models}
-    text = f"{report(cells)}\n\n{described(arguments, sys.argv[1:])}"
+    text = f"{report(cells)}\n\n{described(arguments)}"
     print(text)
     if arguments.write:
         if len(counts) > 2:
@@ -129,12 +132,12 @@ def main() -> None:
         replace_block(arguments.write / "plans.md", text, "rivals" if arguments.strategies else "plans")
 
 
-def described(arguments: argparse.Namespace, given: Sequence[str]) -> str:
+def described(arguments: argparse.Namespace) -> str:
     """How the numbers came about."""
     return (
-        f"`python -m benchmarks.plans {' '.join(given)}`; {arguments.fitted} pairs to fit, {arguments.left_out} to "
+        f"`{command('plans')}`; {arguments.fitted} pairs to fit, {arguments.left_out} to "
         f"validate, {arguments.runs} schedules tried; {arguments.pairs} pairs measured, of videos "
-        f"{arguments.pairs // 4}; torch {torch.__version__}, CPU, one thread. Against the default, paired by prompt "
+        f"{videos(arguments.pairs)}; torch {torch.__version__}, CPU, one thread. Against the default, paired by prompt "
         "(95 % bootstrap): + better, − worse, ≈ no difference seen."
     )
 

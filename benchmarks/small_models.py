@@ -57,6 +57,10 @@ def psnr_of(images: Sequence[dict[str, Any]]) -> Values:
     return {(image["prompt"], image["seed"]): image["metrics"]["psnr"] for image in images}
 
 
+def cell_of(images: Sequence[dict[str, Any]]) -> Cell:
+    return mean(image["nfe"] for image in images), psnr_of(images)
+
+
 def verdict(values: Values, baseline: Values) -> str:
     """+ where the values are better by a paired bootstrap over prompts (95 %), − where they are worse, else ≈."""
     apart = difference(values, baseline)

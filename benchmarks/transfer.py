@@ -28,7 +28,7 @@ from spectrum_diffusion.core.signatures import call_parameters
 from spectrum_diffusion.discovery import denoisers_of
 from spectrum_diffusion.tune.pairs import Pair
 
-from .marks import replace_block
+from .marks import command, replace_block
 from .plans import FOLDER, PLAN
 from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr
 
@@ -125,8 +125,9 @@ def main() -> None:
     lines = [f"| model | condition | {heads} |", f"| --- | --- |{' ---: |' * len(COUNTS)}"]
     for model in arguments.models:
         lines += measured(model, math.ceil(arguments.images / 4) if model in VIDEOS else arguments.images)
-    command = f"python -m benchmarks.transfer {' '.join(arguments.models)} --images {arguments.images}"
-    text = "\n".join(lines) + f"\n\n`{command}`; mean PSNR in dB; torch {torch.__version__}, CPU, one thread."
+    text = (
+        "\n".join(lines) + f"\n\n`{command('transfer')}`; mean PSNR in dB; torch {torch.__version__}, CPU, one thread."
+    )
     if arguments.write:
         replace_block(arguments.write / "plans.md", text, "transfer")
 

@@ -29,7 +29,7 @@ from .driven import Driven, Session
 from .fit import Memo, fit
 from .guidance import WHOLE
 from .pairs import Pair, Prompt, chunks, keywords, split
-from .reference import Reference, record
+from .reference import Reference, first, record
 from .search import Limits, Schedule, Search, cost_of, symmetric, worst_tenth
 from .store import Store
 from .strategies import STRATEGIES, found_by
@@ -249,9 +249,7 @@ class Workshop:
         with self._session() as session:
             course = Course(
                 session=session,
-                references=_first(self.references, SEARCHED_PAIRS // 2)
-                if self.strategy == "budcache"
-                else self.references,
+                references=self.references,
                 count=count,
                 limits=self.effort.limits,
                 seed=self.samples.seeds[0],
@@ -278,10 +276,10 @@ class Workshop:
         return check_rows(self.store.tensors("fit", key, rows)["rows"], schedule)
 
     def _searched(self, session: Session, starts: Sequence[Schedule], count: int) -> tuple[Schedule, dict[str, Any]]:
-        references = _first(self.references, SEARCHED_PAIRS)
+        references = first(self.references, SEARCHED_PAIRS)
         memo, shares = Memo(), references[0].shares
         pairs = [_shown(reference.pairs) for reference in references]
-        leave_out = sum(len(reference.pairs) for reference in references) > 1
+        leave_out = len(self.fitted) > 1
         key = {"model": self.model, "pairs": pairs, "ridge": RIDGES[0], "shares": shares, "judged": leave_out}
         costs = self.store.costs(f"search-{count}", key)
 
@@ -396,16 +394,6 @@ def _options(schedule: Schedule, rows: Sequence[Sequence[float]]) -> dict[str, A
 def _shown(pairs: Sequence[Pair]) -> list[Any]:
     """The pairs as they determine a result."""
     return [[str(pair.prompt), pair.seed] for pair in pairs]
-
-
-def _first(references: Sequence[Reference], count: int) -> list[Reference]:
-    """The references of the first ``count`` pairs."""
-    kept: list[Reference] = []
-    for reference in references:
-        if count > 0:
-            kept.append(reference.first(count))
-            count -= len(reference.pairs)
-    return kept
 
 
 def _tensor(result: Any) -> torch.Tensor:

@@ -72,6 +72,16 @@ class Reference:
         return np.asarray((apart / wanted.square().sum(1)).clamp_min(1e-12).double())
 
 
+def first(references: Sequence[Reference], count: int) -> list[Reference]:
+    """The references of the first ``count`` pairs."""
+    kept: list[Reference] = []
+    for reference in references:
+        if count > 0:
+            kept.append(reference.first(count))
+            count -= len(reference.pairs)
+    return kept
+
+
 class Recorder(DrivenPath):
     """Evaluates every step, and records the path."""
 

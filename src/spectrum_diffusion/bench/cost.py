@@ -120,7 +120,6 @@ def measure(
     repeats: int = 5,
     warm_up: int = 1,
     flops: bool = False,
-    refusals: dict[str, UnsupportedModelError] | None = None,
 ) -> dict[str, Cost]:
     """Time methods on a pipeline in turns, so that a slow phase of the machine affects all of them alike.
 
@@ -131,20 +130,15 @@ def measure(
         repeats: timed generations of each method.
         warm_up: generations of each method before them, which are not timed.
         flops: also count FLOP, in one more generation of each method.
-        refusals: collects why methods do not work on the pipeline, by label, and the others are measured. Without it,
-            the first refusal is raised.
 
     Raises:
         InvalidOptionError: there is no method, or a count is too small.
-        SpectrumError: the pipeline does not support a method, or none of them.
+        SpectrumError: the pipeline does not support a method; :func:`supported` tells beforehand.
     """
     check_integer("repeats", repeats, least=1)
     check_integer("warm_up", warm_up, least=0)
     if not methods:
         raise InvalidOptionError("there is no method to measure: give one or more, None for the untouched pipeline")
-    if refusals is not None:
-        methods = _possible(pipe, call, methods, refusals)
-        warm_up = max(warm_up - 1, 0)
     timed: dict[str, list[tuple[Spent, Summary | None]]] = {label: [] for label in methods}
     order = list(methods)
     for repetition in range(-warm_up, repeats):
@@ -161,19 +155,27 @@ def measure(
     return costs
 
 
-def _possible(
-    pipe: Any, call: Callable[[], Any], methods: Mapping[str, Timed], refusals: dict[str, UnsupportedModelError]
-) -> dict[str, Timed]:
-    """The methods that a generation does not refuse; it is their first one."""
+def supported(
+    pipe: Any, call: Callable[[], Any], methods: Mapping[str, Timed]
+) -> tuple[dict[str, Timed], dict[str, UnsupportedModelError]]:
+    """Generate once with each method, which also warms it up.
+
+    Returns:
+        The methods that the pipeline supports; and for each of the others why not, by label.
+
+    Raises:
+        UnsupportedModelError: the pipeline supports none of them.
+    """
+    refusals: dict[str, UnsupportedModelError] = {}
     for label, method in methods.items():
         try:
             _generate(pipe, call, method)
         except UnsupportedModelError as refusal:
             refusals[label] = refusal
-    possible = {label: method for label, method in methods.items() if label not in refusals}
-    if refusals and not any(possible.values()):
+    working = {label: method for label, method in methods.items() if label not in refusals}
+    if refusals and not any(working.values()):
         raise next(iter(refusals.values()))
-    return possible
+    return working, refusals
 
 
 def _generate(

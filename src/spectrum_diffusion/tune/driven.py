@@ -32,6 +32,51 @@ class DrivenPath(Path):
         self.cleared_at.add(len(self.steps))
 
 
+class ScheduledPath(DrivenPath):
+    """Follows a schedule, and evaluates no output that is known already.
+
+    Args:
+        schedule: the evaluated steps.
+        total: number of steps T.
+    """
+
+    def __init__(self, schedule: Sequence[int], total: int) -> None:
+        super().__init__()
+        self.schedule, self._total = frozenset(schedule), total
+        self.final: torch.Tensor | None = None
+
+    def knows(self, step: int) -> bool:
+        """Whether the output of a step of the schedule is known, so that :meth:`observe` needs none."""
+        raise NotImplementedError
+
+    def observe(self, step: int, call: StepCall) -> None:
+        """Take in the output of a step of the schedule."""
+        raise NotImplementedError
+
+    def given(self, step: int, call: StepCall) -> torch.Tensor:
+        """What the scheduler is given, (B, …)."""
+        raise NotImplementedError
+
+    def evaluates(self, step: int) -> bool:
+        # The first step is always evaluated: its output stands in for that of the denoiser at skipped ones.
+        return step in self.schedule and (step == 0 or not self.knows(step))
+
+    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+        return self._taken(step, call)
+
+    def skipped(self, step: int, call: StepCall) -> torch.Tensor:
+        return self._taken(step, call)
+
+    def _taken(self, step: int, call: StepCall) -> torch.Tensor:
+        if step in self.schedule:
+            self.observe(step, call)
+        self.steps.append(step)
+        output = self.given(step, call)
+        if step == self._total - 1:
+            self.final = asked(call, output)
+        return output.to(call.output.dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Driven(AnyMethod):
     """Lets a path drive the next sampling loop at the scheduler.

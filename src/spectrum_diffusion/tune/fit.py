@@ -28,7 +28,7 @@ from ..core.forecast import Weights
 from ..core.history import Feature, weighted_sum
 from ..core.planned import along_line
 from ..core.replay import StepCall
-from .driven import DrivenPath, Session, asked
+from .driven import ScheduledPath, Session, asked
 from .guidance import WHOLE
 from .reference import Reference
 
@@ -98,7 +98,7 @@ class Normal:
         return np.linalg.solve(G + (self.ridge * np.trace(G) / count + 1e-30) * np.eye(count), g)
 
 
-class FittingPath(DrivenPath):
+class FittingPath(ScheduledPath):
     """Fits the weights of a schedule while a batch of the reference's pairs is sampled.
 
     Args:
@@ -121,21 +121,18 @@ class FittingPath(DrivenPath):
         shares: Sequence[float] = WHOLE,
         fitted: slice = ALL,
     ) -> None:
-        super().__init__()
-        self.schedule = set(schedule)
+        super().__init__(schedule, reference.steps)
         self._shares, self._pairs = shares, fitted
         self._reference, self._normal, self._batch = reference, normal, batch
         self._memo = memo if memo is not None else Memo()
         self._prefix: tuple[int, ...] = ()
         self._nodes: list[Node] = []
         self.rows: list[Weights] = []
-        self.final: torch.Tensor | None = None
 
-    def evaluates(self, step: int) -> bool:
-        # The first step is always evaluated: its output stands in for that of the denoiser at skipped ones.
-        return step in self.schedule and (step == 0 or self._memo.get((*self._prefix, step)) is None)
+    def knows(self, step: int) -> bool:
+        return self._memo.get((*self._prefix, step)) is not None
 
-    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
+    def observe(self, step: int, call: StepCall) -> None:
         self._prefix = (*self._prefix, step)
         node = self._memo.get(self._prefix)
         if node is None:
@@ -144,23 +141,13 @@ class FittingPath(DrivenPath):
             node = Node(kept, self._gram(kept))
             self._memo.put(self._prefix, node)
         self._nodes.append(node)
-        return self._given(step, call)
 
-    def skipped(self, step: int, call: StepCall) -> torch.Tensor:
-        if step in self.schedule:
-            return self.evaluated(step, call)  # its output is known already
-        return self._given(step, call)
-
-    def _given(self, step: int, call: StepCall) -> torch.Tensor:
-        self.steps.append(step)
+    def given(self, step: int, call: StepCall) -> torch.Tensor:
         rows = self._nodes[-1].rows
         if step not in rows:
             rows[step] = self._fitted(step, call)
         self.rows.append(rows[step])
-        output = weighted_sum(rows[step], self._outputs)
-        if step == self._reference.steps - 1:
-            self.final = asked(call, output)
-        return output.to(call.output.dtype)
+        return weighted_sum(rows[step], self._outputs)
 
     def errors(self) -> NDArray[np.float64]:
         """Relative squared errors of the final latents, (B,)."""

@@ -19,7 +19,7 @@ from ...handle import enable
 from ...memory import Shadows, rehearse
 from ...methods import make_method
 from ...plan import versions
-from ..cost import Cost, Timed, forward_flops, measure
+from ..cost import Cost, Timed, forward_flops, measure, supported
 from .build import Setting, build
 
 MethodOptions = tuple[str, Mapping[str, Any]]
@@ -106,8 +106,8 @@ def measure_speed(arch: str, setting: Setting, methods: Mapping[str, MethodOptio
     pipe = build(setting)
     call = _caller(pipe, setting)
     every: dict[str, Timed] = {UNTOUCHED: None, **methods}
-    refusals: dict[str, UnsupportedModelError] = {}
-    costs = measure(pipe, call, every, repeats=repeats, flops=not setting.compiled, refusals=refusals)
+    working, refusals = supported(pipe, call, every)
+    costs = measure(pipe, call, working, repeats=repeats, warm_up=0, flops=not setting.compiled)
     base = _untouched(costs[UNTOUCHED], setting.steps)
     peaks = {label: _peak(pipe, call, every[label], setting) for label in costs}
     rows = [base]

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...core.forecast import reuse_weights
-from ...core.planned import PlannedPath, Rows
+from ...core.history import weighted_sum
+from ...core.planned import Rows
 from ...core.replay import StepCall
-from ..driven import DrivenPath, Session, asked
+from ..driven import ScheduledPath, Session
 from ..reference import Reference
 from ..search import Limits, Schedule
 
@@ -81,7 +82,7 @@ class Course:
             yield reference, path.final
 
 
-class PlayingPath(DrivenPath):
+class PlayingPath(ScheduledPath):
     """Samples with the weights of a plan.
 
     Args:
@@ -92,30 +93,18 @@ class PlayingPath(DrivenPath):
     """
 
     def __init__(self, schedule: Schedule, rows: Rows, total: int, known: Sequence[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self._schedule, self._total, self._known = set(schedule), total, known
-        self._planned = PlannedPath(schedule, rows)
-        self.final: torch.Tensor | None = None
+        super().__init__(schedule, total)
+        self._rows, self._known = rows, known
+        self._outputs: list[torch.Tensor] = []
 
-    def evaluates(self, step: int) -> bool:
-        # The first step is always evaluated: its output stands in for that of the denoiser at skipped ones.
-        return step in self._schedule and (step == 0 or step >= len(self._known))
+    def knows(self, step: int) -> bool:
+        return step < len(self._known)
 
-    def evaluated(self, step: int, call: StepCall) -> torch.Tensor:
-        return self._given(step, call, self._planned.evaluated(step, call))
+    def observe(self, step: int, call: StepCall) -> None:
+        self._outputs.append(self._known[step].to(call.output) if self.knows(step) else call.output.clone())
 
-    def skipped(self, step: int, call: StepCall) -> torch.Tensor:
-        if step < len(self._known):
-            output = self._known[step].to(call.output)
-            self._planned.append(step, (output,))
-            return self._given(step, call, output)
-        return self._given(step, call, self._planned.skipped(step, call))
-
-    def _given(self, step: int, call: StepCall, output: torch.Tensor) -> torch.Tensor:
-        self.steps.append(step)
-        if step == self._total - 1:
-            self.final = asked(call, output)
-        return output
+    def given(self, step: int, call: StepCall) -> torch.Tensor:
+        return weighted_sum(self._rows[step], self._outputs)
 
 
 def rows_of(schedule: Schedule, total: int, forecast: Forecast = reuse_weights) -> Rows:

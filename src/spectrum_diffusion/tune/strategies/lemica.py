@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import replace
 
+from ..reference import first
 from ..search import Schedule
 from .course import Course, Found, rows_of
 
@@ -23,7 +24,7 @@ Edges = dict[tuple[int, int], float]
 
 
 def found(course: Course) -> Found:
-    few = replace(course, references=[course.references[0].first(PAIRS)])
+    few = replace(course, references=first(course.references, PAIRS))
     schedule = least_worst(_edges(few), course.count, course.steps)
     return schedule, rows_of(schedule, course.steps)
 

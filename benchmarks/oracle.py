@@ -20,10 +20,10 @@ from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.handle import enable_method
 from spectrum_diffusion.methods import make_method
 from spectrum_diffusion.tune.driven import Driven, Session
-from spectrum_diffusion.tune.fit import Fitted, Memo, fit
-from spectrum_diffusion.tune.pairs import Pair
+from spectrum_diffusion.tune.fit import Fitted, PrefixCache, fit
 from spectrum_diffusion.tune.reference import Reference, record
-from spectrum_diffusion.tune.search import Limits, Schedule, Search, cost_of, symmetric
+from spectrum_diffusion.tune.samples import Pair
+from spectrum_diffusion.tune.search import Limits, Schedule, ScheduleSearch, cost_of, symmetric
 
 from .marks import command, replace_block
 from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr, shown
@@ -55,14 +55,14 @@ def scores(pipe: Any, pair: Pair, count: int, runs: int) -> list[float]:
 
 def oracles(session: Session, schedule: Schedule, reference: Reference, runs: int) -> Iterator[Fitted]:
     """Weights fitted to the reference on a schedule, and on the best one that a search from there finds."""
-    memo = Memo()
+    cache = PrefixCache()
 
     def fitted(steps: Schedule) -> Fitted:
-        return fit(session, steps, [reference], RIDGE, memo)
+        return fit(session, steps, [reference], RIDGE, cache)
 
     yield fitted(schedule)
     if runs:
-        search = Search(lambda steps: cost_of(fitted(steps).errors), STEPS, Limits(runs=runs), SEED)
+        search = ScheduleSearch(lambda steps: cost_of(fitted(steps).errors), STEPS, Limits(runs=runs), SEED)
         yield fitted(search.best([schedule, symmetric(STEPS, len(schedule))]))
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from spectrum_diffusion.bench.evaluate import Row
-from spectrum_diffusion.bench.evaluate.identity import environment, fingerprint, key_of
 from spectrum_diffusion.bench.prompts import Prompt, load_prompts, spread
 from spectrum_diffusion.tune import tune
 from spectrum_diffusion.tune.strategies import STRATEGIES
@@ -58,7 +57,6 @@ def tuned(
         nfe=counts,
         strategy=strategy,
         folder=folder / "tune",
-        identity=key_of(pipeline=fingerprint(pipe), environment=environment(pipe)),
         on_run=lambda done: print(f"{folder.name} {strategy}: {done}", flush=True),
         **effort,
     )
@@ -113,7 +111,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32, help="images to measure; videos are a quarter")
     parser.add_argument("--runs", type=int, default=100, help="schedules that each search tries")
     parser.add_argument("--fitted", type=int, default=24, help="pairs to fit to")
-    parser.add_argument("--left-out", type=int, default=16, help="pairs to validate on")
+    parser.add_argument("--held-out", type=int, default=16, help="pairs to validate on")
     parser.add_argument(
         "--strategies", default="", help=f"also calibrated methods of others: all, or some of {','.join(STRATEGIES)}"
     )
@@ -121,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     others = STRATEGIES if arguments.strategies == "all" else filter(None, arguments.strategies.split(","))
     strategies = (PLAN, *others)
-    effort = {"runs": arguments.runs, "pairs": arguments.fitted, "left_out": arguments.left_out}
+    effort = {"runs": arguments.runs, "pairs": arguments.fitted, "held_out": arguments.held_out}
     counts = [int(count) for count in arguments.counts.split(",")]
     cells = {model: measured(model, counts, arguments.pairs, strategies, effort) for model in arguments.models}
     text = f"{report(cells)}\n\n{described(arguments)}"
@@ -135,7 +133,7 @@ def main() -> None:
 def described(arguments: argparse.Namespace) -> str:
     """How the numbers came about."""
     return (
-        f"`{command('plans')}`; {arguments.fitted} pairs to fit, {arguments.left_out} to "
+        f"`{command('plans')}`; {arguments.fitted} pairs to fit, {arguments.held_out} to "
         f"validate, {arguments.runs} schedules tried; {arguments.pairs} pairs measured, of videos "
         f"{videos(arguments.pairs)}; torch {torch.__version__}, CPU, one thread. Against the default, paired by prompt "
         "(95 % bootstrap): + better, − worse, ≈ no difference seen."

@@ -15,7 +15,7 @@ import spectrum_diffusion
 from spectrum_diffusion.bench.evaluate import Request, Row, evaluate, files, plots
 from spectrum_diffusion.bench.evaluate.statistics import difference
 from spectrum_diffusion.bench.prompts import Prompt
-from spectrum_diffusion.tune.pairs import Pair
+from spectrum_diffusion.tune.samples import Pair
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"

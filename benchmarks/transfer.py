@@ -26,7 +26,7 @@ from spectrum_diffusion import InvalidOptionError
 from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.core.signatures import call_parameters
 from spectrum_diffusion.discovery import denoisers_of
-from spectrum_diffusion.tune.pairs import Pair
+from spectrum_diffusion.tune.samples import Pair
 
 from .marks import command, replace_block
 from .plans import FOLDER, PLAN

@@ -20,7 +20,7 @@ LAYERS = (
     ("interop",),
     (
         *("handle", "pipeline", "checks", "recipe", "conditions", "plan", "solvers", "noise", "tune"),
-        *("discovery", "memory", "stepping", "scheduler_clock", "scheduler_steps", "loading"),
+        *("discovery", "memory", "stepping", "scheduler_clock", "scheduler_steps", "loading", "keys"),
     ),
     ("serve",),
     ("bench",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import UnsupportedModelError
@@ -76,3 +77,12 @@ def schedulers_of(pipe: Any) -> list[tuple[Any, str]]:
 def pipelines_of(pipe: Any) -> list[Any]:
     """The pipelines inside a combined pipeline, and the pipeline itself."""
     return [*(value for value in vars(pipe).values() if is_pipeline(value)), pipe]
+
+
+def device_of(pipe: Any) -> torch.device:
+    """The device on which a pipeline computes. With offload its weights are elsewhere."""
+    device = getattr(pipe, "_execution_device", None) or getattr(pipe, "device", None)
+    if device is None:  # diffusers asks the modules, and those of the user's own may not tell
+        modules = (part for part in pipe.components.values() if isinstance(part, nn.Module))
+        device = next((tensor.device for module in modules for tensor in module.parameters()), "cpu")
+    return torch.device(device)

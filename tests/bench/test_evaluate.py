@@ -32,10 +32,10 @@ from spectrum_diffusion import atomic
 from spectrum_diffusion.atomic import StoreError
 from spectrum_diffusion.bench import cost
 from spectrum_diffusion.bench.evaluate import Row, evaluate, files, lock
-from spectrum_diffusion.bench.evaluate.identity import code_of, code_of_modules, fingerprint
 from spectrum_diffusion.bench.prompts import Prompt
 from spectrum_diffusion.cli import app
 from spectrum_diffusion.errors import ConflictError, InvalidOptionError
+from spectrum_diffusion.keys import code_of, code_of_modules, fingerprint
 
 CALLS = len(TEXTS) * 3 + 3
 """Of a new evaluation: two prompts with the reference and two rows, and the operations of all three counted once."""
@@ -227,24 +227,24 @@ def test_the_code_of_a_method_is_told_from_others() -> None:
 
 
 def test_a_changed_byte_of_a_file_is_another_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_diffusion.bench.evaluate import identity
+    from spectrum_diffusion import keys
 
     def digest(method: str = "FORA = 1", shared: str = "SHARED = 1") -> str:
         (tmp_path / "core").mkdir(exist_ok=True)
         (tmp_path / "core" / "machinery.py").write_text(shared)
         (tmp_path / "own.py").write_text(method)
-        identity.code_of_modules.cache_clear()
+        keys.code_of_modules.cache_clear()
         return code_of(Own)
 
     module = types.ModuleType("own_method")
     module.__file__ = str(tmp_path / "own.py")
     monkeypatch.setitem(sys.modules, "own_method", module)
-    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
     Own = type("Own", (sd.METHODS["fora"],), {"__module__": "own_method"})
     plain = digest()
     assert digest() == plain
     assert len({plain, digest(method="FORA = 2"), digest(shared="SHARED = 2")}) == 3
-    identity.code_of_modules.cache_clear()
+    keys.code_of_modules.cache_clear()
 
 
 def test_the_code_of_a_metric_is_its_own_file() -> None:

@@ -318,12 +318,12 @@ def test_tune_writes_plans_that_generate_and_compare_take(tmp_path: Path) -> Non
 
 def test_tune_makes_plans_of_weights_and_goes_on(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    effort = ["--pairs", 2, "--left-out", 1, "--runs", 2, "--budget", "10m"]
+    effort = ["--pairs", 2, "--held-out", 1, "--runs", 2, "--budget", "10m"]
     result = run("tune", "--nfe", "5,4", "-o", plan, *effort, *QUICK)
     assert f"4 of {STEPS} steps evaluated; mean " in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-4.json", "plan-5.json", "plan.tune"]
     first = json.loads((tmp_path / "plan-4.json").read_text(encoding="utf-8"))
-    assert first["provenance"].keys() == {"command", "pipeline", "fitted", "left_out", "call"}
+    assert first["provenance"].keys() == {"command", "pipeline", "fitted", "held_out", "call"}
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "plan.tune").iterdir()}
     run("tune", "--nfe", "5,4", "-o", plan, *effort, *QUICK)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "plan.tune").iterdir()} == kept

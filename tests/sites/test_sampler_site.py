@@ -14,6 +14,7 @@ import torch
 from dummy import Dummy
 from pipelines import PIPELINES, PipelineEntry
 from test_loops import call_skyreels, skyreels
+from tune.linear import LinearPipeline, build
 
 import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, UnsupportedModelError
@@ -430,3 +431,27 @@ def test_forecasts_of_all_branches_are_the_forecast_of_the_guided_output(name: s
     entry = PIPELINES[name]
     results = [sampled(entry, entry.build(), site=site, speedup=2.5)[0] for site in ("output", "sampler")]
     assert torch.allclose(*results, rtol=1e-4, atol=1e-5)
+
+
+class CallsOnceMore(LinearPipeline):
+    """Calls its denoiser a second time at one step, and throws the output away."""
+
+    steps_taken = 0
+
+    def predicted(self, x: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        output = super().predicted(x, t, embeds)
+        if self.steps_taken == 4:
+            super().predicted(x, t, embeds.flip(1))
+        self.steps_taken += 1
+        return output
+
+
+@quiet
+def test_a_call_that_comes_once_costs_one_evaluation_and_is_forgotten() -> None:
+    plain = build()
+    pipe = CallsOnceMore(plain.denoiser, plain.scheduler)
+    with spectrum_diffusion.enable(pipe, site="sampler", evaluated=[0, 2, 11]) as handle:
+        pipe("fox", generator=torch.Generator().manual_seed(0))
+        summary = handle.summary()
+    assert list(summary.fallbacks) == [5]
+    assert summary.evaluated == [0, 2, 5, 11]

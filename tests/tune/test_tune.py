@@ -18,7 +18,7 @@ import spectrum_diffusion
 from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
 from spectrum_diffusion.plan import read_plan
 from spectrum_diffusion.tune import tune
-from spectrum_diffusion.tune.calibrate import Changes, Magnitudes
+from spectrum_diffusion.tune.threshold import Changes, Magnitudes
 
 STEPS = 12
 FLUX = PIPELINES["flux"]

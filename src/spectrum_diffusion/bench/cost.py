@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from ..core.flops import counting
 from ..core.schedule import check_integer
 from ..core.summary import Flops, Summary
+from ..discovery import device_of
 from ..errors import InvalidOptionError, UnsupportedModelError
 from ..handle import enable
 from ..memory import on_meta
@@ -199,11 +200,6 @@ def watched(pipe: Any, call: Callable[[], T]) -> tuple[T, Spent]:
         seconds, loops = time.perf_counter() - begin, loops_of()
         total = sum(loop.seconds for loop in loops) if loops else None
         return result, Spent(seconds, total, peak_memory(device), loops)
-
-
-def device_of(pipe: Any) -> torch.device:
-    """The device on which a pipeline computes. With offload its weights are elsewhere."""
-    return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 
 
 def _cost(samples: list[tuple[Spent, Summary | None]]) -> Cost:

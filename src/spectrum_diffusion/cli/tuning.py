@@ -49,7 +49,7 @@ def shown(plan: dict[str, Any]) -> str:
         return f"{plan['output']}  {plan['method']} {threshold}"
     rows = {row["options"]: row for row in plan["validation"]["rows"]}
     default, chosen = rows["default"], rows[plan["chosen"]]
-    reached = f"mean {chosen['mean']:.1f} dB, worst tenth {chosen['worst_tenth']:.1f} dB on pairs left out"
+    reached = f"mean {chosen['mean']:.1f} dB, worst tenth {chosen['worst_tenth']:.1f} dB on held-out pairs"
     beside = f"default {default['mean']:.1f} and {default['worst_tenth']:.1f}"
     return f"{plan['output']}  {plan['method']}, {plan['chosen']}: {evaluated}; {reached} ({beside})"
 
@@ -81,17 +81,12 @@ def tune(
         SpectrumError: the method can't be tuned, or not to the wanted evaluations.
         FailureError: the pipeline failed.
     """
-    from ..bench.evaluate.identity import environment, fingerprint, key_of
     from ..bench.images import with_image
     from ..tune import tune as tuned
 
     pipe = pipelines.load(request)
     if spec.name == PLANNED:
-        wanted = {
-            **wanted,
-            "folder": folder_of(output),
-            "identity": key_of(pipeline=fingerprint(pipe), environment=environment(pipe)),
-        }
+        wanted = {**wanted, "folder": folder_of(output)}
     with sampling_failures(pipe):
         plans = tuned(
             pipe,

@@ -14,9 +14,9 @@ from .replay import StepCall
 from .words import misfit
 
 Rows = Sequence[Sequence[float]]
-"""For each step t the weights of the outputs evaluated up to t; with branches apart, those of all branches of an
+"""For each step t the weights of the outputs evaluated up to t; with per-branch weights, those of all branches of an
 evaluated step, then those of the next."""
-GUIDED = 0.03
+GUIDANCE_TOLERANCE = 0.03
 """Largest relative deviation of a guided output from the plan's combination of the branches; bfloat16 rounds."""
 
 
@@ -44,7 +44,7 @@ class PlannedPath(Path):
         return self._planned(step)
 
     @property
-    def _shares(self) -> Sequence[float]:
+    def _coefficients(self) -> Sequence[float]:
         """What guidance multiplies each branch by, (branches,)."""
         return self._weights[0] if len(self._weights[0]) > 1 else (1.0,)
 
@@ -54,17 +54,17 @@ class PlannedPath(Path):
         Raises:
             InvalidOptionError: the branches are not those of the plan.
         """
-        if len(self._shares) == 1:
+        if len(self._coefficients) == 1:
             return (call.output,)
         branches = call.branches
-        if len(branches) != len(self._shares):
+        if len(branches) != len(self._coefficients):
             raise InvalidOptionError(
-                misfit(f"{len(self._shares)} guidance branches, but this run has {len(branches) or 'none'}")
+                misfit(f"{len(self._coefficients)} guidance branches, but this run has {len(branches) or 'none'}")
             )
         if not len(self):
-            combined = weighted_sum(self._shares, branches)
-            if float((combined - call.output).norm()) > GUIDED * float(call.output.norm()):
-                shown = ", ".join(f"{share:.3g}" for share in self._shares)
+            combined = weighted_sum(self._coefficients, branches)
+            if float((combined - call.output).norm()) > GUIDANCE_TOLERANCE * float(call.output.norm()):
+                shown = ", ".join(f"{coefficient:.3g}" for coefficient in self._coefficients)
                 raise InvalidOptionError(
                     misfit(f"guidance that combines the branches as {shown}, and this one does not")
                 )
@@ -76,10 +76,11 @@ class PlannedPath(Path):
 
     def _planned(self, step: int) -> torch.Tensor:
         # Where guidance changed, outputs before that are gone, and others are there.
-        weights = self._weights[step] if self._fits(step) else along_line(self.steps, step, self._shares)
+        weights = self._weights[step] if self._fits(step) else along_line(self.steps, step, self._coefficients)
         return weighted_sum(weights, [tensor for feature in self.features for tensor in feature])
 
 
-def along_line(evaluated: Sequence[int], step: int, shares: Sequence[float]) -> list[float]:
+def along_line(evaluated: Sequence[int], step: int, coefficients: Sequence[float]) -> list[float]:
     """The weights of all branches' outputs with which the guided output follows the line through its last two."""
-    return [float(weight) * share for weight in taylor_weights(evaluated, step, 1) for share in shares]
+    line = taylor_weights(evaluated, step, 1)
+    return [float(weight) * coefficient for weight in line for coefficient in coefficients]

@@ -131,7 +131,7 @@ class SamplerRun(Loop):
             self._begin_again(step, before)
         self._record = self._begin(step, call)
         self._stepped = self._differs = False
-        self._calls = 0
+        self._calls, self._computed = 0, {}
         return self._record
 
     def _begin_again(self, step: int, before: Call) -> None:
@@ -157,12 +157,12 @@ class SamplerRun(Loop):
         if self.audit:
             record.error = relative_error((output,), (call.output,))
         result = self.corrector.skipped(call, output)
-        if self._differs or self._calls != len(self._outputs):
-            self.corrector.clear()  # guidance has changed
+        if self._calls_changed:
+            self.corrector.clear()
         return result
 
     def _evaluate(self, record: Call, call: StepCall) -> Any:
-        if self._differs or self._calls != len(self._outputs):
+        if self._calls_changed:
             self.corrector.clear()
         self._outputs, self._computed = self._computed, {}
         if record.reason == UNKNOWN:  # an output without a time can't be interpolated
@@ -171,6 +171,11 @@ class SamplerRun(Loop):
         if self._controller is not None and len(self._path):
             self._controller.compare(self._path.line(record.step), (call.output,))
         return self.corrector.evaluated(record.step, replace(call, computed=tuple(self._outputs.values())))
+
+    @property
+    def _calls_changed(self) -> bool:
+        """Whether the step was made of other calls than the last evaluated one, as where guidance changes."""
+        return self._differs or self._calls != len(self._outputs)
 
     @property
     def _stand_ins(self) -> int:

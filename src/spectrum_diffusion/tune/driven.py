@@ -13,7 +13,8 @@ from ..core.replay import StepCall, sample_of, unchanged
 from ..errors import UnsupportedModelError
 from ..handle import Handle
 from ..methods import AnyMethod
-from .pairs import Pair, keywords
+from ..sites.denoisers import identity
+from .samples import Pair, keywords
 
 
 class DrivenPath(Path):
@@ -73,7 +74,7 @@ class ScheduledPath(DrivenPath):
         self.steps.append(step)
         output = self.given(step, call)
         if step == self._total - 1:
-            self.final = asked(call, output)
+            self.final = preview(call, output)
         return output.to(call.output.dtype)
 
 
@@ -130,16 +131,21 @@ class Session:
         self.pipe(**keywords(self.pipe, pairs, self.call))
         total = len(path.steps)
         if reasons := {call.reason for trace in self.handle.traces for call in trace.calls if call.reason}:
-            raise _unfit(", ".join(sorted(reasons)))
+            raise _refusal(", ".join(sorted(reasons)))
         if path.cleared_at - {0, total}:
-            raise _unfit("the calls of its denoisers change during the loop, as where guidance stops midway")
+            raise _refusal("the calls of its denoisers change during the loop, as where guidance stops midway")
 
 
-def asked(call: StepCall, output: torch.Tensor) -> torch.Tensor:
+def preview(call: StepCall, output: torch.Tensor) -> torch.Tensor:
     """The sample to which the scheduler would step with an output, in float32; nothing changes."""
     with unchanged(call.scheduler):
         return sample_of(call.proceed_with(output.float(), call.sample.float())).float()
 
 
-def _unfit(reason: str) -> UnsupportedModelError:
+def _refusal(reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"no plan can be fitted to this pipeline: {reason}. Use spectrum without a plan")
+
+
+def kind_of(handle: Handle) -> str:
+    """The kind of the denoisers, as a plan names what it was made for."""
+    return " + ".join(dict.fromkeys(identity(model) for model in handle.models))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.schedule import check_integer, is_list
 from ..errors import InvalidOptionError
 from ..plan import Plan
-from .calibrate import OnRun, tune_threshold
-from .pairs import Prompt
 from .planning import METHOD, tune_plan
+from .samples import OnRun, Prompt
+from .threshold import tune_threshold
 
 NFE = 14
-EFFORT = ("speedup", "pairs", "left_out", "batch", "runs", "seconds", "folder", "identity", "strategy")
-"""The options of :func:`tune_plan` that other methods have not."""
 
 
 def tune(
@@ -40,7 +39,7 @@ def tune(
         prompts: texts; or, for pipelines that need more, keyword arguments of their call.
         method: "spectrum", or a method with a ``threshold``.
         nfe: wanted number of evaluations, or several; 14 by default.
-        seeds: seeds of the noise. For "spectrum" the first one, from which the seeds of the pairs count up.
+        seeds: seeds of the noise. For "spectrum" a single one, from which the seeds of the pairs count up.
         call: further keyword arguments of the pipeline's call, such as ``num_inference_steps``.
         on_run: called with what was done: after each generation, or after each part of a search.
         options: for "spectrum" those of :func:`tune_plan`; else options of the method, which stay fixed.
@@ -62,13 +61,19 @@ def tune(
     wanted = [check_integer("nfe", count, least=1) for count in (nfe if is_list(nfe) else [nfe])]
     if not wanted and options.get("speedup") is None:
         raise InvalidOptionError("nfe=[] is empty: pass one or more numbers of evaluations")
-    if method == METHOD and (unknown := options.keys() - EFFORT):
+    if method == METHOD and (unknown := options.keys() - _options()):
         raise InvalidOptionError(
-            f"tune has no option {min(unknown)!r} for {METHOD}: its options are {', '.join(EFFORT)}; schedule and "
+            f"tune has no option {min(unknown)!r} for {METHOD}: its options are {', '.join(_options())}; schedule and "
             "weights are what it finds"
         )
     tuned = tune_plan if method == METHOD else tune_threshold
     return tuned(pipe, method, prompts, nfe=wanted, seeds=seeds, call=call, on_run=on_run, **options)
+
+
+def _options() -> dict[str, Any]:
+    """The options of :func:`tune_plan` that other methods have not."""
+    shared = inspect.signature(tune).parameters
+    return {name: option for name, option in inspect.signature(tune_plan).parameters.items() if name not in shared}
 
 
 def _sorted_out(given: tuple[Any, ...], method: str, prompts: Any) -> tuple[str, Any]:

@@ -11,7 +11,7 @@ at a skipped step, the output itself at an evaluated one. The next step starts w
 what earlier ones leave, and those of an evaluated step correct the gap before it.
 
 A search must not judge a schedule by the samples that its weights were fitted to, or it finds schedules that suit these
-alone. So every other pair can be left out of the sums, and is only led by the weights.
+alone. So every other pair can be held out of the sums, and is only led by the weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ..core.forecast import Weights
 from ..core.history import Feature, weighted_sum
 from ..core.planned import along_line
 from ..core.replay import StepCall
-from .driven import ScheduledPath, Session, asked
-from .guidance import WHOLE
+from .driven import ScheduledPath, Session, preview
+from .guidance import ONE_BRANCH
 from .reference import Reference
 
 ALL = slice(None)
@@ -38,7 +38,7 @@ SWEEPS = 3
 
 
 @dataclass
-class Node:
+class PrefixState:
     """What follows from the steps evaluated so far, whatever is evaluated afterwards.
 
     Attributes:
@@ -56,8 +56,8 @@ class Node:
         return sum(output.nbytes for output in self.outputs)
 
 
-class Memo:
-    """Nodes by the steps evaluated so far, so that schedules with a common beginning share it.
+class PrefixCache:
+    """States by the steps evaluated so far, so that schedules with a common prefix share its denoiser calls.
 
     Args:
         limit: bytes of outputs that are kept; those used least recently go first.
@@ -65,24 +65,24 @@ class Memo:
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self._limit = limit
-        self._nodes: dict[tuple[int, ...], Node] = {}
+        self._states: dict[tuple[int, ...], PrefixState] = {}
 
-    def get(self, prefix: tuple[int, ...]) -> Node | None:
-        node = self._nodes.pop(prefix, None)
-        if node is not None:
-            self._nodes[prefix] = node  # the latest
-        return node
+    def get(self, prefix: tuple[int, ...]) -> PrefixState | None:
+        state = self._states.pop(prefix, None)
+        if state is not None:
+            self._states[prefix] = state  # the latest
+        return state
 
-    def put(self, prefix: tuple[int, ...], node: Node) -> None:
-        self._nodes[prefix] = node
-        held = sum(node.nbytes for node in self._nodes.values())
-        for oldest in list(self._nodes):
+    def put(self, prefix: tuple[int, ...], state: PrefixState) -> None:
+        self._states[prefix] = state
+        held = sum(state.nbytes for state in self._states.values())
+        for oldest in list(self._states):
             if held <= self._limit:
                 return
-            held -= self._nodes.pop(oldest).nbytes
+            held -= self._states.pop(oldest).nbytes
 
 
-class Normal:
+class NormalEquations:
     """The normal equations of every step, summed over batches."""
 
     def __init__(self, ridge: float) -> None:
@@ -104,10 +104,10 @@ class FittingPath(ScheduledPath):
     Args:
         schedule: the evaluated steps.
         reference: the untouched run of the same pairs.
-        normal: the normal equations, to which other batches may have contributed.
+        equations: the normal equations, to which other batches may have contributed.
         batch: which batch it is.
-        memo: what is known of schedules with the same beginning. Only of use where all pairs are one batch.
-        shares: what guidance multiplies each branch by, if branches are told apart, (branches,).
+        cache: what is known of schedules with the same beginning. Only of use where all pairs are one batch.
+        coefficients: what guidance multiplies each branch by, if branches are told apart, (branches,).
         fitted: which of the pairs are fitted to.
     """
 
@@ -115,35 +115,35 @@ class FittingPath(ScheduledPath):
         self,
         schedule: Sequence[int],
         reference: Reference,
-        normal: Normal,
+        equations: NormalEquations,
         batch: int = 0,
-        memo: Memo | None = None,
-        shares: Sequence[float] = WHOLE,
+        cache: PrefixCache | None = None,
+        coefficients: Sequence[float] = ONE_BRANCH,
         fitted: slice = ALL,
     ) -> None:
         super().__init__(schedule, reference.steps)
-        self._shares, self._pairs = shares, fitted
-        self._reference, self._normal, self._batch = reference, normal, batch
-        self._memo = memo if memo is not None else Memo()
+        self._coefficients, self._pairs = coefficients, fitted
+        self._reference, self._equations, self._batch = reference, equations, batch
+        self._cache = cache if cache is not None else PrefixCache()
         self._prefix: tuple[int, ...] = ()
-        self._nodes: list[Node] = []
+        self._states: list[PrefixState] = []
         self.rows: list[Weights] = []
 
     def knows(self, step: int) -> bool:
-        return self._memo.get((*self._prefix, step)) is not None
+        return self._cache.get((*self._prefix, step)) is not None
 
     def observe(self, step: int, call: StepCall) -> None:
         self._prefix = (*self._prefix, step)
-        node = self._memo.get(self._prefix)
-        if node is None:
-            outputs = (call.output,) if len(self._shares) == 1 else call.branches
+        state = self._cache.get(self._prefix)
+        if state is None:
+            outputs = (call.output,) if len(self._coefficients) == 1 else call.branches
             kept = tuple(output.detach().float().clone() for output in outputs)
-            node = Node(kept, self._gram(kept))
-            self._memo.put(self._prefix, node)
-        self._nodes.append(node)
+            state = PrefixState(kept, self._gram(kept))
+            self._cache.put(self._prefix, state)
+        self._states.append(state)
 
     def given(self, step: int, call: StepCall) -> torch.Tensor:
-        rows = self._nodes[-1].rows
+        rows = self._states[-1].rows
         if step not in rows:
             rows[step] = self._fitted(step, call)
         self.rows.append(rows[step])
@@ -156,17 +156,17 @@ class FittingPath(ScheduledPath):
 
     @property
     def _outputs(self) -> list[torch.Tensor]:
-        return [output for node in self._nodes for output in node.outputs]
+        return [output for state in self._states for output in state.outputs]
 
     def _fitted(self, step: int, call: StepCall) -> Weights:
-        prior = np.array(along_line(self._prefix, step, self._shares))
+        prior = np.array(along_line(self._prefix, step, self._coefficients))
         factor = self._reference.factors[step]
         if (len(self._prefix) == 1 and step in self.schedule) or abs(factor) < 1e-9:
             return prior
         wanted = self._reference.latents[step + 1].to(call.sample.device)
-        missing = (wanted - asked(call, weighted_sum(prior, self._outputs))) / factor  # y − w₀A, (B, …)
+        missing = (wanted - preview(call, weighted_sum(prior, self._outputs))) / factor  # y − w₀A, (B, …)
         right = np.array([self._inner(output, missing) for output in self._outputs])
-        return prior + self._normal.solved(step, self._batch, self._nodes[-1].gram, right)
+        return prior + self._equations.solved(step, self._batch, self._states[-1].gram, right)
 
     def _gram(self, latest: Feature) -> NDArray[np.float64]:
         """Inner products of all outputs so far with each other, from those before, (K, K)."""
@@ -174,7 +174,7 @@ class FittingPath(ScheduledPath):
         gram = np.empty((len(outputs), len(outputs)))
         before = len(outputs) - len(latest)
         if before:
-            gram[:before, :before] = self._nodes[-1].gram
+            gram[:before, :before] = self._states[-1].gram
         for place, output in enumerate(latest, before):
             gram[place] = gram[:, place] = [self._inner(output, other) for other in outputs]
         return gram
@@ -188,7 +188,7 @@ class FittingPath(ScheduledPath):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A schedule with its weights, and the errors of the pairs: of those left out, if there are some."""
+    """A schedule with its weights, and the errors of the pairs: of those held out, if there are some."""
 
     schedule: tuple[int, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -200,34 +200,34 @@ def fit(
     schedule: Sequence[int],
     references: Sequence[Reference],
     ridge: float,
-    memo: Memo | None = None,
-    shares: Sequence[float] = WHOLE,
+    cache: PrefixCache | None = None,
+    coefficients: Sequence[float] = ONE_BRANCH,
     *,
-    leave_out: bool = False,
+    hold_out: bool = False,
 ) -> Fitted:
     """The weights of a schedule, fitted to the references.
 
-    With the shares of several guidance branches, each branch has weights of its own. One pass does where the pairs are
-    one batch. Of several batches each pass renews the part of every batch in the normal equations, at the samples to
-    which the weights of that time lead it.
+    With the coefficients of several guidance branches, each branch has weights of its own. If the pairs are one batch,
+    one pass is enough. Of several batches each pass renews the part of every batch in the normal equations, at the
+    samples to which the weights of that time lead it.
 
     Args:
         session: of the pipeline.
         schedule: the evaluated steps.
         references: untouched runs, a batch each.
         ridge: λ.
-        memo: what is known of schedules with the same beginning and the same other arguments.
-        shares: what guidance multiplies each branch by, if branches are told apart, (branches,).
-        leave_out: fit to every other pair, beginning with the first, and give the errors of the others.
+        cache: what is known of schedules with the same beginning and the same other arguments.
+        coefficients: what guidance multiplies each branch by, if branches are told apart, (branches,).
+        hold_out: fit to every other pair, beginning with the first, and give the errors of the others.
     """
-    normal = Normal(ridge)
-    together = memo if len(references) == 1 else None
-    halves = [_halves(start) if leave_out else (ALL, ALL) for start in _starts(references)]
+    equations = NormalEquations(ridge)
+    together = cache if len(references) == 1 else None
+    halves = [_halves(start) if hold_out else (ALL, ALL) for start in _starts(references)]
     paths: list[FittingPath] = []
     for _ in range(1 if len(references) == 1 else SWEEPS):
         paths.clear()
         for batch, reference in enumerate(references):
-            path = FittingPath(schedule, reference, normal, batch, together, shares, halves[batch][0])
+            path = FittingPath(schedule, reference, equations, batch, together, coefficients, halves[batch][0])
             session.run(reference.pairs, path)
             paths.append(path)
     errors = np.concatenate([path.errors()[judged] for path, (_, judged) in zip(paths, halves, strict=True)])

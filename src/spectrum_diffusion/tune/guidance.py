@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.planned import GUIDED
+from ..core.planned import GUIDANCE_TOLERANCE
 
-WHOLE = (1.0,)
-"""The shares of a guided output whose branches are not told apart."""
+ONE_BRANCH = (1.0,)
+"""The coefficients of a guided output whose branches are not told apart."""
 
 
 class Guidance:
-    """Finds the shares a_b of ``guided = Σ a_b v_b`` by least squares over all steps of untouched runs."""
+    """Finds the coefficients a_b of ``guided = Σ a_b v_b`` by least squares over all steps of untouched runs."""
 
     def __init__(self) -> None:
         self._grams: list[NDArray[np.float64]] = []  # of branches and guided output at each step, (n + 1, n + 1)
@@ -31,14 +31,14 @@ class Guidance:
         self._grams.append((columns @ columns.T).double().cpu().numpy())
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        """The share of each branch; :data:`WHOLE` for one branch, or where guidance is not linear or changes."""
+    def coefficients(self) -> tuple[float, ...]:
+        """That of each branch; :data:`ONE_BRANCH` for one branch, or where guidance is not linear or changes."""
         if len({len(gram) for gram in self._grams}) != 1 or len(self._grams[0]) < 3:
-            return WHOLE
+            return ONE_BRANCH
         total = np.sum(self._grams, axis=0)
         gram, right, square = total[:-1, :-1], total[:-1, -1], total[-1, -1]
-        shares = np.linalg.lstsq(gram, right, rcond=1e-9)[0]
-        missed = square - 2 * shares @ right + shares @ gram @ shares
-        if square <= 0 or missed > GUIDED**2 * square:
-            return WHOLE
-        return tuple(float(f"{share:.6g}") for share in shares)
+        coefficients = np.linalg.lstsq(gram, right, rcond=1e-9)[0]
+        missed = square - 2 * coefficients @ right + coefficients @ gram @ coefficients
+        if square <= 0 or missed > GUIDANCE_TOLERANCE**2 * square:
+            return ONE_BRANCH
+        return tuple(float(f"{coefficient:.6g}") for coefficient in coefficients)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,30 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..core.schedule import at_most, check_integer, check_number
 from ..core.words import unknown_choice
 from ..errors import InvalidOptionError
-from ..handle import enable_method
-from ..methods import AnyMethod, make_method
+from ..handle import disable, enable_method
+from ..keys import SHARED, code_of_modules, environment, fingerprint
+from ..methods import make_method
 from ..methods.rows import Rows, check_rows
 from ..plan import Plan, versions
-from ..sites.denoisers import identity
-from .calibrate import OnRun, Samples
 from .driven import Driven, Session
-from .fit import Memo, fit
-from .guidance import WHOLE
-from .pairs import Pair, Prompt, chunks, keywords, split
-from .reference import Reference, first, record
-from .search import Limits, Schedule, Search, cost_of, symmetric, worst_tenth
+from .fit import PrefixCache, fit
+from .guidance import ONE_BRANCH
+from .reference import first, sample_references
+from .samples import OnRun, Prompt, Samples, content, split
+from .search import Limits, Schedule, ScheduleSearch, cost_of, symmetric
 from .store import Store
 from .strategies import STRATEGIES, found_by
-from .strategies.course import Course
+from .strategies.calibration import Calibration
+from .validation import METHOD, Candidate, Validation, best_of
 
-METHOD = "spectrum"
+CODE = (*SHARED, "methods/*.py", "tune/*.py", "tune/strategies/*.py")
+"""The files that what is kept depends on."""
 RIDGES = (1e-4, 1e-2)
 """Strengths λ between which the validation chooses; the first is that of the search."""
 SEARCHED_PAIRS = 16
@@ -49,21 +46,22 @@ class Effort:
 
     Attributes:
         pairs: pairs of prompt and seed to fit to.
-        left_out: pairs to validate on.
-        batch: most pairs that are sampled at once; None tries all, and halves while the memory is too small.
+        held_out: pairs to validate on.
+        batch: most pairs that are sampled at once; None tries all, and fewer if that fails.
         limits: of the search, for each number of evaluations.
     """
 
     pairs: int = 24
-    left_out: int = 16
+    held_out: int = 16
     batch: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def checked(cls, pairs: int, left_out: int, batch: int | None, runs: int, seconds: float | None) -> Effort:
+    def checked(cls, pairs: int, held_out: int, batch: int | None, runs: int, seconds: float | None) -> Effort:
+        """The effort with these numbers, or :class:`InvalidOptionError`."""
         return cls(
             pairs=check_integer("pairs", pairs, least=1),
-            left_out=check_integer("left_out", left_out, least=1),
+            held_out=check_integer("held_out", held_out, least=1),
             batch=None if batch is None else check_integer("batch", batch, least=1),
             limits=Limits(
                 runs=check_integer("runs", runs, least=1),
@@ -82,19 +80,18 @@ def tune_plan(
     seeds: Sequence[int] = (0,),
     call: Mapping[str, Any] | None = None,
     on_run: OnRun = lambda _: None,
-    pairs: int = 24,
-    left_out: int = 16,
+    pairs: int = Effort.pairs,
+    held_out: int = Effort.held_out,
     batch: int | None = None,
-    runs: int = 100,
+    runs: int = Limits.runs,
     seconds: float | None = None,
     folder: str | Path | None = None,
-    identity: str = "",
     strategy: str = METHOD,
 ) -> list[Plan]:
     """Make a plan for ``spectrum``: a schedule searched in closed loop, and weights fitted on the path it leads to.
 
-    A plan is kept if it is at least as good as the default on pairs left out of the fit, in the mean and in the worst
-    tenth. Else the default is what the plan says, and its record says so.
+    A plan is kept if it is at least as good as the default on held-out pairs, in the mean and in the worst tenth. Else
+    the default is what the plan says, and its record says so.
 
     Args:
         pipe: a diffusers pipeline.
@@ -102,17 +99,16 @@ def tune_plan(
         prompts: texts; or, for pipelines that need more, keyword arguments of their call.
         nfe: wanted numbers of evaluations.
         speedup: steps / evaluations, for one more plan.
-        seeds: the first one is where the seeds of the pairs count up from.
+        seeds: one seed, from which those of the pairs count up.
         call: further keyword arguments of the pipeline's call.
         on_run: called with what was done.
         pairs: pairs of prompt and seed to fit to.
-        left_out: pairs to validate on.
+        held_out: pairs to validate on.
         batch: most pairs that are sampled at once.
         runs: schedules that the search tries, for each number of evaluations.
         seconds: time after which a search ends. The result then depends on the machine.
         folder: where untouched runs and tried schedules are kept, so that the same call goes on after an interruption.
-        identity: what the results in ``folder`` depend on beside prompts, call and the kind of the model, such as a
-            digest of the weights.
+            Other weights, schedulers, calls, versions or machines never share what is kept.
         strategy: "spectrum"; or the calibrated method of others to compare with, a name of :data:`STRATEGIES`, whose
             schedule and weights the plan has then, be they better than the default or not.
 
@@ -123,95 +119,63 @@ def tune_plan(
     if strategy not in (METHOD, *STRATEGIES):
         raise InvalidOptionError(unknown_choice(f"strategy={strategy!r}", strategy, (METHOD, *STRATEGIES)))
     samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
-    effort = Effort.checked(pairs, left_out, batch, runs, seconds)
+    if len(samples.seeds) > 1:
+        raise InvalidOptionError(
+            f"seeds={list(samples.seeds)} are several, but a plan counts the seeds of its pairs up from one: pass that "
+            "one, and the number of pairs as pairs=…"
+        )
+    effort = Effort.checked(pairs, held_out, batch, runs, seconds)
     factor = None if speedup is None else check_number("speedup", speedup, least=1.0)
-    made_by = {"identity": identity, "pipeline": type(pipe).__name__, "call": samples.call, "versions": versions()}
-    store = Store(None if folder is None else Path(folder), made_by)
-    workshop = Workshop(pipe, samples, effort, on_run, store, strategy)
+    disable(pipe)
     with torch.no_grad():
-        workshop.sample_references()
+        tuner = PlanTuner(pipe, samples, effort, on_run, _store(pipe, samples, folder), strategy)
         # All are refused before the first is searched.
-        defaults = [workshop.default(count) for count in nfe]
+        defaults = [tuner.default(count) for count in nfe]
         if factor is not None:
-            defaults.append(workshop.default_at(factor))
-        return [workshop.plan(default) for default in defaults]
+            defaults.append(tuner.default_at(factor))
+        return [tuner.plan(default) for default in defaults]
 
 
-@dataclass
-class Candidate:
-    """Options of ``spectrum``, and how near they come to the untouched runs.
-
-    Attributes:
-        name: how the options were made.
-        options: of the method.
-        errors: relative squared errors of the final latents on the pairs left out, (B,).
-    """
-
-    name: str
-    options: dict[str, Any]
-    errors: NDArray[np.float64]
-
-    @property
-    def cost(self) -> float:
-        return cost_of(self.errors)
-
-    def is_as_good_as(self, other: Candidate) -> bool:
-        """Whether neither the mean nor the worst tenth is worse."""
-        mine, others = self.decibels(), other.decibels()
-        return all(mine[name] >= others[name] for name in mine)
-
-    def decibels(self) -> dict[str, float]:
-        """Signal to error of the final latents, in dB: the mean, and that of the worst tenth."""
-        values = 10 * np.log10(self.errors)
-        return {"mean": round(-float(values.mean()), 2), "worst_tenth": round(-worst_tenth(values), 2)}
+def _store(pipe: Any, samples: Samples, folder: str | Path | None) -> Store:
+    """What is kept in the folder, for this pipeline and call on this machine."""
+    if folder is None:
+        return Store(None, {})
+    made_by = {"pipeline": fingerprint(pipe), "environment": environment(pipe), "call": samples.call}
+    return Store(Path(folder), {**made_by, "versions": versions(), "code": code_of_modules(shared=CODE)})
 
 
-def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The best of those that are as good as the first, which is the default."""
-    good = [candidate for candidate in candidates if candidate.is_as_good_as(candidates[0])]
-    return min(good, key=lambda candidate: candidate.cost)
-
-
-class Workshop:
-    """What all plans for one pipeline share: the pairs, their untouched runs, and the effort.
+class PlanTuner:
+    """Makes plans for one pipeline. It samples the pairs untouched first.
 
     Args:
-        pipe: the pipeline.
-        samples: prompts, seeds and arguments of the call.
+        pipe: the pipeline, without an enabled method.
+        samples: prompts, seed and arguments of the call.
         effort: how much a plan may cost.
         on_run: called with what was done.
-        store: keeps untouched runs and costs of schedules.
+        store: keeps untouched runs, weights, and costs of schedules.
         strategy: how schedule and weights are found.
     """
 
-    def __init__(self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun, store: Store, strategy: str) -> None:
+    def __init__(
+        self, pipe: Any, samples: Samples, effort: Effort, on_run: OnRun, store: Store, strategy: str = METHOD
+    ) -> None:
         self.pipe, self.samples, self.effort, self.on_run, self.store = pipe, samples, effort, on_run, store
         self.strategy = strategy
-        self.fitted, self.left_out = split(samples.prompts, samples.seeds[0], effort.pairs, effort.left_out)
-        self.references: list[Reference] = []
-        self.record: dict[str, Any] = {}
-        self.model = ""
-
-    def sample_references(self) -> None:
-        """Sample the pairs untouched."""
-        with self._session() as session:
-            self.model = " + ".join(dict.fromkeys(identity(model) for model in session.handle.models))
-            self.references = self._recorded(session, self.effort.batch or len(self.fitted))
-        self.record["steps"] = self.steps
-        key = {"model": self.model, "pairs": _shown(self.left_out), "size": self.size}
-        self.wanted = self.store.tensors("left-out", key, lambda: {"final": self._generated()})["final"]
+        self.fitted, self.held_out = split(samples.prompts, samples.seeds[0], effort.pairs, effort.held_out)
+        keep_outputs = strategy != METHOD
+        self.untouched = sample_references(
+            pipe, self.fitted, samples.call, store, on_run, batch=effort.batch, keep_outputs=keep_outputs
+        )
+        self.references = self.untouched.references
+        self.coefficients = self.references[0].coefficients
+        self.validation = Validation(pipe, self.held_out, self.untouched.batch, samples.call, store, on_run)
 
     @property
     def steps(self) -> int:
         return self.references[0].steps
 
-    @property
-    def size(self) -> int:
-        """How many pairs are sampled at once."""
-        return len(self.references[0].pairs)
-
     def default(self, count: int) -> Candidate:
-        """What ``spectrum`` does without a plan, on the pairs left out."""
+        """What ``spectrum`` does without a plan, on the held-out pairs."""
         if count > self.steps:
             raise InvalidOptionError(f"nfe={count} is more than the {self.steps} steps of the run: pass fewer")
         try:
@@ -222,32 +186,33 @@ class Workshop:
     def default_at(self, speedup: float) -> Candidate:
         """Likewise, by steps / evaluations."""
         count = at_most(self.steps, speedup)
-        errors, evaluated = self._tried(make_method(METHOD, speedup=speedup))
-        if len(evaluated) != count:
-            raise InvalidOptionError(f"{METHOD} evaluates {len(evaluated)} of {self.steps} steps then, not {count}")
-        return Candidate("default", {"evaluated": evaluated}, errors)
+        default = self.validation.measured("default", make_method(METHOD, speedup=speedup))
+        if len(default.evaluated) != count:
+            raise InvalidOptionError(
+                f"{METHOD} evaluates {len(default.evaluated)} of {self.steps} steps then, not {count}"
+            )
+        return default
 
     def plan(self, default: Candidate) -> Plan:
         """The best of the default and what was fitted and found; or what a strategy of others finds."""
         if self.strategy != METHOD:
             return self._by_strategy(default)
-        count = len(default.options["evaluated"])
-        start, even = tuple(default.options["evaluated"]), symmetric(self.steps, count)
+        start, even = default.evaluated, symmetric(self.steps, len(default.evaluated))
         with self._session() as session:
-            best, search = self._searched(session, [start, even], count)
+            best, search = self._searched(session, [start, even])
             schedules = {"searched": best, "default": start, "symmetric": even}
             options = {
-                finalist.name: _options(finalist.schedule, self._fitted(session, finalist))
-                for finalist in _finalists(schedules, self.references[0].shares)
+                config.name: _options(config.schedule, self._fitted(session, config))
+                for config in _configs(schedules, self.coefficients)
             }
         options["searched schedule, default rule"] = {"evaluated": list(best)}
-        tried = [default, *(self._candidate(name, values) for name, values in options.items())]
+        tried = [default, *(self.validation.candidate(name, values) for name, values in options.items())]
         return self._written(best_of(tried), tried, search)
 
     def _by_strategy(self, default: Candidate) -> Plan:
-        count = len(default.options["evaluated"])
+        count = len(default.evaluated)
         with self._session() as session:
-            course = Course(
+            calibration = Calibration(
                 session=session,
                 references=self.references,
                 count=count,
@@ -255,96 +220,56 @@ class Workshop:
                 seed=self.samples.seeds[0],
                 on_tried=self._on_tried(count),
             )
-            options = _options(*found_by(self.strategy)(course))
-        candidate = self._candidate(self.strategy, options)
+            options = _options(*found_by(self.strategy)(calibration))
+        candidate = self.validation.candidate(self.strategy, options)
         return self._written(candidate, [default, candidate], {})
 
     def _on_tried(self, count: int) -> Callable[[int, float], None]:
         return lambda tried, left: self.on_run(f"search for {count} evaluations, {_time(left)} left")
 
-    def _fitted(self, session: Session, finalist: Finalist) -> Rows:
+    def _fitted(self, session: Session, config: FitConfig) -> Rows:
         """The weights of a schedule, fitted to all pairs."""
-        schedule, ridge, shares = finalist.schedule, finalist.ridge, finalist.shares
-        pairs = [_shown(reference.pairs) for reference in self.references]
-        key = {"model": self.model, "pairs": pairs, "schedule": schedule, "ridge": ridge, "shares": shares}
+        schedule, ridge, coefficients = config.schedule, config.ridge, config.coefficients
+        pairs = [content(reference.pairs) for reference in self.references]
+        key = {"pairs": pairs, "schedule": schedule, "ridge": ridge, "coefficients": coefficients}
 
         def rows() -> dict[str, Any]:
-            weights = fit(session, schedule, self.references, ridge, shares=shares).rows
+            weights = fit(session, schedule, self.references, ridge, coefficients=coefficients).rows
             self.on_run("fit")
             return {"rows": [list(row) for row in weights]}
 
         return check_rows(self.store.tensors("fit", key, rows)["rows"], schedule)
 
-    def _searched(self, session: Session, starts: Sequence[Schedule], count: int) -> tuple[Schedule, dict[str, Any]]:
-        references = first(self.references, SEARCHED_PAIRS)
-        memo, shares = Memo(), references[0].shares
-        pairs = [_shown(reference.pairs) for reference in references]
-        leave_out = len(self.fitted) > 1
-        key = {"model": self.model, "pairs": pairs, "ridge": RIDGES[0], "shares": shares, "judged": leave_out}
+    def _searched(self, session: Session, starts: Sequence[Schedule]) -> tuple[Schedule, dict[str, Any]]:
+        """The best schedule for this number of evaluations, and what the search did."""
+        count, references, cache = len(starts[0]), first(self.references, SEARCHED_PAIRS), PrefixCache()
+        key = {"pairs": [content(reference.pairs) for reference in references], "ridge": RIDGES[0]}
         costs = self.store.costs(f"search-{count}", key)
+        hold_out = len(self.fitted) > 1
 
         def fitted_cost(schedule: Schedule) -> float:
-            return cost_of(fit(session, schedule, references, RIDGES[0], memo, shares, leave_out=leave_out).errors)
+            fitted = fit(session, schedule, references, RIDGES[0], cache, self.coefficients, hold_out=hold_out)
+            return cost_of(fitted.errors)
 
         def cost(schedule: Schedule) -> float:
             return costs.of(schedule, fitted_cost)
 
-        search = Search(cost, self.steps, self.effort.limits, self.samples.seeds[0], self._on_tried(count))
+        search = ScheduleSearch(cost, self.steps, self.effort.limits, self.samples.seeds[0], self._on_tried(count))
         best = search.best(starts)
         return best, {"tried": len(search.tried), "cost": search.tried[best], "start_cost": search.tried[starts[0]]}
-
-    def _candidate(self, name: str, options: dict[str, Any]) -> Candidate:
-        return Candidate(name, options, self._tried(make_method(METHOD, **options))[0])
-
-    def _tried(self, method: AnyMethod) -> tuple[NDArray[np.float64], list[int]]:
-        """Errors on the pairs left out, and the evaluated steps, as a user will have them."""
-        with enable_method(self.pipe, method) as handle:
-            final, evaluated = self._generated(), list(handle.summary().evaluated)
-        wanted = self.wanted.flatten(1)
-        errors = (final.flatten(1) - wanted).square().sum(1) / wanted.square().sum(1).clamp_min(1e-12)
-        return np.asarray(errors.clamp_min(1e-12).double()), evaluated
-
-    def _generated(self) -> torch.Tensor:
-        """What the pipeline returns for the pairs left out, (B, …)."""
-        results = []
-        for part in chunks(self.left_out, self.size):
-            results.append(_tensor(self.pipe(**keywords(self.pipe, part, self.samples.call))))
-            self.on_run("validation")
-        return torch.cat(results)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with enable_method(self.pipe, Driven()) as handle:
             yield Session(self.pipe, handle, self.samples.call)
 
-    def _recorded(self, session: Session, size: int) -> list[Reference]:
-        """The untouched runs, in batches that fit into the memory and that the pipeline takes."""
-        references = []
-        try:
-            for part in chunks(self.fitted, size):
-                key = {"model": self.model, "pairs": _shown(part), "outputs": self.strategy != METHOD}
-                values = self.store.tensors("reference", key, functools.partial(self._sampled, session, part))
-                references.append(Reference.read(part, values))
-                self.record["conditions"] = json.loads(values["conditions"])
-        except (torch.OutOfMemoryError, ValueError, TypeError) as error:
-            # Not every pipeline takes lists of prompts, or of this length.
-            if size == 1 or self.effort.batch is not None:
-                raise
-            return self._recorded(session, size // 2 if isinstance(error, torch.OutOfMemoryError) else 1)
-        return references
-
-    def _sampled(self, session: Session, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The untouched run of some pairs, with the conditions that it ran under."""
-        values = record(session, pairs, keep_outputs=self.strategy != METHOD).to_dict()
-        assert session.handle.conditions is not None
-        self.on_run("reference")
-        return {**values, "conditions": json.dumps(session.handle.conditions.to_dict())}
-
     def _written(self, best: Candidate, tried: Sequence[Candidate], search: Mapping[str, Any]) -> Plan:
-        count = len(best.options["evaluated"])
+        count = len(best.evaluated)
         measured = [{"options": candidate.name, **candidate.decibels()} for candidate in tried]
         record = {
-            **self.record,
+            "conditions": self.untouched.conditions,
+            "batch": self.untouched.batch,
+            "steps": self.steps,
             "wanted_nfe": count,
             "nfe": count,
             "chosen": best.name,
@@ -353,55 +278,42 @@ class Workshop:
             "versions": versions(),
             "provenance": {
                 "fitted": [pair.to_dict() for pair in self.fitted],
-                "left_out": [pair.to_dict() for pair in self.left_out],
+                "held_out": [pair.to_dict() for pair in self.held_out],
                 "call": dict(self.samples.call),
             },
         }
-        return Plan(method=METHOD, options=best.options, model=self.model, record=record)
+        return Plan(method=METHOD, options=dict(best.options), model=self.untouched.model, record=record)
 
 
 @dataclass(frozen=True)
-class Finalist:
+class FitConfig:
     """What is fitted to all pairs, and validated.
 
     Attributes:
         name: for the plan's record.
         schedule: the evaluated steps.
         ridge: λ.
-        shares: what guidance multiplies each branch by, if branches get weights of their own.
+        coefficients: what guidance multiplies each branch by, if branches get weights of their own.
     """
 
     name: str
     schedule: Schedule
     ridge: float
-    shares: Sequence[float]
+    coefficients: Sequence[float]
 
 
-def _finalists(schedules: Mapping[str, Schedule], shares: Sequence[float]) -> Iterator[Finalist]:
-    """Each schedule once, with each ridge, and with the branches apart and together."""
+def _configs(schedules: Mapping[str, Schedule], coefficients: Sequence[float]) -> Iterator[FitConfig]:
+    """Each schedule once, with each ridge, and with weights for each branch or for the guided output."""
     names: dict[Schedule, str] = {}
     for name, schedule in schedules.items():
         names.setdefault(schedule, name)
-    ways = {", branches apart": shares, "": WHOLE} if len(shares) > 1 else {"": WHOLE}
-    for (schedule, name), ridge, (way, its_shares) in itertools.product(names.items(), RIDGES, ways.items()):
-        yield Finalist(f"{name} schedule, ridge {ridge:g}{way}", schedule, ridge, its_shares)
+    ways = {", per-branch weights": coefficients, "": ONE_BRANCH} if len(coefficients) > 1 else {"": ONE_BRANCH}
+    for (schedule, name), ridge, (way, of_way) in itertools.product(names.items(), RIDGES, ways.items()):
+        yield FitConfig(f"{name} schedule, ridge {ridge:g}{way}", schedule, ridge, of_way)
 
 
 def _options(schedule: Schedule, rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     return {"site": "sampler", "evaluated": list(schedule), "step_weights": [list(row) for row in rows]}
-
-
-def _shown(pairs: Sequence[Pair]) -> list[Any]:
-    """The pairs as they determine a result."""
-    return [[str(pair.prompt), pair.seed] for pair in pairs]
-
-
-def _tensor(result: Any) -> torch.Tensor:
-    """What a pipeline returned, float32, (B, …)."""
-    values = result[0] if isinstance(result, tuple) else next(iter(result.values()))
-    if isinstance(values, torch.Tensor):
-        return values.float().cpu()
-    return torch.stack([torch.as_tensor(np.asarray(value, dtype=np.float32)) for value in values])
 
 
 def _time(seconds: float) -> str:

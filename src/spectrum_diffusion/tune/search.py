@@ -17,7 +17,7 @@ Schedule = tuple[int, ...]
 
 FARTHEST = 3
 """How far a move shifts an evaluated step."""
-PAIRED = 0.25
+DOUBLE_MOVES = 0.25
 """Share of the moves that shift two."""
 ANNEALED = 0.6
 """Share of the search that accepts worse schedules, ever more rarely."""
@@ -52,7 +52,7 @@ def worst_tenth(values: NDArray[np.float64]) -> float:
 
 
 @dataclass
-class Search:
+class ScheduleSearch:
     """Finds the schedule of the lowest cost.
 
     Args:
@@ -119,7 +119,7 @@ class Search:
             return None
         for _ in range(ATTEMPTS):
             steps = list(schedule)
-            for _ in range(2 if moves.random() < PAIRED else 1):
+            for _ in range(2 if moves.random() < DOUBLE_MOVES else 1):
                 steps[moves.randrange(self.fixed, len(steps))] += moves.choice([-1, 1]) * moves.randint(1, FARTHEST)
             moved = tuple(sorted(set(steps)))
             if (

@@ -5,7 +5,6 @@ Every file's name holds a digest of all that its content depends on, so that not
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..atomic import written
+from ..keys import key_of
 
 
 class Store:
@@ -21,7 +21,7 @@ class Store:
 
     Args:
         folder: where files go; it is created.
-        identity: what every result depends on, JSON-ready.
+        identity: what every result depends on, for :func:`key_of`.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
@@ -48,8 +48,7 @@ class Store:
     def _path(self, name: str, key: Mapping[str, Any], suffix: str) -> Path | None:
         if self.folder is None:
             return None
-        text = json.dumps({**self.identity, **key}, sort_keys=True, default=str)
-        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}{suffix}"
+        return self.folder / f"{name}-{key_of(**self.identity, **key)[:16]}{suffix}"
 
 
 class Costs:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...cluster import Cluster, joined
+from ...keys import machine
 from . import files
 from .crew import Actors, Crew, Here
-from .identity import machine
 from .lock import locked
 from .measures import choose_metrics
 from .request import REFERENCE, Case, Request, Row

@@ -18,8 +18,8 @@ from ...atomic import StoreError
 from ...cluster import Pool
 from ...cluster import Work as RowWork
 from ...core.words import reason_of
+from ...discovery import device_of
 from ...errors import InvalidOptionError
-from ..cost import device_of
 from ..metrics import PictureJudge
 from .measures import choose_metrics, unmeasured
 from .request import Request

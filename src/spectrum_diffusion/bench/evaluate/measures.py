@@ -9,10 +9,10 @@ from typing import Any
 
 from ...core.words import unknown_choice
 from ...errors import InvalidOptionError, MissingPackageError
+from ...keys import code_of_modules, key_of
 from ..metrics import METRICS, ClipScore, Frames, Judge, PictureJudge, base, frames
 from ..metrics.clip import CLIP_MODEL
 from ..metrics.programs import PROGRAMS, Program
-from .identity import code_of_modules, key_of
 from .request import CLIP_SCORE, REFERENCE, Request
 from .store import Store
 from .units import Unit

@@ -15,9 +15,9 @@ import torch
 
 from ...atomic import StoreError
 from ...errors import InvalidOptionError, MissingPackageError, SpectrumError
+from ...keys import key_of
 from ..metrics.programs import Entry, Program, write_manifest
 from . import files
-from .identity import key_of
 from .measures import code_key, keys_of
 from .store import Store
 from .units import Unit, WorkPlan, slug

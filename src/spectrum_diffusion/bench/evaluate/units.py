@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import SpectrumError
+from ...keys import call_arguments, code_of, environment, fingerprint, key_of
 from ...methods import METHODS
-from .identity import call_arguments, code_of, environment, fingerprint, key_of
 from .request import REFERENCE, Case, Request, Row
 from .sampling import probe
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SpectrumError
+from ...keys import code_of, code_of_modules, environment, fingerprint, key_of
 from ...methods import METHODS
 from ...plan import Plan, read_plan
 from ...tune import tune_threshold
 from ..evaluate import Row, files
-from ..evaluate.identity import code_of, code_of_modules, environment, fingerprint, key_of
 from .paper import Setting
 
 TOLERANCE = 0.5

@@ -49,7 +49,7 @@ def tune_method(
     pairs: Annotated[
         int | None, typer.Option(help="spectrum: pairs of prompt and seed to fit to. (default: 24)")
     ] = None,
-    left_out: Annotated[int | None, typer.Option(help="spectrum: pairs to validate on. (default: 16)")] = None,
+    held_out: Annotated[int | None, typer.Option(help="spectrum: pairs to validate on. (default: 16)")] = None,
     runs: Annotated[int | None, typer.Option(help="spectrum: schedules that the search tries. (default: 100)")] = None,
     budget: Annotated[
         str | None,
@@ -79,7 +79,7 @@ def tune_method(
     given: dict[str, Any] = {
         "speedup": speedup,
         "pairs": pairs,
-        "left_out": left_out,
+        "held_out": held_out,
         "runs": runs,
         "batch": batch,
         "strategy": strategy,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
-from .course import Course, Found
+from .calibration import Calibration, Found
 
 STRATEGIES: Mapping[str, str] = {
     "budcache": "searched schedule, reuse",
@@ -21,6 +21,6 @@ STRATEGIES: Mapping[str, str] = {
 """Names, each with what it finds."""
 
 
-def found_by(name: str) -> Callable[[Course], Found]:
+def found_by(name: str) -> Callable[[Calibration], Found]:
     """How a strategy finds schedule and weights."""
     return import_module(f".{name}", __name__).found  # type: ignore[no-any-return]

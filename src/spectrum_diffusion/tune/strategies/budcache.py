@@ -9,22 +9,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..reference import first
-from ..search import Schedule, Search
-from .course import Course, Found, even, rows_of
+from ..search import Schedule, ScheduleSearch
+from .calibration import Calibration, Found, even, rows_of
 
 PAIRS = 8
 """Pairs on which schedules are compared: as many as judge those of our own search."""
 
 
-def found(course: Course) -> Found:
-    few = replace(course, references=first(course.references, PAIRS))
-    total, count = course.steps, course.count
+def found(calibration: Calibration) -> Found:
+    few = replace(calibration, references=first(calibration.references, PAIRS))
+    total, count = calibration.steps, calibration.count
     forced = max(1, count // 4)
 
     def cost(schedule: Schedule) -> float:
         return float(few.errors(schedule, rows_of(schedule, total)).mean())
 
     start = (*range(forced - 1), *(forced - 1 + step for step in even(total - forced + 1, count - forced + 1)))
-    search = Search(cost, total, course.limits, course.seed, course.on_tried, fixed=forced, relative=True)
+    search = ScheduleSearch(
+        cost, total, calibration.limits, calibration.seed, calibration.on_tried, fixed=forced, relative=True
+    )
     schedule = search.best([start])
     return schedule, rows_of(schedule, total)

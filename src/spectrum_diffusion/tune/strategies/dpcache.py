@@ -12,13 +12,13 @@ from functools import cache
 import torch
 
 from ...core.forecast import taylor_weights
-from .course import Course, Found, rows_of
+from .calibration import Calibration, Found, rows_of
 
 FORCED = 3
 
 
-def found(course: Course) -> Found:
-    total, count, outputs = course.steps, course.count, course.outputs
+def found(calibration: Calibration) -> Found:
+    total, count, outputs = calibration.steps, calibration.count, calibration.outputs
     forced = min(FORCED, count)
 
     @cache

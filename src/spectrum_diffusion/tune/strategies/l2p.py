@@ -11,19 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .course import Course, Found, even, rows_of
+from .calibration import Calibration, Found, even, rows_of
 
 RIDGE = 1e-3
 """λ relative to the mean of the diagonal of G_SS."""
 
 
-def found(course: Course) -> Found:
-    outputs = course.outputs  # (T, N)
+def found(calibration: Calibration) -> Found:
+    outputs = calibration.outputs  # (T, N)
     gram = (outputs @ outputs.T).double().numpy()  # (T, T)
 
     def learnt(kept: Sequence[int], step: int) -> NDArray[np.float64]:
         G = gram[np.ix_(kept, kept)]  # (K, K)
         return np.linalg.solve(G + RIDGE * np.trace(G) / len(kept) * np.eye(len(kept)), gram[kept, step])
 
-    schedule = even(course.steps, course.count)
-    return schedule, rows_of(schedule, course.steps, learnt)
+    schedule = even(calibration.steps, calibration.count)
+    return schedule, rows_of(schedule, calibration.steps, learnt)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ..reference import first
 from ..search import Schedule
-from .course import Course, Found, rows_of
+from .calibration import Calibration, Found, rows_of
 
 PAIRS = 4
 """Pairs on which edges are measured."""
@@ -23,23 +23,23 @@ WIDEST = 2.5
 Edges = dict[tuple[int, int], float]
 
 
-def found(course: Course) -> Found:
-    few = replace(course, references=first(course.references, PAIRS))
-    schedule = least_worst(_edges(few), course.count, course.steps)
-    return schedule, rows_of(schedule, course.steps)
+def found(calibration: Calibration) -> Found:
+    few = replace(calibration, references=first(calibration.references, PAIRS))
+    schedule = least_worst(_edges(few), calibration.count, calibration.steps)
+    return schedule, rows_of(schedule, calibration.steps)
 
 
-def _edges(course: Course) -> Edges:
+def _edges(calibration: Calibration) -> Edges:
     """The error of each gap; the end of the run is step T."""
-    total = course.steps
-    widest = math.ceil(WIDEST * total / course.count)
+    total = calibration.steps
+    widest = math.ceil(WIDEST * total / calibration.count)
     wanted = [(i, j) for i in range(total) for j in range(i + 2, min(i + widest, total) + 1)]
     errors: Edges = {(i, i + 1): 0.0 for i in range(total)}
     begin = time.monotonic()
     for number, (i, j) in enumerate(wanted, 1):
         kept = (*range(i + 1), *range(j, total))
-        errors[i, j] = course.distance(kept, rows_of(kept, total), untouched=i + 1)
-        course.on_tried(number, (time.monotonic() - begin) * (len(wanted) - number) / number)
+        errors[i, j] = calibration.distance(kept, rows_of(kept, total), untouched=i + 1)
+        calibration.on_tried(number, (time.monotonic() - begin) * (len(wanted) - number) / number)
     return errors
 
 

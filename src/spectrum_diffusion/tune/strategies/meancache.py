@@ -15,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..search import Schedule
-from .course import Course, Found
+from .calibration import Calibration, Found
 
 GAMMA = 4
 BACK = 2
 """How many evaluations before t the time r lies. From 1 back the samples tell nothing that the output did not."""
 
 
-def found(course: Course) -> Found:
-    total = course.steps
-    times = np.concatenate([[0.0], np.cumsum(course.references[0].factors)])  # (T + 1,)
-    schedule = _path(_costs(course, times), course.count, total)
+def found(calibration: Calibration) -> Found:
+    total = calibration.steps
+    times = np.concatenate([[0.0], np.cumsum(calibration.references[0].factors)])  # (T + 1,)
+    schedule = _path(_costs(calibration, times), calibration.count, total)
     return schedule, _rows(schedule, times, total)
 
 
-def _costs(course: Course, times: NDArray[np.float64]) -> NDArray[np.float64]:
+def _costs(calibration: Calibration, times: NDArray[np.float64]) -> NDArray[np.float64]:
     """C(i, j): relative error of the average velocity from step i to j, (T, T + 1)."""
-    latents, outputs, total = course.latents, course.outputs, course.steps
+    latents, outputs, total = calibration.latents, calibration.outputs, calibration.steps
     costs = np.full((total, total + 1), np.inf)
     for i in range(total):
         bend = 0.0 * outputs[i]

@@ -15,13 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
-from ...core.signatures import call_parameters
-from ..cost import device_of
+from .core.signatures import call_parameters
+from .discovery import device_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parent
 SHARED = ("*.py", "core/*.py", "sites/*.py")
 """The files of the package that every method runs through. A new method changes no result of another."""
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -32,9 +34,24 @@ SAMPLES = 64
 
 
 def key_of(**parts: Any) -> str:
-    """A content key: the SHA-256 of its parts as JSON."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    """A content key: the SHA-256 of its parts as JSON. Tensors, arrays and images count with all their values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_content)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(value: Any) -> str:
+    """What tells a value that JSON does not know from others."""
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().cpu().contiguous().flatten()
+        return _told_by(value.dtype, tuple(value.shape), flat.view(torch.uint8).numpy().tobytes())
+    if isinstance(value, np.ndarray | Image.Image):
+        array = np.asarray(value)
+        return _told_by(getattr(value, "mode", array.dtype), array.shape, array.tobytes())
+    return str(value)
+
+
+def _told_by(kind: Any, shape: tuple[int, ...], data: bytes) -> str:
+    return f"{kind} {shape} {hashlib.sha256(data).hexdigest()}"
 
 
 def fingerprint(pipe: Any) -> str:

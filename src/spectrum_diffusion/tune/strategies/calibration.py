@@ -24,7 +24,7 @@ Forecast = Callable[[Sequence[int], int], Sequence[float] | NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Calibration:
     """What a strategy may use.
 
     Attributes:

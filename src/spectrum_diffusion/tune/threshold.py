@@ -21,12 +21,12 @@ from ..core.history import Feature
 from ..core.schedule import check_integer, is_list
 from ..core.summary import Summary
 from ..errors import InvalidOptionError, SpectrumError, warn
-from ..handle import Handle, enable_method
+from ..handle import enable_method
 from ..methods import METHODS, AnyMethod, make_method
 from ..methods.adaptive import relative_change
 from ..plan import Plan, versions
-from ..sites.denoisers import identity
-from .pairs import skip_decoder
+from .driven import kind_of
+from .samples import OnRun, Prompt, Samples
 
 DEGREE = 4
 ROUNDS = 14
@@ -36,64 +36,11 @@ CLOSE = 0.1
 HUGE = 1e6
 """A threshold that never forces an evaluation: it gives the lowest NFE that the other options allow."""
 
-OnRun = Callable[[str], None]
-"""Called after each generation with its purpose."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """What the pipeline samples for the calibration: every prompt with every seed.
-
-    Attributes:
-        prompts: texts; or, for pipelines that need more, keyword arguments of their call.
-        seeds: seeds of the noise.
-        call: further keyword arguments of every call, such as ``num_inference_steps``.
-    """
-
-    prompts: Sequence[str | Mapping[str, Any]]
-    seeds: Sequence[int] = (0,)
-    call: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, values in (("prompts", self.prompts), ("seeds", self.seeds)):
-            if is_list(values):  # perhaps an array, or what can be read once
-                object.__setattr__(self, name, values := tuple(values))
-            if not isinstance(values, tuple) or not values:
-                raise InvalidOptionError(
-                    f"{name} must be a non-empty list, got {values!r}: pass a list with one or more {name}"
-                )
-        for prompt in self.prompts:
-            if not isinstance(prompt, str | Mapping):
-                raise InvalidOptionError(
-                    f"prompts holds {prompt!r}: pass texts, or dicts with keyword arguments of the pipeline's call"
-                )
-        object.__setattr__(self, "seeds", tuple(check_integer("seed", seed, least=0) for seed in self.seeds))
-        if not isinstance(self.call, Mapping):
-            raise InvalidOptionError(
-                f"call must be a dict, got {self.call!r}: pass keyword arguments of the pipeline's call"
-            )
-
-    def generate(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Summary]:
-        """Generate all samples; returns the summary of each."""
-        summaries = []
-        for prompt in self.prompts:
-            for seed in self.seeds:
-                generator = torch.Generator("cpu").manual_seed(seed)
-                keywords = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-                pipe(**{"generator": generator, **skip_decoder(pipe), **self.call, **keywords})
-                summaries.append(handle.summary())
-                on_run(purpose)
-        return summaries
-
-    def to_dict(self) -> dict[str, Any]:
-        prompts = [sorted(prompt) if isinstance(prompt, Mapping) else prompt for prompt in self.prompts]
-        return {"prompts": prompts, "seeds": list(self.seeds), "call": dict(self.call)}
-
 
 def tune_threshold(
     pipe: Any,
     method: str,
-    prompts: Sequence[str | Mapping[str, Any]],
+    prompts: Sequence[Prompt],
     *,
     nfe: int | Iterable[int] = 14,
     seeds: Sequence[int] = (0,),
@@ -130,7 +77,7 @@ def tune_threshold(
         raise InvalidOptionError("nfe=[] is empty: pass one or more numbers of evaluations")
     samples = Samples(prompts=prompts, seeds=seeds, call=call or {})
     fixed = {**_fit(pipe, method, options, samples, on_run), **options}
-    search = Search(pipe, method, fixed, samples, on_run)
+    search = ThresholdSearch(pipe, method, fixed, samples, on_run)
     for number in wanted:
         search.check(number)  # all numbers before the long search for the first
     return [search.plan(number) for number in wanted]
@@ -282,7 +229,7 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in values)
 
 
-class Search:
+class ThresholdSearch:
     """Finds the threshold of a method for a wanted number of evaluations, by running it.
 
     Args:
@@ -296,16 +243,15 @@ class Search:
     def __init__(self, pipe: Any, method: str, options: dict[str, Any], samples: Samples, on_run: OnRun) -> None:
         self.pipe, self.method, self.options = pipe, method, options
         self.samples, self.on_run = samples, on_run
-        self.steps, self.models = 0, ""
-        self._tried: dict[float, float] = {}
+        summaries, self.model = self._generated(HUGE)
+        self.steps, self.fewest = summaries[-1].steps, _mean_nfe(summaries)
+        self._tried = {HUGE: self.fewest, 0.0: float(self.steps)}
 
     def check(self, wanted: int) -> None:
         """Raise :class:`InvalidOptionError` if no threshold gives that many evaluations."""
-        fewest = self.evaluations(HUGE)
-        self._tried[0.0] = self.steps
-        if not fewest - 0.5 < wanted <= self.steps:
+        if not self.fewest - 0.5 < wanted <= self.steps:
             raise InvalidOptionError(
-                f"nfe={wanted} is out of reach of {self.method}, which evaluates {fewest:g} … {self.steps} of "
+                f"nfe={wanted} is out of reach of {self.method}, which evaluates {self.fewest:g} … {self.steps} of "
                 f"{self.steps} steps here: pass a number within this range, or other options (warmup, limit …)"
             )
 
@@ -323,18 +269,19 @@ class Search:
             "provenance": self.samples.to_dict(),
         }
         values = make_method(self.method, **options).options()
-        return Plan(method=self.method, options={k: values[k] for k in options}, model=self.models, record=record)
+        return Plan(method=self.method, options={k: values[k] for k in options}, model=self.model, record=record)
 
     def evaluations(self, threshold: float) -> float:
         """The mean NFE over all samples."""
         if threshold not in self._tried:
-            method = make_method(self.method, **{**self.options, "threshold": threshold})
-            with enable_method(self.pipe, method) as handle:
-                self.models = " + ".join(dict.fromkeys(identity(model) for model in handle.models))
-                summaries = self.samples.generate(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}")
-            self.steps = summaries[-1].steps
-            self._tried[threshold] = statistics.fmean(summary.nfe for summary in summaries)
+            self._tried[threshold] = _mean_nfe(self._generated(threshold)[0])
         return self._tried[threshold]
+
+    def _generated(self, threshold: float) -> tuple[list[Summary], str]:
+        """The summary of every generation, and the kind of the denoisers."""
+        method = make_method(self.method, **{**self.options, "threshold": threshold})
+        with enable_method(self.pipe, method) as handle:
+            return self.samples.generate(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}"), kind_of(handle)
 
     def _nearest(self, wanted: int) -> float:
         low = high = 0.1
@@ -351,3 +298,7 @@ class Search:
             else:
                 high = middle
         return min(self._tried, key=lambda threshold: (abs(self._tried[threshold] - wanted), threshold))
+
+
+def _mean_nfe(summaries: Sequence[Summary]) -> float:
+    return statistics.fmean(summary.nfe for summary in summaries)

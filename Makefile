@@ -38,7 +38,7 @@ help:
 	@echo "make docs           the pages of the methods, the drawings and the tables of compatibility"
 	@echo "make docs-site      the documentation site, under out/site"
 	@echo "make lines          lines of code by part, in docs/design.md"
-	@echo "make bench          cost of a skipped step, and the tables by which the default was chosen"
+	@echo "make bench          cost of a skipped step, and the paper's forecasts and schedules at equal cost"
 	@echo "make train          train the model that ships, from scratch"
 	@echo "make wheel          a wheel under dist/"
 

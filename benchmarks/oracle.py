@@ -4,7 +4,7 @@ python -m benchmarks.oracle [--images 16] [--write docs/results]
 python -m benchmarks.oracle --searched tiny-flux tiny-sd3 [--images 8] [--runs 40] [--write docs/results]
 
 The schedule is the default's, or searched for each image with weights fitted to it. Nobody can have these weights,
-since they need the untouched image: they bound what better weights and schedules could reach.
+since they need the untouched image: they indicate what better weights and schedules could reach.
 """
 
 from __future__ import annotations

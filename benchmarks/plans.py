@@ -4,7 +4,7 @@ python -m benchmarks.plans [tiny-flux …] [--counts 14,10] [--pairs 32] [--runs
                            [--write docs/results]
 
 Half of a model's prompts are tuned on, with seeds from 0; the others are measured, with seeds from 5000. A cell is the
-mean PSNR to the untouched pipeline's results, after the stroke the mean of the lowest tenth, and whether it is better
+mean PSNR to the untouched pipeline's results, after the slash the mean of the lowest tenth, and whether it is better
 (+) or worse (−) than the default by a paired bootstrap over prompts. Of more than two counts, curves are drawn. The
 work is kept in build/plans: an interrupted run continues.
 """

@@ -28,9 +28,9 @@ KEPT = (2, 6, 13)
 REPEATS = 7
 
 INTRODUCTION = """\
-A skipped step still computes embeddings, the final norm and projection, and the forecast. The tables measure a FLUX
-with random weights, 2 double and 4 single blocks. Full-size FLUX.1 has 19 and 38, so its shares are about ten times
-smaller."""
+At the site `last_block`, a skipped step still computes embeddings, the final norm and projection, and the forecast;
+at `output`, the default's, only the forecast. The tables measure `last_block` on a FLUX with random weights, 2 double
+and 4 single blocks. Full-size FLUX.1 has 19 and 38, so its shares are about ten times smaller."""
 FLOOR = """\
 The floor is the same model without blocks: embeddings, final norm and projection. The last column is a difference of
 two small numbers, and varies by a percent or more if the machine does other work."""

@@ -70,7 +70,7 @@ def verdict(values: Values, baseline: Values) -> str:
 
 
 def shown(psnr: Iterable[float]) -> str:
-    """A cell: the mean, and after the stroke the mean of the worst tenth."""
+    """A cell: the mean, and after the slash the mean of the worst tenth."""
     values = list(psnr)
     return f"{mean(values):.1f} / {worst_tenth(values):.1f}"
 

@@ -26,6 +26,7 @@ from spectrum_diffusion.core import schedule
 from spectrum_diffusion.core.schedule import Noise, distinct
 from spectrum_diffusion.handle import enable_method
 from spectrum_diffusion.methods.spectrum import Spectrum
+from spectrum_diffusion.tune.search import symmetric
 
 from .marks import replace_block
 from .small_models import BUILD, COUNTS, MODELS, STEPS, VIDEOS, evaluated, load, psnr_of
@@ -41,12 +42,10 @@ Scores = dict[str, dict[str, float]]
 """Model → candidate → score in dB."""
 
 
-def skewed(count: int, exponent: float, even: float = 0.0) -> tuple[int, ...]:
-    """Chebyshev nodes in the step index alone: skewed to the start, with a share of even steps mixed in."""
-    shares = [j / (count - 1) for j in range(count)]
-    spread = [(1 - math.cos(math.pi * share**exponent)) / 2 for share in shares]
-    mixed = [(1 - even) * node + even * share for node, share in zip(spread, shares, strict=True)]
-    return tuple(distinct([(STEPS - 1) * place for place in mixed], STEPS))
+def skewed(count: int, exponent: float) -> tuple[int, ...]:
+    """Chebyshev nodes in the step index alone, skewed to the start."""
+    places = [(1 - math.cos(math.pi * (j / (count - 1)) ** exponent)) / 2 for j in range(count)]
+    return tuple(distinct([(STEPS - 1) * place for place in places], STEPS))
 
 
 def spaced(count: int, noise: Noise, **constants: float) -> tuple[int, ...]:
@@ -69,7 +68,7 @@ def candidates(count: int, noise: Noise) -> list[Row]:
         "ratio 0.15": spaced(count, noise, BY_RATIO=0.15),
         "ratio 0.25": spaced(count, noise, BY_RATIO=0.25),
         "closer at both ends": spaced(count, noise, EVEN=0.0),
-        "symmetric, half even": skewed(count, 1.0, 0.5),
+        "symmetric, half even": symmetric(STEPS, count),
         "skewed, exponent 1.5": skewed(count, 1.5),
         "the paper's": tuple(schedule.adaptive(STEPS, slope=SLOPES[count])),
     }

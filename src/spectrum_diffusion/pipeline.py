@@ -27,7 +27,7 @@ from .errors import ConflictError, InvalidOptionError
 from .methods import AnyMethod, name_of
 from .noise import NoiseWatch
 from .scheduler_clock import SchedulerClock, Schedulers
-from .scheduler_steps import answering_steps, refuse_copies, schedulers_in
+from .scheduler_steps import intercept_steps, refuse_copies, schedulers_in
 from .sites import denoisers, site_class
 from .sites.denoiser import Denoiser
 from .sites.imprint import Imprint
@@ -106,7 +106,7 @@ class Generation:
             return
         self._answered.append(scheduler)
         when_copied = refuse_copies if self._handle.at_scheduler else None
-        self._stack.enter_context(answering_steps(scheduler, self.step, when_copied))
+        self._stack.enter_context(intercept_steps(scheduler, self.step, when_copied))
 
     def close(self) -> None:
         if self._run is not None:

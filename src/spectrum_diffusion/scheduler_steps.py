@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .core.replay import StepCall
-from .core.sampler import refused
+from .core.sampler import refusal
 from .core.signatures import call_parameters
 from .core.subclass import thin_subclass
 from .discovery import pipelines_of, schedulers_of
@@ -20,7 +20,7 @@ from .stepping import why_steps_differ
 
 
 @contextmanager
-def answering_steps(
+def intercept_steps(
     scheduler: Any, answer: Callable[[StepCall], Any], when_copied: Callable[[], None] | None = None
 ) -> Iterator[None]:
     """Let ``answer`` take the scheduler's steps while the block lasts.
@@ -54,7 +54,7 @@ def answering_steps(
 
 def refuse_copies() -> None:
     """Raise :class:`UnsupportedModelError`: what a copy of the scheduler is given can't be forecast."""
-    raise refused("it steps copies of its scheduler")
+    raise refusal("it steps copies of its scheduler")
 
 
 def check_schedulers(target: Any) -> None:
@@ -65,13 +65,13 @@ def check_schedulers(target: Any) -> None:
             that remembers earlier outputs.
     """
     if reason := _obstacle_of(target):
-        raise refused(reason, type(target).__name__)
+        raise refusal(reason, type(target).__name__)
 
 
 def check_scheduler(target: Any, scheduler: Any) -> None:
     """Likewise for one scheduler of a pipeline."""
     if reason := _obstacle(scheduler):
-        raise refused(reason, type(target).__name__)
+        raise refusal(reason, type(target).__name__)
 
 
 def schedulers_in(target: Any) -> list[Any]:

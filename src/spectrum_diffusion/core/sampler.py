@@ -92,9 +92,9 @@ class SamplerRun(Loop):
             return call.proceed()
         record = self._record
         if call.scheduler is not self.corrector.scheduler:
-            raise refused("several schedulers take steps in one sampling loop")
+            raise refusal("several schedulers take steps in one sampling loop")
         if record is None or self._stepped:
-            raise refused("the scheduler takes several steps for one evaluation of the denoiser")
+            raise refusal("the scheduler takes several steps for one evaluation of the denoiser")
         self._stepped = True
         with self.trace.timed() as milliseconds:
             result = self._skip(record, call) if record.action == "forecast" else self._evaluate(record, call)
@@ -126,7 +126,7 @@ class SamplerRun(Loop):
         if before is not None and not self._stepped:
             if step in (None, before.step):
                 return before
-            raise refused("the scheduler takes no step after an evaluation of the denoiser")
+            raise refusal("the scheduler takes no step after an evaluation of the denoiser")
         if before is not None and step is not None and step <= before.step:
             self._begin_again(step, before)
         self._record = self._begin(step, call)
@@ -137,7 +137,7 @@ class SamplerRun(Loop):
     def _begin_again(self, step: int, before: Call) -> None:
         """Begin another loop over the same timesteps."""
         if step == before.step and before.reason != UNKNOWN and self.clock.total > 1:
-            raise refused("the scheduler takes several steps at one timestep")
+            raise refusal("the scheduler takes several steps at one timestep")
         self.close()
         self._restart()
         self._record = None
@@ -194,7 +194,7 @@ class SamplerRun(Loop):
             self.on_step(record.step, record.branch, record.action, record.reason)
 
 
-def refused(reason: str, pipeline: str = "this pipeline") -> UnsupportedModelError:
+def refusal(reason: str, pipeline: str = "this pipeline") -> UnsupportedModelError:
     """The error of a pipeline for which nothing can be forecast at the scheduler."""
     return UnsupportedModelError(
         f'site="sampler" does not work with {pipeline}: {reason}. Use site="output", which forecasts each call of the '

@@ -112,7 +112,7 @@ def nodes(total: int, count: int, warmup: int = 1, noise: Noise | None = None) -
     count = check_integer("count", count, least=1, most=total)
     warmup = check_integer("warmup", warmup, least=1, most=count)
     span = pace(noise or unshifted(total))[warmup - 1 :]
-    spread = [span[0] + (span[-1] - span[0]) * share for share in _spread(count - warmup + 1)]
+    spread = [span[0] + (span[-1] - span[0]) * share for share in chebyshev_lobatto(count - warmup + 1, EVEN)]
     steps = [
         *range(warmup - 1),
         *(warmup - 1 + step for step in distinct([_place(span, x) for x in spread], len(span))),
@@ -145,10 +145,10 @@ def unshifted(total: int) -> Noise:
     return Noise(tuple((total - i) / max(i, 1e-3) for i in range(total)))
 
 
-def _spread(count: int) -> list[float]:
-    """Chebyshev-Lobatto nodes within 0 … 1, mixed with even ones, (K,)."""
+def chebyshev_lobatto(count: int, even: float = 0.0) -> list[float]:
+    """Chebyshev-Lobatto nodes within 0 … 1, mixed with a share of even ones, (K,)."""
     shares = [j / max(count - 1, 1) for j in range(count)]
-    return [EVEN * share + (1 - EVEN) * (1 - math.cos(math.pi * share)) / 2 for share in shares]
+    return [even * share + (1 - even) * (1 - math.cos(math.pi * share)) / 2 for share in shares]
 
 
 def _place(rising: Sequence[float], value: float) -> float:

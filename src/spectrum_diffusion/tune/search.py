@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.schedule import distinct
+from ..core.schedule import chebyshev_lobatto, distinct
 
 Schedule = tuple[int, ...]
 
@@ -134,6 +134,4 @@ class ScheduleSearch:
 
 def symmetric(total: int, count: int) -> Schedule:
     """Nodes half-way between even ones and those of Chebyshev: closer together at both ends."""
-    shares = [j / max(1, count - 1) for j in range(count)]
-    mixed = [(1 - math.cos(math.pi * share)) / 4 + share / 2 for share in shares]
-    return tuple(distinct([(total - 1) * place for place in mixed], total))
+    return tuple(distinct([(total - 1) * place for place in chebyshev_lobatto(count, even=0.5)], total))

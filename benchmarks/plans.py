@@ -74,14 +74,20 @@ def measured(model: str, counts: Sequence[int], pairs: int, strategies: Sequence
     folder = FOLDER / model
     folder.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts("tiny", model=model)
+    to_tune, to_measure = halves(prompts)
     rows = [Row(PLAN, {"speedup": STEPS / count}, f"default / {count}") for count in counts]
     for strategy in strategies:
-        rows += tuned(pipe, prompts[1::2], counts, strategy, folder, effort)
+        rows += tuned(pipe, to_tune, counts, strategy, folder, effort)
     count = videos(pairs) if model in VIDEOS else pairs
-    held_out = spread(prompts[0::2], count)
+    held_out = spread(to_measure, count)
     seeds = [FIRST_SEED + i for i in range(math.ceil(count / len(held_out)))]
     images = evaluated(pipe, model, rows, held_out, seeds, folder / "evaluate")
     return {name: cell_of(of_row) for name, of_row in images.items()}
+
+
+def halves(prompts: Sequence[Prompt]) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """The prompts to tune on, and those to measure."""
+    return prompts[1::2], prompts[0::2]
 
 
 def videos(pairs: int) -> int:

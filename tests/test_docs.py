@@ -20,7 +20,7 @@ from benchmarks import results, skip_cost
 from spectrum_diffusion import METHODS, make_method
 from spectrum_diffusion.bench.reproduce.claims import LEGEND
 from spectrum_diffusion.bench.reproduce.page import EXPLANATION, OVERVIEW_LEGEND, SWEEP_LEGEND
-from spectrum_diffusion.methods.spectrum import FEW
+from spectrum_diffusion.methods.spectrum import FEWEST
 from spectrum_diffusion.sites import SITES, denoisers
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def test_the_answers_give_the_evaluations_of_the_default() -> None:
     numbers = [int(number) for number in counts.groups()]
     default = make_method("spectrum")
     assert numbers[1::2] == [len(default.schedule(steps)) for steps in numbers[::2]]
-    assert f"runs of fewer than {FEW} steps" in answers
+    assert f"at least {FEWEST} evaluations" in answers
 
 
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")

@@ -549,3 +549,17 @@ def test_an_edit_of_several_images(method: str, site: str, monkeypatch: pytest.M
     plain = case.sample(pipe)
     check(case, pipe, plain, method, site)
     assert torch.equal(case.sample(pipe), plain)
+
+
+@pytest.mark.parametrize("site", ["last_block", "module", "output", "sampler"])
+def test_a_video_does_not_depend_on_its_batch_where_frames_are_folded_into_it(site: str) -> None:
+    pipe = Case("AnimateDiffPipeline", animated, {}).build()
+    shape = (4, 3, 4, 4)  # channels, frames, height, width
+    latents = noise(2, *shape, seed=5)
+    prompts = ["horse", "red car"]
+    usual = {**size(8, 3), "num_inference_steps": 20, "output_type": "latent", "guidance_scale": 3.0}
+    with spectrum_diffusion.enable(pipe, site=site, speedup=3):
+        together = pipe(prompts, latents=latents, **usual).frames
+        for i, prompt in enumerate(prompts):
+            alone = pipe(prompt, latents=latents[i : i + 1], **usual).frames
+            assert (together[i] - alone[0]).abs().max() < 1e-5 * alone.abs().max()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GUIDANCE = ("guidance_scale", "true_cfg_scale", "guidance_scale_2", "guidance_rescale", "pag_scale")
 """Settings of guidance that pipelines keep as an attribute for the time of a call, after an underscore."""
+OF_GUIDANCE = ("guidance", "cfg", "pag_scale")
+"""What names of such arguments of a call contain; some pipelines keep none of them as an attribute."""
 CLOSE = 1e-3
 """Relative difference of noise levels that count as equal."""
 
@@ -37,15 +39,23 @@ class Conditions:
     latents: tuple[int, ...]
 
     @classmethod
-    def of(cls, pipe: Any, clock: SchedulerClock, call: Arguments) -> Conditions:
-        """The conditions of the loop that a denoiser's call begins."""
+    def of(cls, pipe: Any, arguments: Mapping[str, Any], clock: SchedulerClock, call: Arguments) -> Conditions:
+        """The conditions of the loop that a denoiser's call begins.
+
+        Args:
+            pipe: the pipeline.
+            arguments: those of its call by name, with defaults.
+            clock: of the loop.
+            call: the denoiser's.
+        """
         config = dict(getattr(clock.scheduler, "config", {}))
-        given = {name: getattr(pipe, f"_{name}", None) for name in GUIDANCE}
+        given = {name: value for name, value in arguments.items() if any(word in name for word in OF_GUIDANCE)}
+        given |= {name: value for name in GUIDANCE if (value := getattr(pipe, f"_{name}", None)) is not None}
         return cls(
             clock.scheduler_name,
             {name: value for name, value in config.items() if not name.startswith("_") and _is_plain(value)},
             _levels(clock),
-            {name: float(value) for name, value in given.items() if isinstance(value, int | float)},
+            {name: float(value) for name, value in given.items() if type(value) in (int, float)},
             tuple(call.first.shape[1:]),
         )
 

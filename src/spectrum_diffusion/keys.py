@@ -39,6 +39,11 @@ def key_of(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a record holds them: what JSON does not know is told by its content."""
+    return json.loads(json.dumps(dict(values), default=_content))  # type: ignore[no-any-return]
+
+
 def _content(value: Any) -> str:
     """What tells a value that JSON does not know from others."""
     if isinstance(value, torch.Tensor):

@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from .core.run import UNKNOWN, Run
 from .core.sampler import SamplerRun
 from .core.subclass import thin_subclass
 from .core.summary import Call, Trace
+from .core.words import SKIPPED_NOTHING
 from .errors import ConflictError, InvalidOptionError
 from .methods import AnyMethod, name_of
 from .noise import NoiseWatch
@@ -43,15 +44,15 @@ class Generation:
     Args:
         handle: the pipeline's handle.
         pipe: the pipeline, with the scheduler that it samples with.
-        arguments: what the pipeline is called with.
+        arguments: what the pipeline is called with, by name.
         stack: undoes what the generation changes.
     """
 
-    def __init__(self, handle: Handle, pipe: Any, arguments: Iterable[Any], stack: ExitStack) -> None:
-        self._handle, self._pipe, self._stack = handle, pipe, stack
+    def __init__(self, handle: Handle, pipe: Any, arguments: Mapping[str, Any], stack: ExitStack) -> None:
+        self._handle, self._pipe, self._arguments, self._stack = handle, pipe, arguments, stack
         self._answered: list[Any] = []  # schedulers
         self._schedulers = Schedulers(pipe)
-        self._noise: NoiseWatch | None = NoiseWatch(arguments)
+        self._noise: NoiseWatch | None = NoiseWatch(arguments.values())
         self._clock: SchedulerClock | None = None
         self._run: Run | SamplerRun | None = None
         self._imprints: dict[str, Imprint] = {}  # of the denoisers at the first call of the loop under way
@@ -61,7 +62,7 @@ class Generation:
     def call(self, denoiser: Denoiser, call: Arguments) -> Any:
         if (clock := self._schedulers.new_loop(call, denoiser.model)) is not None:
             clock.locate(call)  # tells some schedulers where among the noise levels the loop begins
-            self._handle.begins(lambda: Conditions.of(self._pipe, clock, call))
+            self._handle.begins(lambda: Conditions.of(self._pipe, self._arguments, clock, call))
             self._begin(clock, denoiser.name)
         if self._run is None:  # before the first loop, calls are not steps: they encode a condition
             self._outside += 1
@@ -181,6 +182,11 @@ class Generation:
                 f"{name_of(method)} skipped nothing: it knows nothing to cache in this model, or its options never "
                 f"allow it within {trace.total} steps"
             )
+        elif method.decides_while_running and not reasons:
+            self._handle._warn_once(
+                f"{name_of(method)} {SKIPPED_NOTHING}: its threshold or tolerance allows no skipping within "
+                f"{trace.total} steps. Raise it, or use more steps"
+            )
         elif reasons:
             reason, count = reasons.most_common(1)[0]
             remedy = "disable(…) it, or use handle.run(total_steps=T) in your own loop" if reason == UNKNOWN else ""
@@ -224,14 +230,14 @@ def enabled_class(cls: type, handle: Handle) -> type:
         if handle.target is not self or handle._thread == threading.get_ident():
             return call(*args, **kwargs)
         kwargs = _with_sampler_steps(handle.method, cls.__call__, (self, *args), kwargs)
-        with _generation(handle, self, (*args, *kwargs.values())):
+        with _generation(handle, self, _by_name(cls.__call__, (self, *args), kwargs)):
             return call(*args, **kwargs)
 
     return thin_subclass(cls, {"__call__": __call__, "_spectrum_handle": handle, "_spectrum_original": cls})
 
 
 @contextmanager
-def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator[None]:
+def _generation(handle: Handle, pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
     with handle._generating(), sampling_with(pipe, handle.method.solver), ExitStack() as stack:
         handle._traces = {}
         generation = Generation(handle, pipe, arguments, stack)
@@ -245,6 +251,16 @@ def _generation(handle: Handle, pipe: Any, arguments: Iterable[Any]) -> Iterator
         yield
 
 
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, with defaults; a wrapper's call may take them as **kwargs."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:  # which the call itself is going to tell
+        return dict(kwargs)
+    bound.apply_defaults()
+    return {**bound.arguments, **kwargs}
+
+
 OVERRIDES = ("sigmas", "timesteps", "prior_timesteps", "decoder_timesteps")
 """Arguments of pipelines that take the place of a number of steps."""
 
@@ -255,10 +271,8 @@ def _with_sampler_steps(
     """The call's keywords with the numbers of steps, one for each stage, that the method wants of the sampler."""
     if not method.sets_steps:
         return kwargs
-    bound = inspect.signature(function).bind(*args, **kwargs)
-    by_position = bound.arguments.keys() - kwargs.keys()
-    bound.apply_defaults()
-    arguments = {**bound.arguments, **kwargs}  # a wrapper's call may take them as **kwargs
+    by_position = inspect.signature(function).bind(*args, **kwargs).arguments.keys() - kwargs.keys()
+    arguments = _by_name(function, args, kwargs)
     for override in OVERRIDES:
         if arguments.get(override) is not None:
             raise InvalidOptionError(

@@ -111,10 +111,16 @@ class Plan:
         return len(rows[0]) > 1
 
     def mismatch(self, total: int) -> str:
-        """A warning if the plan was not made for ``total`` steps, or ""."""
+        """A warning if the plan was not made for ``total`` steps, or "".
+
+        Raises:
+            InvalidOptionError: it lists the evaluated steps of a run of other length.
+        """
         steps = self.record.get("steps", total)
         if steps == total or "step_weights" in self.options:  # the method refuses weights for other steps
             return ""
+        if "evaluated" in self.options:
+            raise InvalidOptionError(misfit(f"{steps} steps, but this run has {total}"))
         return (
             f"the plan was made for {steps} steps, but this run has {total}: with its options {self.method} may skip "
             f"far too many of them and ruin the image. Run {steps} steps, or make a plan for {total} steps with "

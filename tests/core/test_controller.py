@@ -19,7 +19,7 @@ from test_corrector import SCHEDULERS, SlowPath
 from torch import nn
 
 import spectrum_diffusion
-from spectrum_diffusion import InvalidOptionError, UnsupportedModelError
+from spectrum_diffusion import InvalidOptionError, SpectrumWarning, UnsupportedModelError
 from spectrum_diffusion.core.controller import SHORT, Controller, evaluations_after, largest_error, next_place
 from spectrum_diffusion.core.schedule import Noise, fewest_nodes, nodes
 from spectrum_diffusion.methods import make_method
@@ -258,6 +258,18 @@ def test_a_tighter_tolerance_evaluates_more_and_a_budget_is_kept(site: str) -> N
     assert nfe(tolerance=1e-9, max_nfe=9) == 9
 
 
+@pytest.mark.parametrize("options", [{"tolerance": 0.25}, {"method": "teacache", "threshold": 1e-9}])
+def test_a_tolerance_that_skips_nothing_says_so(options: dict[str, Any]) -> None:
+    entry = PIPELINES["sd3"]
+    pipe = entry.build()
+    if options.get("method") == "teacache":
+        options = {**options, "coefficients": [1.0, 0.0]}
+    with spectrum_diffusion.enable(pipe, **options) as handle:
+        with pytest.warns(SpectrumWarning, match="evaluated every step, so the result is untouched: its threshold or"):
+            entry.call(pipe, steps=12)
+        assert handle.summary().nfe == 12
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_an_aborted_generation_leaves_nothing_to_the_next(site: str) -> None:
     entry = PIPELINES["sd3"]
@@ -329,6 +341,8 @@ def test_one_number_is_read_from_the_device_at_each_evaluated_step(monkeypatch: 
         ({"tolerance": 0.1, "evaluated": [0, 1]}, "tolerance and evaluated both determine the evaluated steps"),
         ({"max_nfe": 20}, "max_nfe=20 limits what tolerance chooses, but tolerance is not given: pass tolerance=0.25"),
         ({"tolerance": 0}, "tolerance=0 is out of range"),
+        ({"tolerance": 5e-324}, "is out of range, since no forecast is that exact: give 1e-12 or more"),
+        ({"gain": 1e39}, "gain=1e+39 is out of range".replace("+", r"\\+")),
         ({"tolerance": -1}, "tolerance=-1"),
         ({"tolerance": math.nan}, "tolerance=nan"),
         ({"tolerance": "tight"}, "tolerance='tight' is not a number"),

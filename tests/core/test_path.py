@@ -172,7 +172,7 @@ def test_branches_of_a_guided_path_are_damped_as_it_is() -> None:
     }
     scale, steps = 4.0, [0, 3, 5]
     guided = Path()
-    branches = Path(guided=guided)
+    branches = Path(guided=guided, rows=4)
     for step in steps:
         uncond, cond = (curve(step) for curve in curves.values())
         guided.append(step, (uncond + scale * (cond - uncond),))
@@ -188,17 +188,34 @@ def test_branches_of_a_guided_path_are_damped_as_it_is() -> None:
 @pytest.mark.parametrize("steps", [[0, 3], [0, 3, 6]])
 def test_a_guided_path_of_other_steps_damps_nothing(steps: list[int]) -> None:
     guided = observed(lambda step: torch.tensor([[math.sin(step)]]), steps)
-    branch, alone = Path(guided=guided), Path()
+    branch, alone = Path(guided=guided, rows=1), Path()
     for step in (0, 3, 5):
         for path in (branch, alone):
             path.append(step, (parabola(step),))
     assert torch.equal(*branch.line(7), *alone.line(7))
 
 
-def test_a_branch_of_another_batch_is_damped_by_itself() -> None:
+@pytest.mark.parametrize("rows", [3, 2])
+def test_a_branch_of_another_batch_or_with_frames_in_it_is_damped_by_itself(rows: int) -> None:
+    """Rows of frames that are folded into a batch of two can't be told apart by samples."""
     guided = observed(lambda step: torch.tensor([[math.sin(step)], [1.0]]), [0, 3, 5])
-    branch, alone = Path(guided=guided), Path()
+    branch, alone = Path(guided=guided, rows=rows), Path()
     for step in (0, 3, 5):
         for path in (branch, alone):
-            path.append(step, (torch.tensor([[1.0], [step], [step**2]], dtype=torch.float32),))
+            path.append(step, (torch.tensor([[1.0], [step], [step**2], [step**3]][: 2 * rows], dtype=torch.float32),))
     assert torch.equal(*branch.line(7), *alone.line(7))
+
+
+def test_a_list_of_samples_is_damped_sample_by_sample() -> None:
+    """Each tensor is one sample, whose rows are channels: here two branches of two samples."""
+    curves = [torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[0.5], [-1.0], [4.0]])]
+    guided = Path()
+    branches = Path(guided=guided, rows=None)
+    for step in (0, 3, 5):
+        guided.append(step, (torch.stack([curve * math.sin(step + i) for i, curve in enumerate(curves)]),))
+        branches.append(
+            step, tuple(scale * curve * math.sin(step + i) for scale in (1, 2) for i, curve in enumerate(curves))
+        )
+    (expected,) = guided.line(8)
+    for number, line in enumerate(branches.line(8)):
+        assert torch.allclose(line, (1 + number // 2) * expected[number % 2], rtol=1e-5)

@@ -455,3 +455,19 @@ def test_a_call_that_comes_once_costs_one_evaluation_and_is_forgotten() -> None:
         summary = handle.summary()
     assert list(summary.fallbacks) == [5]
     assert summary.evaluated == [0, 2, 5, 11]
+
+
+def negated(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt_embeds": -tensors["prompt_embeds"]} if step == 5 else {}
+
+
+@quiet
+@pytest.mark.parametrize("site", SITES)
+def test_a_prompt_that_changes_midway_is_noticed(site: str) -> None:
+    entry = PIPELINES["flux"]
+    pipe = entry.build()
+    call = {"callback_on_step_end": negated, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    evaluated = [0, 1, 4, 8, 12, 19]
+    _, summary = sampled(entry, pipe, steps=20, site=site, evaluated=evaluated, call=call)
+    assert list(summary.fallbacks) == [6]
+    assert sampled(entry, pipe, steps=20, site=site, evaluated=evaluated)[1].evaluated == evaluated

@@ -506,6 +506,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"nfe": 5, "seeds": [2**64]}, "seed=18446744073709551616 is out of range: give a whole number within 0 … 9223"),
     ({"nfe": 5, "prompts": [3]}, "prompts holds 3: pass texts, or dicts"),
     ({"nfe": 5, "seeds": [0, 1]}, r"seeds=\[0, 1\] are several, but a plan counts the seeds of its pairs up from one"),
+    ({"nfe": 5, "call": {"generator": None}}, "call has generator, which differs from sample to sample"),
+    ({"nfe": 5, "call": {"prompt": "fox"}}, "call has prompt, which differs from sample to sample: pass prompts=…"),
+    ({"nfe": 5, "prompts": [{"prompt": "fox", "generator": None}]}, "prompts has generator, which differs"),
     ({"nfe": 5, "gain": 2}, "tune has no option 'gain' for spectrum"),
 ]
 
@@ -735,6 +738,44 @@ def test_other_guidance_warns_once(plan: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", SpectrumWarning)
         generate(build(), plan)
+
+
+class TrueGuidance(LinearPipeline):
+    """Keeps its strength of guidance in a local variable, as FLUX does."""
+
+    def __call__(self, prompt: Any, true_cfg_scale: float = 1.0, **keywords: Any) -> Any:
+        return super().__call__(prompt, **keywords)
+
+
+def test_guidance_that_only_the_call_knows_warns_too() -> None:
+    plain = build()
+    pipe = TrueGuidance(plain.denoiser, plain.scheduler)
+    (made,) = tune(pipe, PROMPTS, nfe=5, pairs=2, held_out=1, runs=1)
+    with spectrum_diffusion.enable(pipe, plan=made):
+        pipe("fox", generator=torch.Generator().manual_seed(0))
+        with pytest.warns(SpectrumWarning, match="true_cfg_scale=1, but this call has 4"):
+            pipe("fox", generator=torch.Generator().manual_seed(0), true_cfg_scale=4.0)
+
+
+def test_a_plan_of_a_schedule_alone_is_refused_at_other_steps(plan: dict[str, Any]) -> None:
+    schedule = {**plan, "options": {"evaluated": plan["options"]["evaluated"]}}
+    with pytest.raises(InvalidOptionError, match="made with 12 steps, but this run has 30: its weights do not fit"):
+        generate(build(), schedule, num_inference_steps=30)
+
+
+def test_images_and_tensors_of_the_call_are_recorded_by_their_content() -> None:
+    class WithImage(LinearPipeline):
+        def __call__(self, prompt: Any, image: Any = None, **keywords: Any) -> Any:
+            return super().__call__(prompt, **keywords)
+
+    plain = build()
+    pipe = WithImage(plain.denoiser, plain.scheduler)
+    plans = [
+        tune(pipe, PROMPTS, nfe=5, pairs=2, held_out=1, runs=1, call={"image": torch.full((2,), value)})[0]
+        for value in (0.0, 1.0)
+    ]
+    first, second = (json.loads(made.to_json())["provenance"]["call"]["image"] for made in plans)
+    assert first != second
 
 
 def test_a_plan_for_another_model_is_refused(plan: dict[str, Any]) -> None:

@@ -24,6 +24,36 @@ EXCERPT = 4096
 
 
 @dataclass
+class Conditioning:
+    """What tells by its tensors whether a call has the conditioning of the call at the step before.
+
+    Attributes:
+        seen: the tensors of the last call, by argument.
+        lasting: arguments that were the same tensor at two steps in a row.
+    """
+
+    seen: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
+    lasting: set[str] = field(default_factory=set)
+
+    def matches(self, call: Arguments) -> bool:
+        """Whether the call has every argument that lasts over the steps."""
+        return all(self._same(call, name) for name in self.lasting)
+
+    def shared(self, call: Arguments) -> int:
+        """How many tensors the call shares with the last one."""
+        return sum(self._same(call, name) for name in call.tensors)
+
+    def observe(self, call: Arguments) -> None:
+        """Remember a call."""
+        if self.seen:
+            self.lasting = {name for name in call.tensors if self._same(call, name)}
+        self.seen = {name: weakref.ref(tensor) for name, tensor in call.tensors.items()}
+
+    def _same(self, call: Arguments, name: str) -> bool:
+        return name in self.seen and self.seen[name]() is call.tensors.get(name)
+
+
+@dataclass
 class Branch:
     """One guidance branch of one denoiser: its history, and what tells its calls from those of other branches.
 
@@ -36,8 +66,7 @@ class Branch:
         structure: what the site needs to know of the last evaluated call.
         step: step of its last call.
         restarted: why its history started anew, if it did.
-        seen: the tensors of its last call, by argument.
-        lasting: arguments that were the same tensor at two steps in a row.
+        conditioning: of its last calls.
         sample: elements of the sample of its last call, (N,).
     """
 
@@ -49,23 +78,16 @@ class Branch:
     structure: Any = None
     step: int = -1
     restarted: str = ""
-    seen: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
-    lasting: set[str] = field(default_factory=set)
+    conditioning: Conditioning = field(default_factory=Conditioning)
     sample: torch.Tensor | None = None
 
     def matches(self, call: Arguments) -> bool:
-        """Whether the call has every argument that lasts over the branch's steps, which is its conditioning."""
-        return self.shapes == call.shapes and all(self._same(call, name) for name in self.lasting)
-
-    def shared(self, call: Arguments) -> int:
-        """How many tensors the call shares with the branch's last call."""
-        return sum(self._same(call, name) for name in call.tensors)
+        """Whether the call has the branch's shapes and conditioning."""
+        return self.shapes == call.shapes and self.conditioning.matches(call)
 
     def observe(self, call: Arguments, step: int) -> None:
-        """Remember a call of the branch. An argument lasts if it is the same tensor at two steps in a row."""
-        if self.seen:
-            self.lasting = {name for name in call.tensors if self._same(call, name)}
-        self.seen = {name: weakref.ref(tensor) for name, tensor in call.tensors.items()}
+        """Remember a call of the branch."""
+        self.conditioning.observe(call)
         self.shapes, self.step = call.shapes, step
 
     def restart(self, reason: str) -> Branch:
@@ -84,9 +106,6 @@ class Branch:
     def nbytes(self) -> int:
         """Memory of the features and of what the decider keeps, in bytes."""
         return self.history.nbytes + (self.decider.nbytes if self.decider is not None else 0)
-
-    def _same(self, call: Arguments, name: str) -> bool:
-        return name in self.seen and self.seen[name]() is call.tensors.get(name)
 
 
 class Branches:
@@ -121,8 +140,8 @@ class Branches:
     ) -> tuple[Branch, str]:
         fitting = [branch for branch in alike if branch.matches(call)]
         if free := [branch for branch in fitting if branch.step != step]:
-            most = max(branch.shared(call) for branch in free)
-            tied = [branch for branch in free if branch.shared(call) == most]
+            most = max(branch.conditioning.shared(call) for branch in free)
+            tied = [branch for branch in free if branch.conditioning.shared(call) == most]
             if (closest := _closest(tied, [b for b in fitting if b.step == step], sample)) is not None:
                 return closest, ""
             return self._new(name, call, UNCLEAR), UNCLEAR

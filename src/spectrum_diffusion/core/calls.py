@@ -57,12 +57,23 @@ class Arguments:
 
     @property
     def samples(self) -> list[torch.Tensor]:
-        """The noisy samples, each (B, …). Most denoisers take one, some take a list of them."""
+        """The noisy samples: one tensor (B, …); or a list of them, one for each sample."""
+        given = self._sample
+        return list(given) if isinstance(given, (list, tuple)) else [given]
+
+    @property
+    def rows(self) -> int | None:
+        """The size of the batch; None for a list of samples."""
+        given = self._sample
+        return given.shape[0] if isinstance(given, torch.Tensor) and given.dim() else None
+
+    @property
+    def _sample(self) -> Any:
         named = (self.named(name) for name in ("hidden_states", "sample", "x"))
         given = next((value for value in named if value is not None), None)
         if given is None:
             given = next((value for value in self.tensors.values() if value.is_floating_point()), [])
-        return list(given) if isinstance(given, (list, tuple)) else [given]
+        return given
 
     def handed_on(self, output: Any) -> dict[int, int]:
         """The tensors of an output that are arguments of the call: id → place in :attr:`leaves`.

@@ -31,11 +31,14 @@ class Path(History):
         gain: strength of the correction for a given agreement α, ``min(1, gain·α)``; 0 corrects nothing.
         guided: the path of the guided outputs, if these features are those of a guidance branch. What counts is the
             error that the sampler sees, so its lines are damped as those of the guided outputs.
+        rows: size of the batch that the denoiser is called with; None if it is called with a list of samples. A feature
+            with more rows, such as frames that are folded into the batch, is damped by itself: nothing tells which
+            sample a row is of.
     """
 
-    def __init__(self, gain: float = 2.0, guided: Path | None = None) -> None:
+    def __init__(self, gain: float = 2.0, guided: Path | None = None, rows: int | None = None) -> None:
         super().__init__(window=NODES)
-        self.gain, self._guided = gain, guided
+        self.gain, self._guided, self._batch_rows = gain, guided, rows
         self._agreements: list[torch.Tensor] | None = None  # for each tensor of the feature, (B,)
         self._rates: list[torch.Tensor] | None = None  # likewise: κ of the damping
 
@@ -93,9 +96,14 @@ class Path(History):
         if guided is None or guided.steps != self.steps:
             return self.rates
         (rate,) = guided.rates  # (b,): one call may hold several branches, one after the other
-        if any(not tensor.dim() or tensor.shape[0] % len(rate) for tensor in feature):
+        if self._batch_rows is None:  # a tensor for each sample
+            known = len(feature) % len(rate) == 0 and all(tensor.dim() for tensor in feature)
+            return [_of_sample(rate, i, tensor) for i, tensor in enumerate(feature)] if known else self.rates
+        if self._batch_rows % len(rate) or any(
+            not tensor.dim() or tensor.shape[0] != self._batch_rows for tensor in feature
+        ):
             return self.rates
-        return [rate.repeat(tensor.shape[0] // len(rate)).to(tensor.device) for tensor in feature]
+        return [rate.repeat(self._batch_rows // len(rate)).to(tensor.device) for tensor in feature]
 
     def corrected(self, step: int, used: torch.Tensor) -> torch.Tensor:
         """The only tensor of the feature at a step of the last gap, moved from what was ``used`` to the interpolation.
@@ -113,6 +121,11 @@ class Path(History):
         if not self.agreements:
             return like.new_full((like.shape[0],), min(1.0, self.gain), dtype=torch.float32)
         return (self.gain * self.agreements[0]).clamp(max=1.0)
+
+
+def _of_sample(rate: torch.Tensor, number: int, tensor: torch.Tensor) -> torch.Tensor:
+    """The rate of one sample for every row of its tensor."""
+    return rate[number % len(rate)].expand(tensor.shape[0]).to(tensor.device)
 
 
 def agreement(steps: Sequence[int], outputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -208,7 +208,8 @@ class Run(Loop):
     def _new_branch(self, label: str, call: Arguments, name: str | None) -> Branch:
         decider = self.method.decider(self.clock.total)
         guided = self.corrector.path if self.corrector is not None else None
-        return Branch(label, self.method.history(guided), call.shapes, name, decider)
+        history = self.method.history(guided, call.rows)
+        return Branch(label, history, call.shapes, name, decider)
 
     @property
     def _every_branch(self) -> list[Branch]:

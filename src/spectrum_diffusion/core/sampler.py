@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedModelError
+from .branches import Conditioning
 from .calls import Arguments
 from .clock import Clock
 from .corrector import Corrector
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 GUIDED = "guided"
 """The one row of the summary: what the scheduler is given is the guided output."""
-OTHER_CALLS = "the denoisers are called otherwise than at the evaluated step before"
+OTHER_CALLS = "the denoisers are called otherwise, or with other conditioning, than at the step before"
 
 
 class SamplerRun(Loop):
@@ -59,6 +60,7 @@ class SamplerRun(Loop):
         self._calls = 0  # of denoisers, in the step under way
         self._outputs: dict[Any, Any] = {}  # of the last evaluated step, by denoiser, place in the step and shapes
         self._computed: dict[Any, Any] = {}  # likewise, of the step under way
+        self._conditioning: dict[Any, Conditioning] = {}  # of the last call of each kind
         self._differs = False  # whether the step under way is made of other calls than the last evaluated one
 
     def call(self, denoiser: Any, call: Arguments) -> Any:
@@ -68,12 +70,15 @@ class SamplerRun(Loop):
             return call.proceed(*call.args, **call.kwargs)
         record = self._current(step, call)
         key = (denoiser, self._calls, frozenset(call.shapes.items()))
-        if key not in self._outputs:
+        conditioning = self._conditioning.setdefault(key, Conditioning())
+        is_known = key in self._outputs and conditioning.matches(call)
+        conditioning.observe(call)
+        if not is_known:
             self._differs = True
             if record.action == "forecast" and not self._calls:
                 record.action, record.reason = "fallback", OTHER_CALLS
         self._calls += 1
-        if record.action == "forecast" and not self.audit and key in self._outputs:
+        if record.action == "forecast" and not self.audit and is_known:
             return self._outputs[key]
         self.trace.sees(call.tensors.values())
         with self.trace.timed() as milliseconds, self.trace.counted(record):
@@ -108,6 +113,7 @@ class SamplerRun(Loop):
         """Let go of every tensor; the trace stays."""
         self.corrector.clear()
         self._outputs, self._computed = {}, {}
+        self._conditioning.clear()
         self.trace.holds(0)
 
     def _evaluated(self, denoiser: Any, call: Arguments, step: int) -> Any:

@@ -175,6 +175,7 @@ def nodes_for_speedup(
     warmup: int = 1,
     *,
     default: float = 3.5,
+    least: int = 1,
     noise: Noise | None = None,
 ) -> list[int]:
     """The :func:`nodes` of ``⌊total/speedup⌋`` evaluations.
@@ -184,6 +185,7 @@ def nodes_for_speedup(
         speedup: wanted ratio of steps to evaluations, ≥ 1; None is the ``default``, or less where that is too much.
         warmup: number of steps that are evaluated at the start, ≥ 1.
         default: the ratio where none is wanted.
+        least: the fewest evaluations where none is wanted; a shorter run is evaluated whole.
         noise: of the latents at each step, see :func:`nodes`.
 
     Raises:
@@ -193,7 +195,7 @@ def nodes_for_speedup(
     warmup = min(warmup, total)
     fewest = fewest_nodes(total, warmup)
     if speedup is None:
-        return nodes(total, max(at_most(total, default), fewest), warmup, noise)
+        return nodes(total, max(at_most(total, default), fewest, min(least, total)), warmup, noise)
     if (count := at_most(total, speedup)) < fewest:
         beside = f", with a warmup of {warmup}" if warmup > 1 else ""
         raise InvalidOptionError(

@@ -24,6 +24,10 @@ def unknown_choice(given: str, value: object, choices: Iterable[str]) -> str:
     return f"{given} is unknown{did_you_mean(value, known)}: choose one of {', '.join(known)}"
 
 
+SKIPPED_NOTHING = "evaluated every step, so the result is untouched"
+"""What a warning says of a method that chooses its steps while it runs."""
+
+
 def misfit(conditions: str) -> str:
     """The message about a plan whose weights are of no use under other conditions than it was made with."""
     return (

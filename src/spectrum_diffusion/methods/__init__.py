@@ -67,6 +67,11 @@ def make_method(name: str, /, **options: Any) -> AnyMethod:
         raise InvalidOptionError(
             f"speedup determines the schedule and would ignore {_list(given)}: leave out {_list(given)} or speedup"
         )
+    listed = getattr(METHODS[name], "given_by_evaluated", ())
+    if options.get("evaluated") is not None and (given := [option for option in listed if option in options]):
+        raise InvalidOptionError(
+            f"evaluated lists the steps, so that {_list(given)} would be ignored: leave out {_list(given)} or evaluated"
+        )
     return METHODS[name](**options)
 
 

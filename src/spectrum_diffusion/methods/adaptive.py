@@ -43,6 +43,10 @@ class AdaptiveMethod(AnyMethod):
     def window(self) -> int:
         return 1
 
+    @property
+    def decides_while_running(self) -> bool:
+        return self.threshold != 0  # which asks for every step
+
     def forced(self, step: int, total: int) -> bool:
         """Whether the step is evaluated without asking the decider."""
         return step < self.warmup or (self.forces_last and step == total - 1)

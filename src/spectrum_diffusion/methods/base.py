@@ -100,6 +100,11 @@ class AnyMethod:
         return True
 
     @property
+    def decides_while_running(self) -> bool:
+        """Whether the evaluated steps are not known before the run, so that there may be none to skip."""
+        return False
+
+    @property
     def decides_from_content(self) -> bool:
         """Whether the content of activations decides what runs, and not the step alone."""
         return self.overrides("decider")
@@ -129,11 +134,12 @@ class AnyMethod:
         """How many of the latest features the forecaster uses; None for all."""
         return None
 
-    def history(self, guided: Path | None = None) -> History:
+    def history(self, guided: Path | None = None, rows: int | None = None) -> History:
         """A new history, for one branch of one sampling loop.
 
         Args:
             guided: the path of the guided outputs, which the scheduler is given, if it is known.
+            rows: size of the batch that the denoiser is called with; None if it is called with a list of samples.
         """
         from ..core.history import History  # imports torch, which takes seconds
 
@@ -323,6 +329,8 @@ class Method(Scheduled):
 
     found_by_speedup: ClassVar[tuple[str, ...]] = ("interval", "slope")
     """Options that ``speedup`` determines, so that they cannot be passed with it."""
+    given_by_evaluated: ClassVar[tuple[str, ...]] = ("interval", "warmup", "slope")
+    """Options that ``evaluated`` takes the place of, so that they cannot be passed with it."""
 
     def __new__(cls, **options: Any) -> Any:
         # With a speedup, a warmup counts only if it was passed. __init__ cannot tell it from the default.

@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     from ..core.schedule import Noise
 
 
-FEW = 8
-"""Runs of fewer steps are evaluated whole unless a speedup is asked for: few-step models need every step."""
+FEWEST = 8
+"""Evaluations that are left unless a speedup is asked for: with fewer, fewer steps of the sampler come closer."""
+
+SMALLEST = 1e-12
+"""The smallest ``tolerance``."""
+
+MOST_GAIN = 1e6
+"""A correction is at full strength long before."""
 
 TOLERANT_SITES = ("output", "sampler")
 """The sites at which ``tolerance`` works."""
@@ -41,8 +47,8 @@ class Spectrum(Scheduled):
     """A damped line that learns from each evaluated step, and a path that is corrected there (14 of 50 by default).
 
     Attributes:
-        speedup: steps / evaluations, rounded to the next whole number of evaluations below; 3.5 by default, and no
-            skipping in runs of fewer than 8 steps.
+        speedup: steps / evaluations, rounded to the next whole number of evaluations below; 3.5 by default, but never
+            fewer than 8 evaluations.
         warmup: number W ≥ 1 of steps evaluated at the start; the rest of the schedule spans the other steps.
         gain: strength of the correction, ``min(1, gain·α)``; 0 corrects nothing.
         tolerance: evaluate whenever needed to keep the forecasts' relative errors near this number, instead of steps
@@ -69,7 +75,7 @@ class Spectrum(Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_number("gain", least=0.0)
+        self.check_number("gain", least=0.0, most=MOST_GAIN)
         self.check_integer("warmup", least=1)
         if self.evaluated is not None and self.warmup > 1:
             raise InvalidOptionError(
@@ -91,8 +97,11 @@ class Spectrum(Scheduled):
                 f"tolerance=0.25 beside it, or for a fixed number of evaluations speedup=T/{self.max_nfe} of T steps"
             )
         self.check_number("tolerance", least=0.0)
-        if not self.tolerance:
-            raise InvalidOptionError("tolerance=0 is out of range, since no forecast is exact: give a number above 0")
+        if self.tolerance < SMALLEST:
+            raise InvalidOptionError(
+                f"tolerance={self.tolerance:g} is out of range, since no forecast is that exact: give {SMALLEST:g} or "
+                "more"
+            )
         for name in ("evaluated", "speedup"):
             if getattr(self, name) is not None:
                 raise InvalidOptionError(
@@ -104,6 +113,10 @@ class Spectrum(Scheduled):
                 f'tolerance compares outputs with their forecasts, but site="{self.site}" forecasts features within '
                 f'the denoiser: use site="{TOLERANT_SITES[0]}" or "{TOLERANT_SITES[1]}"'
             )
+
+    @property
+    def decides_while_running(self) -> bool:
+        return self.tolerance is not None
 
     @property
     def decides_from_content(self) -> bool:
@@ -157,10 +170,10 @@ class Spectrum(Scheduled):
 
         return NODES
 
-    def history(self, guided: Path | None = None) -> Path:
+    def history(self, guided: Path | None = None, rows: int | None = None) -> Path:
         from ..core.path import Path  # imports torch, which takes seconds
 
-        return Path(self.gain, guided)
+        return Path(self.gain, guided, rows)
 
     def forecast(self, history: History, target: int, axis: Sequence[float]) -> Iterator[torch.Tensor]:
         return cast("Path", history).line(target)
@@ -174,10 +187,8 @@ class Spectrum(Scheduled):
             )
         if self.evaluated is not None:
             return tuple(schedule.explicit(total, self.evaluated))
-        if self.speedup is None and total < FEW:
-            return tuple(range(total))
         steps = schedule.nodes_for_speedup(
-            total, self.speedup, self.warmup, default=self.default_speedup, noise=self.noise
+            total, self.speedup, self.warmup, default=self.default_speedup, least=FEWEST, noise=self.noise
         )
         return tuple(steps)
 

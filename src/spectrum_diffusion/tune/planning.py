@@ -16,7 +16,7 @@ from ..core.schedule import at_most, check_integer, check_number
 from ..core.words import unknown_choice
 from ..errors import InvalidOptionError
 from ..handle import disable, enable_method
-from ..keys import SHARED, code_of_modules, environment, fingerprint
+from ..keys import SHARED, code_of_modules, environment, fingerprint, plain
 from ..methods import make_method
 from ..methods.rows import Rows, check_rows
 from ..plan import Plan, versions
@@ -279,7 +279,7 @@ class PlanTuner:
             "provenance": {
                 "fitted": [pair.to_dict() for pair in self.fitted],
                 "held_out": [pair.to_dict() for pair in self.held_out],
-                "call": dict(self.samples.call),
+                "call": plain(self.samples.call),
             },
         }
         return Plan(method=METHOD, options=dict(best.options), model=self.untouched.model, record=record)

@@ -13,6 +13,7 @@ from ..core.signatures import call_parameters
 from ..core.summary import Summary
 from ..errors import InvalidOptionError
 from ..handle import Handle
+from ..keys import plain
 
 Prompt: TypeAlias = str | Mapping[str, Any]
 """A text; or, for pipelines that need more, keyword arguments of their call."""
@@ -49,11 +50,21 @@ class Samples:
                 raise InvalidOptionError(
                     f"prompts holds {prompt!r}: pass texts, or dicts with keyword arguments of the pipeline's call"
                 )
+            self._check_arguments("prompts", prompt if isinstance(prompt, Mapping) else {}, ("generator",))
         object.__setattr__(self, "seeds", tuple(check_integer("seed", seed, least=0) for seed in self.seeds))
         if not isinstance(self.call, Mapping):
             raise InvalidOptionError(
                 f"call must be a dict, got {self.call!r}: pass keyword arguments of the pipeline's call"
             )
+        self._check_arguments("call", self.call, ("generator", "prompt"))
+
+    def _check_arguments(self, where: str, arguments: Mapping[str, Any], own: Sequence[str]) -> None:
+        """Refuse arguments that the calibration sets for each pair."""
+        for name in own:
+            if name in arguments:
+                raise InvalidOptionError(
+                    f"{where} has {name}, which differs from sample to sample: pass prompts=… and seeds=… instead"
+                )
 
     def generate(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Summary]:
         """Generate all samples; returns the summary of each."""
@@ -67,7 +78,7 @@ class Samples:
 
     def to_dict(self) -> dict[str, Any]:
         prompts = [sorted(prompt) if isinstance(prompt, Mapping) else prompt for prompt in self.prompts]
-        return {"prompts": prompts, "seeds": list(self.seeds), "call": dict(self.call)}
+        return {"prompts": prompts, "seeds": list(self.seeds), "call": plain(self.call)}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from ..core.decider import Decider
 from ..core.history import Feature
 from ..core.schedule import check_integer, is_list
 from ..core.summary import Summary
+from ..core.words import SKIPPED_NOTHING
 from ..errors import InvalidOptionError, SpectrumError, warn
 from ..handle import enable_method
 from ..methods import METHODS, AnyMethod, make_method
@@ -280,7 +282,10 @@ class ThresholdSearch:
     def _generated(self, threshold: float) -> tuple[list[Summary], str]:
         """The summary of every generation, and the kind of the denoisers."""
         method = make_method(self.method, **{**self.options, "threshold": threshold})
-        with enable_method(self.pipe, method) as handle:
+        with warnings.catch_warnings(), enable_method(self.pipe, method) as handle:
+            warnings.filterwarnings(
+                "ignore", message=f".*{SKIPPED_NOTHING}"
+            )  # a threshold on the way to the wanted one
             return self.samples.generate(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}"), kind_of(handle)
 
     def _nearest(self, wanted: int) -> float:

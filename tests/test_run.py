@@ -123,10 +123,10 @@ def test_shapes_and_batches_may_change_between_calls(name: str) -> None:
     entry = PIPELINES[name]
     count = "num_videos_per_prompt" if name in ("wan", "hunyuan-video") else "num_images_per_prompt"
     pipe = entry.build()
-    spectrum_diffusion.enable(pipe, warmup=2)
+    spectrum_diffusion.enable(pipe, speedup=2, warmup=2)
     for overrides in ({}, {count: 2}, {"height": 32, "width": 32}, {}):
         fresh = entry.build()
-        handle = spectrum_diffusion.enable(fresh, warmup=2)
+        handle = spectrum_diffusion.enable(fresh, speedup=2, warmup=2)
         expected = entry.call(fresh, steps=8, **overrides)
         assert torch.equal(entry.call(pipe, steps=8, **overrides), expected)
         assert handle.summary().fallbacks == {}

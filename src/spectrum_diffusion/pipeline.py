@@ -175,7 +175,8 @@ class Generation:
         if method.untouched(trace.total):
             self._handle._warn_once(
                 f"a run of {trace.total} steps is evaluated whole: there is nothing to skip and the result is "
-                "untouched. Few-step models gain nothing; with other models, use more steps, a speedup or a smaller warmup"
+                "untouched. Few-step models gain nothing; with other models, use more steps, a speedup or a smaller "
+                "warmup"
             )
         elif method.observes:
             self._handle._warn_once(

@@ -526,6 +526,22 @@ def test_prompts_are_any_list(kind: Any) -> None:
     assert plans[0].to_json() == plans[1].to_json()
 
 
+class TwoImages(LinearPipeline):
+    """Makes two images of each prompt."""
+
+    def __call__(self, prompt: Any, generator: Any = None, **keywords: Any) -> Any:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        generators = generator if isinstance(generator, list) else [generator]
+        return super().__call__(2 * prompts, generator=2 * generators, **keywords)
+
+
+def test_samples_that_cannot_be_told_apart_are_refused() -> None:
+    plain = build()
+    pipe = TwoImages(plain.denoiser, plain.scheduler)
+    with pytest.raises(UnsupportedModelError, match=r"2 latents for 1 samples, .* apart: make one sample in each call"):
+        tune(pipe, PROMPTS, nfe=5, pairs=2, held_out=1, runs=1)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 def test_a_broken_reference_is_told(value: float) -> None:
     broken = build(lambda x, t, prompt: torch.where(t < 0.5, value, prompt))

@@ -147,9 +147,10 @@ class Recorder(DrivenPath):
 
     def _check(self, call: StepCall) -> None:
         if call.sample.shape[0] != self._samples:
+            remedy = "sample one pair at a time, with batch=1" if self._samples > 1 else "make one sample in each call"
             raise UnsupportedModelError(
                 f"the scheduler is given {call.sample.shape[0]} latents for {self._samples} samples, so they can't be "
-                "told apart: sample one pair at a time, with batch=1"
+                f"told apart: {remedy}"
             )
         if not torch.equal(preview(call, call.output), preview(call, call.output)):
             raise UnsupportedModelError(

@@ -258,7 +258,7 @@ def test_a_tighter_tolerance_evaluates_more_and_a_budget_is_kept(site: str) -> N
     assert nfe(tolerance=1e-9, max_nfe=9) == 9
 
 
-@pytest.mark.parametrize("options", [{"tolerance": 0.25}, {"method": "teacache", "threshold": 1e-9}])
+@pytest.mark.parametrize("options", [{"tolerance": 1e-9}, {"method": "teacache", "threshold": 1e-9}])
 def test_a_tolerance_that_skips_nothing_says_so(options: dict[str, Any]) -> None:
     entry = PIPELINES["sd3"]
     pipe = entry.build()
@@ -342,7 +342,7 @@ def test_one_number_is_read_from_the_device_at_each_evaluated_step(monkeypatch: 
         ({"max_nfe": 20}, "max_nfe=20 limits what tolerance chooses, but tolerance is not given: pass tolerance=0.25"),
         ({"tolerance": 0}, "tolerance=0 is out of range"),
         ({"tolerance": 5e-324}, "is out of range, since no forecast is that exact: give 1e-12 or more"),
-        ({"gain": 1e39}, "gain=1e+39 is out of range".replace("+", r"\\+")),
+        ({"gain": 1e39}, r"gain=1e\+39 is out of range"),
         ({"tolerance": -1}, "tolerance=-1"),
         ({"tolerance": math.nan}, "tolerance=nan"),
         ({"tolerance": "tight"}, "tolerance='tight' is not a number"),
@@ -374,12 +374,3 @@ def test_processes_that_share_a_model_must_not_decide_by_themselves() -> None:
     with pytest.raises(UnsupportedModelError, match="split over several processes"):
         spectrum_diffusion.enable(pipe, tolerance=0.1)
     spectrum_diffusion.enable(pipe)
-
-
-def test_a_tolerance_that_evaluates_everything_is_no_surprise(recwarn: pytest.WarningsRecorder) -> None:
-    entry = PIPELINES["flux"]
-    pipe = entry.build()
-    with spectrum_diffusion.enable(pipe, tolerance=1e-12) as handle:
-        entry.call(pipe, steps=6)
-    assert handle.summary().nfe == 6
-    assert not [warning for warning in recwarn if "untouched" in str(warning.message)]

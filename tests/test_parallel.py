@@ -20,7 +20,7 @@ from spectrum_diffusion.methods.first_block_cache import FirstBlockCache
 
 STEPS = 8
 STEADY: dict[str, dict[str, Any]] = {
-    "spectrum": {"warmup": 2},
+    "spectrum": {"speedup": 2, "warmup": 2},
     "fora": {},
     "magcache": {"ratios": [1.0, *(0.99,) * 7]},
     "diffusers:taylorseer": {"cache_interval": 3},

@@ -352,3 +352,16 @@ def test_a_warmup_beside_speedup_is_kept_and_is_among_the_options() -> None:
 def test_speedup_beside_a_spacing_it_would_ignore_is_refused(option: str) -> None:
     with pytest.raises(InvalidOptionError, match=f"speedup.*ignore {option}"):
         make_method("spectrum-blend", speedup=3, **{option: 3})
+
+
+@pytest.mark.parametrize("option", [{"interval": 3}, {"warmup": 2}, {"slope": 0.5}])
+@pytest.mark.parametrize("name", ["spectrum-blend", "paper", "taylor"])
+def test_evaluated_steps_refuse_what_they_would_ignore(name: str, option: dict[str, float]) -> None:
+    with pytest.raises(InvalidOptionError, match=f"evaluated lists the steps, so that {next(iter(option))} would be"):
+        make_method(name, evaluated=[0, 1, 5], **option)
+
+
+@pytest.mark.parametrize(("steps", "evaluated"), [(5, 5), (8, 8), (9, 8), (20, 8), (28, 8), (50, 14), (100, 28)])
+def test_the_default_leaves_eight_evaluations_and_a_speedup_any_number(steps: int, evaluated: int) -> None:
+    assert len(make_method("spectrum").schedule(steps)) == evaluated
+    assert len(make_method("spectrum", speedup=1.6).schedule(steps)) == int(steps / 1.6)

@@ -8,10 +8,10 @@ run of T steps. Seeds from 4000 took part in no choice.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import mean
 
+import numpy as np
 import torch
 
 import spectrum_diffusion
@@ -20,7 +20,7 @@ from spectrum_diffusion.bench.prompts import load_prompts, spread
 from spectrum_diffusion.tune.samples import Pair
 
 from .marks import command, replace_block
-from .small_models import MODELS, VIDEOS, load, pixels, psnr
+from .small_models import MODELS, VIDEOS, load, parser_of, pixels, psnr
 
 SEED = 4000
 TOTALS = (12, 20, 50)
@@ -33,32 +33,34 @@ def measured(model: str, images: int) -> list[str]:
     pipe = load(model)
     prompts = spread(load_prompts("tiny", model=model), images)
     pairs = [Pair(prompt.text, SEED + number) for number, prompt in enumerate(prompts)]
+
+    def sampled(steps: int) -> list[np.ndarray]:
+        return [pixels(pipe, pair, num_inference_steps=steps) for pair in pairs]
+
+    alone = {steps: sampled(steps) for steps in (*COUNTS, *TOTALS)}  # untouched runs
     rows = []
     for total in TOTALS:
-        untouched = [pixels(pipe, pair, num_inference_steps=total) for pair in pairs]
-
-        def score(steps: int, untouched: list = untouched) -> float:
-            sampled = [pixels(pipe, pair, num_inference_steps=steps) for pair in pairs]
-            return mean(psnr(image, wanted) for image, wanted in zip(sampled, untouched, strict=True))
-
         cells = []
         for count in COUNTS:
-            fewer = score(count)
             with spectrum_diffusion.enable(pipe, speedup=total / count):
                 try:
-                    cells.append(f"{score(total):.1f} / {fewer:.1f}")
+                    ours = score(sampled(total), alone[total])
                 except InvalidOptionError:  # more than a third of the run would be forecast at once
-                    cells.append(f"– / {fewer:.1f}")
+                    ours = "–"
+            cells.append(f"{ours} / {score(alone[count], alone[total])}")
         rows.append(f"| {model}, {total} steps | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     return rows
 
 
+def score(images: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> str:
+    """Mean PSNR in dB."""
+    return f"{mean(psnr(image, wanted) for image, wanted in zip(images, references, strict=True)):.1f}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=IMAGES, help=f"default: {', '.join(IMAGES)}")
+    parser = parser_of(__doc__, IMAGES)
     parser.add_argument("--images", type=int, default=8, help="images of each model")
-    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     lines = [f"| default / fewer steps, dB | {' | '.join(f'{count} evaluations' for count in COUNTS)} |"]
     lines.append(f"| --- |{' ---: |' * len(COUNTS)}")

@@ -9,9 +9,7 @@ since they need the untouched image: they indicate what better weights and sched
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from spectrum_diffusion.tune.samples import Pair
 from spectrum_diffusion.tune.search import Limits, Schedule, ScheduleSearch, cost_of, symmetric
 
 from .marks import command, replace_block
-from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr, shown
+from .small_models import COUNTS, STEPS, VIDEOS, load, parser_of, pixels, psnr, shown
 
 SEED = 3000
 RIDGE = 1e-4
@@ -79,12 +77,10 @@ def measured(model: str, images: int, runs: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=16, help="images of each model; videos get half as many")
     parser.add_argument("--searched", action="store_true", help="also search the schedule for each image")
     parser.add_argument("--runs", type=int, default=40, help="schedules that each search tries")
-    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     runs = arguments.runs if arguments.searched else 0
     names = ("default", "oracle", "oracle, searched")[: 3 if runs else 2]

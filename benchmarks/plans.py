@@ -28,7 +28,6 @@ from .marks import command, replace_block
 from .small_models import (
     BUILD,
     COUNTS,
-    MODELS,
     STEPS,
     VIDEOS,
     Cell,
@@ -36,6 +35,7 @@ from .small_models import (
     draw,
     evaluated,
     load,
+    parser_of,
     shown,
     verdict,
 )
@@ -111,8 +111,7 @@ def _cell(rows: Cells, name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
+    parser = parser_of(__doc__)
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="evaluations of 50 steps")
     parser.add_argument("--pairs", type=int, default=32, help="images to measure; videos are a quarter")
     parser.add_argument("--runs", type=int, default=100, help="schedules that each search tries")
@@ -121,7 +120,6 @@ def main() -> None:
     parser.add_argument(
         "--strategies", default="", help=f"also calibrated methods of others: all, or some of {','.join(STRATEGIES)}"
     )
-    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     others = STRATEGIES if arguments.strategies == "all" else filter(None, arguments.strategies.split(","))
     strategies = (PLAN, *others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,14 @@ Values = dict[tuple[str, int], float]
 """PSNR by prompt and seed."""
 Cell = tuple[float, Values]
 """Mean cost in evaluations, and the values."""
+
+
+def parser_of(description: str | None, models: Sequence[str] = MODELS) -> argparse.ArgumentParser:
+    """A parser with the arguments that measurements share: the models, and the pages to write to."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=models, help=f"default: {', '.join(models)}")
+    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
+    return parser
 
 
 def load(model: str) -> Any:

@@ -9,7 +9,6 @@ plan. Another number of steps is missing, because a plan is refused there.
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from spectrum_diffusion.tune.samples import Pair
 
 from .marks import command, replace_block
 from .plans import FOLDER, PLAN
-from .small_models import COUNTS, MODELS, STEPS, VIDEOS, load, pixels, psnr
+from .small_models import COUNTS, STEPS, VIDEOS, load, parser_of, pixels, psnr
 
 SEED = 7000
 DISTURBANCE = 0.02
@@ -116,10 +115,8 @@ def cell(pipe: Any, pairs: list[Pair], call: Call, untouched: list[np.ndarray], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, help=f"default: {', '.join(MODELS)}")
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=16, help="images of each cell; videos are a quarter")
-    parser.add_argument("--write", type=Path, help="folder of pages whose marked block is replaced")
     arguments = parser.parse_args()
     heads = " | ".join(f"default → plan, {count}" for count in COUNTS)
     lines = [f"| model | condition | {heads} |", f"| --- | --- |{' ---: |' * len(COUNTS)}"]

@@ -104,7 +104,7 @@ def steps_fact(method: AnyMethod) -> str:
         if isinstance(method, Method)
         else ", ".join(map(str, method.schedule(STEPS)))
     )
-    if type(method).paced is not AnyMethod.paced:
+    if method.overrides("paced"):
         spacing += " where the noise is unknown; else they follow the scheduler's noise levels"
     count = len(method.schedule(method.sampler_steps(STEPS)))
     action = f"Takes {count} steps instead of {STEPS}" if method.sets_steps else f"Evaluates {count} of {STEPS} steps"

@@ -114,8 +114,7 @@ def _sampled(tensor: torch.Tensor) -> bytes:
 def call_arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, with the pipeline's own defaults that are plain values."""
     parameters = call_parameters(pipe).values()
-    plain = (str, int, float, bool)
-    defaults = {p.name: p.default for p in parameters if isinstance(p.default, plain)}
+    defaults = {p.name: p.default for p in parameters if isinstance(p.default, str | int | float | bool)}
     return defaults | dict(call)
 
 

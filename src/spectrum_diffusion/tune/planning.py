@@ -140,7 +140,7 @@ def _store(pipe: Any, samples: Samples, folder: str | Path | None) -> Store:
     """What is kept in the folder, for this pipeline and call on this machine."""
     if folder is None:
         return Store(None, {})
-    made_by = {"pipeline": fingerprint(pipe), "environment": environment(pipe), "call": samples.call}
+    made_by = {"pipeline": fingerprint(pipe), "environment": environment(pipe), "call": plain(samples.call)}
     return Store(Path(folder), {**made_by, "versions": versions(), "code": code_of_modules(shared=CODE)})
 
 

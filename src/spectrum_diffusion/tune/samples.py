@@ -50,21 +50,14 @@ class Samples:
                 raise InvalidOptionError(
                     f"prompts holds {prompt!r}: pass texts, or dicts with keyword arguments of the pipeline's call"
                 )
-            self._check_arguments("prompts", prompt if isinstance(prompt, Mapping) else {}, ("generator",))
+            if isinstance(prompt, Mapping):
+                _refuse("prompts", prompt, "generator")
         object.__setattr__(self, "seeds", tuple(check_integer("seed", seed, least=0) for seed in self.seeds))
         if not isinstance(self.call, Mapping):
             raise InvalidOptionError(
                 f"call must be a dict, got {self.call!r}: pass keyword arguments of the pipeline's call"
             )
-        self._check_arguments("call", self.call, ("generator", "prompt"))
-
-    def _check_arguments(self, where: str, arguments: Mapping[str, Any], own: Sequence[str]) -> None:
-        """Refuse arguments that the calibration sets for each pair."""
-        for name in own:
-            if name in arguments:
-                raise InvalidOptionError(
-                    f"{where} has {name}, which differs from sample to sample: pass prompts=… and seeds=… instead"
-                )
+        _refuse("call", self.call, "generator", "prompt")
 
     def generate(self, pipe: Any, handle: Handle, on_run: OnRun, purpose: str) -> list[Summary]:
         """Generate all samples; returns the summary of each."""
@@ -79,6 +72,15 @@ class Samples:
     def to_dict(self) -> dict[str, Any]:
         prompts = [sorted(prompt) if isinstance(prompt, Mapping) else prompt for prompt in self.prompts]
         return {"prompts": prompts, "seeds": list(self.seeds), "call": plain(self.call)}
+
+
+def _refuse(where: str, arguments: Mapping[str, Any], *names: str) -> None:
+    """Refuse arguments that the calibration sets for each pair."""
+    for name in names:
+        if name in arguments:
+            raise InvalidOptionError(
+                f"{where} has {name}, which differs from sample to sample: pass prompts=… and seeds=… instead"
+            )
 
 
 @dataclass(frozen=True)

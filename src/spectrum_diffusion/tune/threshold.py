@@ -283,9 +283,8 @@ class ThresholdSearch:
         """The summary of every generation, and the kind of the denoisers."""
         method = make_method(self.method, **{**self.options, "threshold": threshold})
         with warnings.catch_warnings(), enable_method(self.pipe, method) as handle:
-            warnings.filterwarnings(
-                "ignore", message=f".*{SKIPPED_NOTHING}"
-            )  # a threshold on the way to the wanted one
+            # A threshold on the way to the wanted one may skip nothing.
+            warnings.filterwarnings("ignore", message=f".*{SKIPPED_NOTHING}")
             return self.samples.generate(self.pipe, handle, self.on_run, f"threshold {threshold:.4g}"), kind_of(handle)
 
     def _nearest(self, wanted: int) -> float:

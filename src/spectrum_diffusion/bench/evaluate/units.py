@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import SpectrumError
-from ...keys import call_arguments, code_of, environment, fingerprint, key_of
+from ...keys import call_arguments, code_of, environment, fingerprint, key_of, plain
 from ...methods import METHODS
 from .request import REFERENCE, Case, Request, Row
 from .sampling import probe
@@ -113,7 +113,7 @@ def settings_of(pipe: Any, request: Request) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "pipeline": fingerprint(pipe),
-        "call": call_arguments(pipe, request.call),
+        "call": plain(call_arguments(pipe, request.call)),  # contents are read once, not for the key of each unit
         "environment": environment(pipe),
         "path": request.path,
     }
